@@ -1,0 +1,65 @@
+"""Attention's normalise-and-split: queries, keys and values of unit magnitude per head."""
+import torch
+
+from ._library import backward, dense_empty, fake, op
+from .normalize import normalize_reference
+
+_attention_split = op("attention_split")
+_attention_split_backward = op("attention_split_backward")
+
+_EPS = 1e-4
+
+
+def attention_split(qkv, num_heads):
+    """Split the output of attention's first convolution and normalise it, in one pass.
+
+    Channel `(head * ch + c) * 3 + part` holds part 0 (query), 1 (key) or 2 (value); each vector of
+    `ch` values is normalised as by `normalize` (EDM2 fig. 21, cosine attention).
+
+    Args:
+        qkv: image batch `[N, 3 * num_heads * ch, H, W]`, floating point, any strides.
+        num_heads: number of attention heads.
+
+    Returns:
+        `(q, k, v)`, each `[N, num_heads, H * W, ch]` and contiguous, as
+        `torch.nn.functional.scaled_dot_product_attention` wants them.
+
+    Raises:
+        RuntimeError: the channels do not divide, or not a floating-point image batch.
+
+    Differentiable (once).
+    """
+    return _attention_split(qkv, num_heads, _EPS)
+
+
+def attention_split_reference(qkv, num_heads):
+    """`attention_split` in plain PyTorch."""
+    n, c3, h, w = qkv.shape
+    y = qkv.reshape(n, num_heads, c3 // (3 * num_heads), 3, h * w)
+    y = normalize_reference(y, dim=2, eps=_EPS)
+    return tuple(part.transpose(2, 3).contiguous() for part in y.unbind(3))
+
+
+@fake("attention_split")
+def _(qkv, num_heads, eps):
+    n, c3, h, w = qkv.shape
+    shape = (n, num_heads, h * w, c3 // (3 * num_heads))
+    return tuple(torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(3))
+
+
+@fake("attention_split_backward")
+def _(grad_q, grad_k, grad_v, qkv, num_heads, eps):
+    return dense_empty(qkv)
+
+
+def _save(ctx, inputs, output):
+    qkv, ctx.num_heads, ctx.eps = inputs
+    ctx.save_for_backward(qkv)
+
+
+def _backward(ctx, *grads):
+    grad = _attention_split_backward(*grads, *ctx.saved_tensors, ctx.num_heads, ctx.eps)
+    return grad, None, None
+
+
+backward("attention_split", _backward, _save)

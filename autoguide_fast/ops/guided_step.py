@@ -1,0 +1,142 @@
+"""The guided Heun step: preconditioning of both nets, guidance and a half step in one pass."""
+from ._library import backward, dense_empty, fake, op
+
+_guided_heun_first = op("guided_heun_first")
+_guided_heun_second = op("guided_heun_second")
+
+
+def guided_heun_first(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None):
+    """First half of a guided Heun step: an Euler step along the guided slope (EDM alg. 1).
+
+    `D = D0 + w (D1 - D0)` (autoguidance), `slope = (x - D) / sigma`,
+    `x_next = x + (sigma_next - sigma) slope`, where
+    `D_i = c_skip(sigma) x + c_out(sigma) raw_i` (EDM table 1) if `sigma_data` is given.
+
+    Args:
+        x: the sampler's state at `sigma`, any shape, float32 or float64.
+        raw: output of the main net, of the shape of `x`: the network's own output if
+            `sigma_data` is given, the denoised image if not.
+        guide_raw: the same of the guide, of the dtype of `raw`; None for no guidance.
+        sigma: noise level of `x`, 0-dim float64 tensor on its device.
+        sigma_next: noise level to step to, likewise.
+        guidance: the weight w, likewise; ignored without a guide.
+        sigma_data: standard deviation of the data in the nets' preconditioning, or None.
+
+    Returns:
+        `(x_next, slope)`, of the shape and dtype of `x`, dense as for `mp_silu`.
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit.
+
+    Differentiable in `x`, `raw` and `guide_raw`; noise levels and guidance are constants.
+    """
+    return _guided_heun_first(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data)
+
+
+def guided_heun_second(
+    x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None
+):
+    """Second half of a guided Heun step: the trapezoidal correction (EDM alg. 1).
+
+    `x + (sigma_next - sigma) (slope + slope') / 2`, where `slope' = (x_next - D') / sigma_next`
+    and `D'` is the guided denoiser at `x_next` and `sigma_next`, as in `guided_heun_first`.
+
+    Args:
+        x: the state at `sigma`, before the step.
+        x_next, slope: what `guided_heun_first` returned.
+        raw, guide_raw: outputs of the nets at `x_next` and `sigma_next`.
+        sigma, sigma_next, guidance, sigma_data: as for `guided_heun_first`.
+
+    Returns:
+        The state at `sigma_next`.
+
+    Raises: as for `guided_heun_first`.
+
+    Differentiable in `x`, `x_next`, `slope`, `raw` and `guide_raw`.
+    """
+    return _guided_heun_second(
+        x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data
+    )
+
+
+def _coefficients(sigma, sigma_data, dtype):
+    """Return c_skip and c_out of EDM table 1, or 0 and 1 for nets that return D itself."""
+    if sigma_data is None:
+        return 0.0, 1.0
+    total = sigma**2 + sigma_data**2
+    return (sigma_data**2 / total).to(dtype), (sigma * sigma_data / total.sqrt()).to(dtype)
+
+
+def _slope(x, raw, guide_raw, sigma, guidance, sigma_data):
+    c_skip, c_out = _coefficients(sigma, sigma_data, x.dtype)
+    denoised = c_skip * x + c_out * raw.to(x.dtype)
+    if guide_raw is not None:
+        guide_denoised = c_skip * x + c_out * guide_raw.to(x.dtype)
+        denoised = guide_denoised + guidance.to(x.dtype) * (denoised - guide_denoised)
+    return (x - denoised) / sigma.to(x.dtype)
+
+
+def guided_heun_first_reference(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None):
+    """`guided_heun_first` in plain PyTorch."""
+    slope = _slope(x, raw, guide_raw, sigma, guidance, sigma_data)
+    return x + (sigma_next - sigma).to(x.dtype) * slope, slope
+
+
+def guided_heun_second_reference(
+    x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None
+):
+    """`guided_heun_second` in plain PyTorch."""
+    slope_next = _slope(x_next, raw, guide_raw, sigma_next, guidance, sigma_data)
+    return x + (sigma_next - sigma).to(x.dtype) * 0.5 * (slope + slope_next)
+
+
+@fake("guided_heun_first")
+def _(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data):
+    return dense_empty(x), dense_empty(x)
+
+
+@fake("guided_heun_second")
+def _(x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data):
+    return dense_empty(x)
+
+
+def _slope_backward(ctx, grad_slope, sigma, guidance):
+    """Return the gradients of x, raw and guide_raw; the slope is linear in them."""
+    c_skip, c_out = _coefficients(sigma, ctx.sigma_data, grad_slope.dtype)
+    scaled = grad_slope / sigma.to(grad_slope.dtype)
+    grad_x = scaled * (1 - c_skip)
+    if not ctx.guided:
+        return grad_x, (scaled * -c_out).to(ctx.raw_dtype), None
+    w = guidance.to(grad_slope.dtype)
+    grad_raw = (scaled * (-c_out * w)).to(ctx.raw_dtype)
+    return grad_x, grad_raw, (scaled * (-c_out * (1 - w))).to(ctx.raw_dtype)
+
+
+def _save_first(ctx, inputs, output):
+    _, raw, guide_raw, sigma, sigma_next, guidance, ctx.sigma_data = inputs
+    ctx.guided, ctx.raw_dtype = guide_raw is not None, raw.dtype
+    ctx.save_for_backward(sigma, sigma_next, guidance)
+
+
+def _first_backward(ctx, grad_next, grad_slope):
+    sigma, sigma_next, guidance = ctx.saved_tensors
+    grad_slope = grad_slope + (sigma_next - sigma).to(grad_next.dtype) * grad_next
+    grad_x, grad_raw, grad_guide = _slope_backward(ctx, grad_slope, sigma, guidance)
+    return grad_next + grad_x, grad_raw, grad_guide, None, None, None, None
+
+
+def _save_second(ctx, inputs, output):
+    _, _, _, raw, guide_raw, sigma, sigma_next, guidance, ctx.sigma_data = inputs
+    ctx.guided, ctx.raw_dtype = guide_raw is not None, raw.dtype
+    ctx.save_for_backward(sigma, sigma_next, guidance)
+
+
+def _second_backward(ctx, grad):
+    sigma, sigma_next, guidance = ctx.saved_tensors
+    grad_slope = (sigma_next - sigma).to(grad.dtype) * 0.5 * grad
+    grad_x, grad_raw, grad_guide = _slope_backward(ctx, grad_slope, sigma_next, guidance)
+    return grad, grad_x, grad_slope, grad_raw, grad_guide, None, None, None, None
+
+
+backward("guided_heun_first", _first_backward, _save_first)
+backward("guided_heun_second", _second_backward, _save_second)

@@ -1,0 +1,94 @@
+"""Magnitude-preserving concatenation, alone and with the MP-SiLU that follows it."""
+import torch
+
+from ._library import backward, dense_empty, dense_format, fake, op
+from .mp_silu import mp_silu_reference
+
+_mp_cat = op("mp_cat")
+_mp_cat_mp_silu = op("mp_cat_mp_silu")
+_mp_cat_backward = op("mp_cat_backward")
+
+
+def mp_cat(a, b, t=0.5):
+    """Concatenate channels so that `a` and `b` contribute in the ratio `1 - t` to `t`.
+
+    `c [(1 - t) / sqrt(N_a) a, t / sqrt(N_b) b]`, `c = sqrt((N_a + N_b) / ((1 - t)^2 + t^2))`
+    (EDM2 eq. 103).
+
+    Args:
+        a: tensor `[N, N_a, ...]`, floating point, any strides.
+        b: tensor `[N, N_b, ...]` of the dtype of `a`.
+        t: weight of `b`, from 0 to 1.
+
+    Returns:
+        A tensor `[N, N_a + N_b, ...]`, dense as for `mp_silu` of `a`.
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit.
+
+    Differentiable (once) in `a` and `b`.
+    """
+    return _mp_cat(a, b, t)
+
+
+def mp_cat_reference(a, b, t=0.5):
+    """`mp_cat` in plain PyTorch."""
+    n_a, n_b = a.shape[1], b.shape[1]
+    c = ((n_a + n_b) / ((1 - t) ** 2 + t**2)) ** 0.5
+    return torch.cat([a * (c / n_a**0.5 * (1 - t)), b * (c / n_b**0.5 * t)], dim=1)
+
+
+def mp_cat_mp_silu(a, b, t=0.5):
+    """`mp_cat` and its `mp_silu`, as a decoder block wants them, in one pass.
+
+    Args:
+        a, b, t: as for `mp_cat`.
+
+    Returns:
+        `(y, mp_silu(y))` with `y = mp_cat(a, b, t)`.
+
+    Raises and differentiability: as for `mp_cat`.
+    """
+    return _mp_cat_mp_silu(a, b, t)
+
+
+def mp_cat_mp_silu_reference(a, b, t=0.5):
+    """`mp_cat_mp_silu` in plain PyTorch."""
+    y = mp_cat_reference(a, b, t)
+    return y, mp_silu_reference(y)
+
+
+def _empty(a, b):
+    return dense_empty(a, (a.shape[0], a.shape[1] + b.shape[1], *a.shape[2:]))
+
+
+@fake("mp_cat")
+def _(a, b, t):
+    return _empty(a, b)
+
+
+@fake("mp_cat_mp_silu")
+def _(a, b, t):
+    return _empty(a, b), _empty(a, b)
+
+
+@fake("mp_cat_backward")
+def _(grad, grad_silu, a, b, t):
+    return dense_empty(a), torch.empty_like(b, memory_format=dense_format(a))
+
+
+def _save(ctx, inputs, output):
+    a, b, ctx.t = inputs
+    ctx.save_for_backward(a, b)
+
+
+def _backward(ctx, grad):
+    return *_mp_cat_backward(grad, None, *ctx.saved_tensors, ctx.t), None
+
+
+def _backward_with_silu(ctx, grad, grad_silu):
+    return *_mp_cat_backward(grad, grad_silu, *ctx.saved_tensors, ctx.t), None
+
+
+backward("mp_cat", _backward, _save)
+backward("mp_cat_mp_silu", _backward_with_silu, _save)

@@ -1,0 +1,59 @@
+"""Magnitude-preserving sum, with the clip that ends a U-Net block."""
+import torch
+
+from ._library import backward, dense_empty, fake, op
+
+_mp_sum = op("mp_sum")
+_mp_sum_backward = op("mp_sum_backward")
+
+
+def mp_sum(a, b, t=0.5, clip=None):
+    """Weighted sum that keeps unit magnitude, then an optional clip, in one pass.
+
+    `((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)` (EDM2 eq. 88), clamped to `[-clip, clip]`.
+
+    Args:
+        a: floating-point tensor of any shape and strides.
+        b: tensor of the dtype of `a` whose shape broadcasts with that of `a`.
+        t: weight of `b`, from 0 to 1.
+        clip: largest magnitude let through, or None. NaN passes, so that it is noticed.
+
+    Returns:
+        A tensor of the common shape and of the dtype of `a`, dense as for `mp_silu`.
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit.
+
+    Differentiable (once) in `a` and `b`.
+    """
+    if a.shape != b.shape:
+        a, b = torch.broadcast_tensors(a, b)
+    return _mp_sum(a, b, t, clip)
+
+
+def mp_sum_reference(a, b, t=0.5, clip=None):
+    """`mp_sum` in plain PyTorch."""
+    y = a.lerp(b, t) / ((1 - t) ** 2 + t**2) ** 0.5
+    return y if clip is None else y.clamp(-clip, clip)
+
+
+@fake("mp_sum")
+def _(a, b, t, clip):
+    return dense_empty(a)
+
+
+@fake("mp_sum_backward")
+def _(grad, a, b, t, clip):
+    return dense_empty(a), dense_empty(a)
+
+
+def _save(ctx, inputs, output):
+    a, b, ctx.t, ctx.clip = inputs
+    ctx.save_for_backward(a, b)
+
+
+def _backward(ctx, grad):
+    return *_mp_sum_backward(grad, *ctx.saved_tensors, ctx.t, ctx.clip), None, None
+
+
+backward("mp_sum", _backward, _save)

@@ -1,0 +1,121 @@
+"""Resampling by two with the filter [1, 1], alone and fused with pixel norm and MP-SiLU."""
+import torch.nn.functional as F
+
+from ._library import backward, dense_empty, fake, op
+from .mp_silu import mp_silu_reference
+from .normalize import normalize_reference
+
+_resample = op("resample")
+_resample_normalize_mp_silu = op("resample_normalize_mp_silu")
+_normalize_mp_silu_backward = op("normalize_mp_silu_backward")
+
+_MODES = {"down": -1, "keep": 0, "up": 1}
+# The adjoint of the 2x2 mean repeats a quarter; that of the repetition is four times the mean.
+_ADJOINT_GAIN = {-1: 0.25, 0: 1.0, 1: 4.0}
+
+
+def _mode(function, mode):
+    if mode not in _MODES:
+        raise ValueError(f"{function}: mode must be one of {', '.join(_MODES)}, got {mode!r}")
+    return _MODES[mode]
+
+
+def resample(x, mode):
+    """Halve or double an image with the filter [1, 1] (EDM2's U-Net).
+
+    `down` is the mean of each 2x2 pixels, `up` repeats each pixel 2x2, `keep` returns `x`.
+
+    Args:
+        x: image batch `[N, C, H, W]`, floating point, any strides.
+        mode: `"down"`, `"keep"` or `"up"`.
+
+    Returns:
+        The resampled batch, dense as for `mp_silu`.
+
+    Raises:
+        ValueError: unknown mode.
+        RuntimeError: not an image batch, or an odd height or width to be halved.
+
+    Differentiable.
+    """
+    mode = _mode("resample", mode)
+    return x if mode == 0 else _resample(x, mode, 1.0)
+
+
+def resample_reference(x, mode):
+    """`resample` in plain PyTorch."""
+    if mode == "up":
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.avg_pool2d(x, 2) if mode == "down" else x
+
+
+def resample_normalize_mp_silu(x, mode="keep", eps=1e-4):
+    """Resample, pixel norm and MP-SiLU, as an encoder block begins, in one pass.
+
+    Args:
+        x, mode: as for `resample`.
+        eps: as for `normalize`.
+
+    Returns:
+        `(n, mp_silu(n))` with `n = normalize(resample(x, mode), dim=1)`, dense as for `mp_silu`.
+
+    Raises: as for `resample`. Differentiable (once).
+    """
+    return _resample_normalize_mp_silu(x, _mode("resample_normalize_mp_silu", mode), eps)
+
+
+def resample_normalize_mp_silu_reference(x, mode="keep", eps=1e-4):
+    """`resample_normalize_mp_silu` in plain PyTorch."""
+    y = normalize_reference(resample_reference(x, mode), dim=1, eps=eps)
+    return y, mp_silu_reference(y)
+
+
+def _empty(x, mode):
+    n, c, h, w = x.shape
+    if mode == 1:
+        h, w = 2 * h, 2 * w
+    elif mode == -1:
+        h, w = h // 2, w // 2
+    return dense_empty(x, (n, c, h, w))
+
+
+@fake("resample")
+def _(x, mode, gain):
+    return _empty(x, mode)
+
+
+@fake("resample_normalize_mp_silu")
+def _(x, mode, eps):
+    return _empty(x, mode), _empty(x, mode)
+
+
+@fake("normalize_mp_silu_backward")
+def _(grad_y, grad_silu, x, eps):
+    return dense_empty(x)
+
+
+def _save_resample(ctx, inputs, output):
+    _, ctx.mode, ctx.gain = inputs
+
+
+def _resample_backward(ctx, grad):
+    return _resample(grad, -ctx.mode, ctx.gain * _ADJOINT_GAIN[ctx.mode]), None, None
+
+
+def _save_fused(ctx, inputs, output):
+    x, ctx.mode, ctx.eps = inputs
+    ctx.save_for_backward(x)
+
+
+def _fused_backward(ctx, grad_y, grad_silu):
+    (x,) = ctx.saved_tensors
+    # Resampled once more: cheaper than to have kept it.
+    resampled = x if ctx.mode == 0 else _resample(x, ctx.mode, 1.0)
+    grad = _normalize_mp_silu_backward(grad_y, grad_silu, resampled, ctx.eps)
+    if ctx.mode != 0:
+        grad = _resample(grad, -ctx.mode, _ADJOINT_GAIN[ctx.mode])
+    return grad, None, None
+
+
+backward("resample", _resample_backward, _save_resample)
+backward("resample_normalize_mp_silu", _fused_backward, _save_fused)

@@ -1,0 +1,28 @@
+// The table behind kernels.h: zero until the objects of each variant register themselves.
+#include "cpu/kernels.h"
+
+namespace agf {
+
+// Zero-initialised before any registration runs, whatever the order of the objects.
+decltype(mp_silu_kernel) mp_silu_kernel;
+decltype(mp_silu_backward_kernel) mp_silu_backward_kernel;
+decltype(modulate_mp_silu_rows_kernel) modulate_mp_silu_rows_kernel, modulate_mp_silu_planes_kernel;
+decltype(modulate_mp_silu_backward_rows_kernel) modulate_mp_silu_backward_rows_kernel,
+    modulate_mp_silu_backward_planes_kernel;
+decltype(mp_sum_kernel) mp_sum_kernel;
+decltype(mp_sum_backward_kernel) mp_sum_backward_kernel;
+decltype(mp_cat_kernel) mp_cat_kernel;
+decltype(mp_cat_backward_kernel) mp_cat_backward_kernel;
+decltype(mp_fourier_kernel) mp_fourier_kernel;
+decltype(resample_rows_kernel) resample_rows_kernel, resample_planes_kernel;
+decltype(normalize_rows_kernel) normalize_rows_kernel, normalize_planes_kernel;
+decltype(normalize_backward_rows_kernel) normalize_backward_rows_kernel,
+    normalize_backward_planes_kernel;
+decltype(mp_weight_kernel) mp_weight_kernel;
+decltype(mp_weight_backward_kernel) mp_weight_backward_kernel;
+decltype(attention_split_kernel) attention_split_kernel;
+decltype(attention_split_backward_kernel) attention_split_backward_kernel;
+decltype(guided_heun_first_kernel) guided_heun_first_kernel;
+decltype(guided_heun_second_kernel) guided_heun_second_kernel;
+
+}  // namespace agf

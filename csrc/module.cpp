@@ -1,0 +1,52 @@
+// The Python module _C. Importing it registers the operators (static objects in the other files
+// do that); what it carries itself is host-side facts. Tensors go through torch's dispatcher.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "build_config.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (int i = 0; i < agf::kIsas; ++i) {
+    if (agf::isa_available(static_cast<agf::Isa>(i))) names.push_back(agf::kIsaNames[i]);
+  }
+  return names;
+}
+
+std::string isa_name() { return agf::kIsaNames[static_cast<int>(agf::isa())]; }
+
+void set_isa(const std::string& name) {
+  for (int i = 0; i < agf::kIsas; ++i) {
+    if (name == agf::kIsaNames[i]) return agf::set_isa(static_cast<agf::Isa>(i));
+  }
+  throw py::value_error("set_isa: isa must be baseline, avx2 or avx512, got " + name);
+}
+
+py::dict build_info() {
+  using namespace py::literals;
+  return py::dict("version"_a = AGF_VERSION, "compiler"_a = AGF_COMPILER,
+                  "build_type"_a = AGF_BUILD_TYPE, "torch_built_with"_a = AGF_TORCH_VERSION,
+                  "pybind11"_a = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
+                      PYBIND11_VERSION_MINOR),
+                  "cuda"_a = AGF_CUDA_STATE, "cuda_architectures"_a = AGF_CUDA_ARCHITECTURES,
+                  "isa"_a = isa_name(), "isa_available"_a = available_isas());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  agf::choose_isa();
+  m.doc() = "Compiled operators of autoguide_fast, registered with torch on import.";
+  m.def("build_info", &build_info, "Facts of this build and of the instruction set in use.");
+  m.def("set_isa", &set_isa, py::arg("isa"),
+        "Choose the instruction set of the CPU loops, among build_info()['isa_available'].");
+}

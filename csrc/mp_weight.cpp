@@ -1,0 +1,96 @@
+// mp_weight and mp_weight_forced: schemas, checks and the CPU side.
+#include "tensor.h"
+
+namespace agf {
+namespace {
+
+double gain_value(const char* function, const Tensor& gain) {
+  check(gain.numel() == 1, function, ": gain must be a number or a 0-dim tensor, got ",
+        shape_of(gain), "; index it");
+  switch (gain.scalar_type()) {
+    case ScalarType::Float: return *static_cast<const float*>(gain.const_data_ptr());
+    case ScalarType::Double: return *static_cast<const double*>(gain.const_data_ptr());
+    default:
+      check(false, function, ": gain must be float32 or float64, got another dtype; use .float()");
+      return 0;
+  }
+}
+
+int64_t check_weight(const char* function, const Tensor& weight) {
+  check(weight.dim() >= 2, function, ": weight must be [out, in, ...], got ", shape_of(weight),
+        "; reshape it");
+  return weight.size(0) ? weight.numel() / weight.size(0) : 0;
+}
+
+Tensor run(const char* function, const Tensor& weight, const Tensor& gain, bool forced, double eps,
+           std::optional<ScalarType> type) {
+  const Dtype dtype = dtype_of(function, "weight", weight);
+  const ScalarType y_type = type.value_or(weight.scalar_type());
+  const Dtype y_dtype = dtype_of(function, "dtype", y_type);
+  const double g = gain_value(function, gain);
+  const int64_t K = check_weight(function, weight);
+  const Tensor in = dense(weight, Format::contiguous);
+  Tensor y = empty(sizes_of(weight), y_type, Format::contiguous, weight);
+  parallel(weight.size(0), K, [&](int64_t begin, int64_t end) {
+    mp_weight_kernel(dtype, y_dtype, in.const_data_ptr(), forced ? in.mutable_data_ptr() : nullptr,
+                     y.mutable_data_ptr(), g, eps, K, begin, end);
+  });
+  if (forced && in.get() != weight.get()) {  // the weight was not contiguous: write it back
+    Tensor target = weight;
+    torch::stable::copy_(target, in);
+  }
+  return y;
+}
+
+Tensor mp_weight(const Tensor& weight, const Tensor& gain, double eps,
+                 std::optional<ScalarType> type) {
+  return run("mp_weight", weight, gain, false, eps, type);
+}
+
+Tensor mp_weight_forced(Tensor weight, const Tensor& gain, double eps,
+                        std::optional<ScalarType> type) {
+  return run("mp_weight_forced", weight, gain, true, eps, type);
+}
+
+std::tuple<Tensor, Tensor> mp_weight_backward(const Tensor& grad, const Tensor& weight,
+                                              const Tensor& gain, double eps) {
+  const char* function = "mp_weight_backward";
+  const Dtype dtype = dtype_of(function, "weight", weight);
+  const Dtype y_dtype = dtype_of(function, "grad", grad);
+  const double g = gain_value(function, gain);
+  const int64_t K = check_weight(function, weight);
+  const Tensor grad_in = dense(grad, Format::contiguous), in = dense(weight, Format::contiguous);
+  Tensor grad_weight = empty_like(weight, Format::contiguous);
+  Tensor grad_gain = empty(sizes_of(gain), gain.scalar_type(), Format::contiguous, gain);
+  std::vector<double> row_sums(weight.size(0));
+  parallel(weight.size(0), K, [&](int64_t begin, int64_t end) {
+    mp_weight_backward_kernel(dtype, y_dtype, grad_in.const_data_ptr(), in.const_data_ptr(),
+                              grad_weight.mutable_data_ptr(), row_sums.data(), g, eps, K, begin,
+                              end);
+  });
+  double sum = 0;
+  for (double row : row_sums) sum += row;
+  if (gain.scalar_type() == ScalarType::Double) {
+    *static_cast<double*>(grad_gain.mutable_data_ptr()) = sum;
+  } else {
+    *static_cast<float*>(grad_gain.mutable_data_ptr()) = static_cast<float>(sum);
+  }
+  return {grad_weight, grad_gain};
+}
+
+}  // namespace
+}  // namespace agf
+
+STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
+  m.def("mp_weight(Tensor weight, Tensor gain, float eps, ScalarType? dtype) -> Tensor");
+  m.def(
+      "mp_weight_forced(Tensor(a!) weight, Tensor gain, float eps, ScalarType? dtype) -> Tensor");
+  m.def(
+      "mp_weight_backward(Tensor grad, Tensor weight, Tensor gain, float eps) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
+  m.impl("mp_weight", TORCH_BOX(&agf::mp_weight));
+  m.impl("mp_weight_forced", TORCH_BOX(&agf::mp_weight_forced));
+  m.impl("mp_weight_backward", TORCH_BOX(&agf::mp_weight_backward));
+}
