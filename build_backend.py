@@ -1,4 +1,4 @@
-"""PEP 517 backend: setuptools, plus a build-time torch only where the target environment has none."""
+"""PEP 517 backend: setuptools, plus a torch to build with only where the target has none."""
 import subprocess
 import sys
 

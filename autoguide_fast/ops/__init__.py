@@ -1,4 +1,4 @@
-"""The magnitude-preserving operations and the guided step, each with its plain-PyTorch reference."""
+"""The magnitude-preserving operators and the guided step, each with its PyTorch reference."""
 from .attention_split import attention_split, attention_split_reference
 from .guided_step import (
     guided_heun_first,
@@ -8,7 +8,7 @@ from .guided_step import (
 )
 from .mp_cat import mp_cat, mp_cat_mp_silu, mp_cat_mp_silu_reference, mp_cat_reference
 from .mp_fourier import mp_fourier, mp_fourier_reference
-from .mp_silu import mp_silu, mp_silu_reference, modulate_mp_silu, modulate_mp_silu_reference
+from .mp_silu import modulate_mp_silu, modulate_mp_silu_reference, mp_silu, mp_silu_reference
 from .mp_sum import mp_sum, mp_sum_reference
 from .mp_weight import (
     mp_weight,
@@ -23,3 +23,35 @@ from .resample import (
     resample_normalize_mp_silu_reference,
     resample_reference,
 )
+
+__all__ = [
+    "attention_split",
+    "attention_split_reference",
+    "guided",
+    "guided_heun_first",
+    "guided_heun_first_reference",
+    "guided_heun_second",
+    "guided_heun_second_reference",
+    "modulate_mp_silu",
+    "modulate_mp_silu_reference",
+    "mp_cat",
+    "mp_cat_mp_silu",
+    "mp_cat_mp_silu_reference",
+    "mp_cat_reference",
+    "mp_fourier",
+    "mp_fourier_reference",
+    "mp_silu",
+    "mp_silu_reference",
+    "mp_sum",
+    "mp_sum_reference",
+    "mp_weight",
+    "mp_weight_forced",
+    "mp_weight_forced_reference",
+    "mp_weight_reference",
+    "normalize",
+    "normalize_reference",
+    "resample",
+    "resample_normalize_mp_silu",
+    "resample_normalize_mp_silu_reference",
+    "resample_reference",
+]

@@ -47,7 +47,7 @@ def mp_cat_mp_silu(a, b, t=0.5):
     Returns:
         `(y, mp_silu(y))` with `y = mp_cat(a, b, t)`.
 
-    Raises and differentiability: as for `mp_cat`.
+    Raises: as for `mp_cat`. Differentiable (once) in `a` and `b`.
     """
     return _mp_cat_mp_silu(a, b, t)
 

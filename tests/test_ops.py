@@ -1,0 +1,256 @@
+"""Every property of every operator, fed from one list of samples."""
+import inspect
+
+import pytest
+import torch
+from op_samples import GUIDED_SAMPLES, LAYOUTS, SAMPLES, Sample, lay_out, level
+from tolerances import GRADIENT, OP, relative_error
+
+from autoguide_fast import ops
+
+ALL = SAMPLES + GUIDED_SAMPLES
+DTYPES = list(OP)
+RAW = {"guided_heun_first": (1, 2), "guided_heun_second": (3, 4)}
+
+
+def is_float(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def typed(sample, dtype, layout="contiguous"):
+    """Arguments in `dtype`; the guided step keeps its state in 32 or 64 bits."""
+    arguments = list(sample.arguments(dtype, layout))
+    if sample.name in RAW and dtype in (torch.bfloat16, torch.float16):
+        state = sample.arguments(torch.float32, layout)
+        for i in range(RAW[sample.name][0]):
+            arguments[i] = state[i]
+    return tuple(arguments)
+
+
+def in_float64(arguments):
+    return tuple(a.detach().double().contiguous() if is_float(a) else a for a in arguments)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", ALL, ids=str)
+def test_value(sample, dtype, layout, isa):
+    arguments = typed(sample, dtype, layout)
+    expected = as_tuple(sample.reference(*in_float64(arguments)))
+    for value, reference in zip(as_tuple(sample.function(*arguments)), expected, strict=True):
+        state = sample.name in RAW
+        assert value.dtype == (arguments[0].dtype if state else dtype)
+        assert value.shape == reference.shape
+        # Raw outputs are exact inputs here, so the state's own precision decides.
+        assert relative_error(value, reference) < OP[value.dtype] * (4 if state else 1)
+
+
+def gradients(function, arguments, weights):
+    leaves = tuple(
+        a.detach().clone().requires_grad_() if is_float(a) and i in weights else a
+        for i, a in enumerate(arguments)
+    )
+    outputs = as_tuple(function(*leaves))
+    generator = torch.Generator().manual_seed(1)
+    loss = sum(
+        (o.double() * torch.randn(o.shape, generator=generator, dtype=torch.float64)).sum()
+        for o in outputs
+    )
+    return torch.autograd.grad(loss, [leaves[i] for i in weights])
+
+
+def differentiable(sample, arguments):
+    last = 5 if sample.name == "guided_heun_second" else 3
+    return [
+        i
+        for i, a in enumerate(arguments)
+        if is_float(a) and (sample.name not in RAW or i < last)
+    ]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sample", ALL, ids=str)
+def test_gradient(sample, dtype, layout, isa):
+    arguments = typed(sample, dtype, layout)
+    weights = differentiable(sample, arguments)
+    expected = gradients(sample.reference, in_float64(arguments), weights)
+    for i, value, reference in zip(
+        weights, gradients(sample.function, arguments, weights), expected, strict=True
+    ):
+        assert value.dtype == arguments[i].dtype
+        assert relative_error(value, reference) < GRADIENT[dtype]
+
+
+SMALL = [s for s in ALL if s.label not in ("long", "wide", "many", "many_channels", "pixel_2d")]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("sample", SMALL, ids=str)
+def test_gradcheck(sample, layout):
+    arguments = sample.arguments(torch.float64, layout)
+    weights = differentiable(sample, arguments)
+    arguments = tuple(
+        a.clone().requires_grad_() if i in weights else a for i, a in enumerate(arguments)
+    )
+    assert torch.autograd.gradcheck(sample.function, arguments, fast_mode=True)
+
+
+def raw_arguments(sample, dtype=torch.float32, layout="channels_last"):
+    """The operator behind a public function and the arguments that reach it."""
+    recorded = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "autoguide_fast":
+                recorded.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        sample.function(*sample.arguments(dtype, layout))
+    return recorded
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sample", ALL, ids=str)
+def test_opcheck(sample, layout):
+    for operator, arguments in raw_arguments(sample, layout=layout):
+        weights = differentiable(sample, arguments)
+        arguments = tuple(
+            a.detach().clone().requires_grad_() if i in weights else a
+            for i, a in enumerate(arguments)
+        )
+        torch.library.opcheck(operator, arguments)
+
+
+def test_opcheck_mp_weight_forced():
+    operator = torch.ops.autoguide_fast.mp_weight_forced.default
+    for weight in (torch.randn(4, 6, 3, 3), torch.randn(6, 4, 3, 3).transpose(0, 1)):
+        torch.library.opcheck(operator, (weight, level(1.5), 1e-4, torch.bfloat16))
+
+
+BACKWARDS = {
+    "normalize_backward": lambda x: (x, x, 1, 1e-4),
+    "mp_silu_backward": lambda x: (x, x),
+    "modulate_mp_silu_backward": lambda x: (x, x, torch.randn(2, 6)),
+    "mp_sum_backward": lambda x: (x, x, x, 0.3, 1.0),
+    "mp_cat_backward": lambda x: (torch.cat([x, x], 1), None, x, x, 0.3),
+    "normalize_mp_silu_backward": lambda x: (x, x, x, 1e-4),
+    "mp_weight_backward": lambda x: (x, x, torch.tensor(1.5), 1e-4),
+    "attention_split_backward": lambda x: (*ops.attention_split(x, 1), x, 1, 1e-4),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_opcheck_backward(name, layout):
+    operator = getattr(torch.ops.autoguide_fast, name).default
+    torch.library.opcheck(operator, BACKWARDS[name](lay_out(torch.randn(2, 6, 4, 4), layout)))
+
+
+def test_every_op_is_checked():
+    registered = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("autoguide_fast::")
+    }
+    covered = {s.name for s in ALL} | set(BACKWARDS) | {"mp_weight_forced"}
+    assert registered == covered
+
+
+@pytest.mark.parametrize("sample", ALL, ids=str)
+def test_compile(sample):
+    torch._dynamo.reset()
+    arguments = sample.arguments(torch.float32, "channels_last")
+    weights = differentiable(sample, arguments)
+    compiled = torch.compile(sample.function, fullgraph=True, backend="aot_eager")
+    expected = gradients(sample.function, arguments, weights)
+    for value, reference in zip(gradients(compiled, arguments, weights), expected, strict=True):
+        torch.testing.assert_close(value, reference)
+
+
+@pytest.mark.parametrize("sample", ALL, ids=str)
+def test_empty(sample):
+    arguments = tuple(
+        a[:0] if is_float(a) and a.ndim else a for a in sample.arguments(torch.float32)
+    )
+    if sample.name == "mp_fourier":
+        arguments = (arguments[0], *sample.arguments(torch.float32)[1:])
+    if sample.label == "broadcast":
+        arguments = (arguments[1], arguments[1], 0.5)
+    for value in as_tuple(sample.function(*arguments)):
+        assert value.numel() == 0
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("sample", ALL, ids=str)
+def test_deterministic_over_threads(sample, layout):
+    def repeated(rand):
+        return tuple(
+            a.repeat(16, *[1] * (a.ndim - 1)) if is_float(a) and a.ndim and len(a) > 1 else a
+            for a in sample.make(rand)
+        )
+
+    big = Sample(sample.name, "", repeated, sample.keeps_dtype)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            results.append(as_tuple(big.function(*big.arguments(torch.float32, layout))))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for value, reference in zip(other, results[0], strict=True):
+            assert torch.equal(value, reference)
+
+
+@pytest.mark.parametrize("name", sorted({s.name for s in ALL}))
+def test_documented(name):
+    function = getattr(ops, name)
+    for part in ("Args:", "Returns:", "Raises", "ifferentiable"):
+        assert part in inspect.getdoc(function), f"{name} says nothing of {part}"
+    reference = getattr(ops, f"{name}_reference")
+    assert inspect.signature(function) == inspect.signature(reference)
+
+
+X = torch.zeros(2, 6, 4, 4)
+BAD = {
+    "dtype": (lambda: ops.mp_silu(X.long()), "mp_silu: x must be float32"),
+    "normalize_dim": (lambda: ops.normalize(X, 2), "normalize: dim must be 1"),
+    "normalize_ndim": (lambda: ops.normalize(X[0, 0, 0]), "normalize: x must have 2 or more"),
+    "scale": (lambda: ops.modulate_mp_silu(X, torch.zeros(2, 5)), "scale must have the shape"),
+    "scale_dtype": (lambda: ops.modulate_mp_silu(X, torch.zeros(2, 6).half()), "dtype of x"),
+    "sum_dtype": (lambda: ops.mp_sum(X, X.half()), "mp_sum: b must have the dtype of a"),
+    "cat_shape": (lambda: ops.mp_cat(X, X[:, :, 1:]), "mp_cat: b must have the shape of a"),
+    "fourier": (lambda: ops.mp_fourier(X, X, X), "mp_fourier: x must have one dimension"),
+    "mode": (lambda: ops.resample(X, "sideways"), "resample: mode must be one of down, keep, up"),
+    "odd": (lambda: ops.resample(X[:, :, 1:], "down"), "even height and width"),
+    "image": (lambda: ops.resample(X[0], "up"), "must be an image batch"),
+    "weight": (lambda: ops.mp_weight(X[0, 0, 0]), r"mp_weight: weight must be \[out, in"),
+    "gain": (lambda: ops.mp_weight(X, torch.zeros(3)), "gain must be a number or a 0-dim"),
+    "heads": (lambda: ops.attention_split(X, 4), "num_heads must divide a third"),
+    "state": (
+        lambda: ops.guided_heun_first(X.half(), X, None, level(2.0), level(1.0), level(1.0)),
+        "x must be float32 or float64",
+    ),
+    "raw": (
+        lambda: ops.guided_heun_first(X, X[:1], None, level(2.0), level(1.0), level(1.0)),
+        "raw must have the shape of x",
+    ),
+    "sigma": (
+        lambda: ops.guided_heun_first(X, X, None, torch.zeros(2), level(1.0), level(1.0)),
+        "sigma must be a 0-dim float64 tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    call, message = BAD[case]
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        call()

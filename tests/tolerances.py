@@ -1,0 +1,21 @@
+"""How far a result may lie from its float64 reference, by dtype: the one table of the tests."""
+import torch
+
+# Relative to the largest magnitude of the reference: a few units in the last place for the 64- and
+# 32-bit types; one rounding of the result (half a unit is 2^-9 and 2^-12) for the 16-bit types,
+# plus the rounding of one intermediate result where an operator returns two.
+OP = {torch.float64: 1e-14, torch.float32: 1.5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+# Gradients sum over up to a few hundred values.
+GRADIENT = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+# Numbers read off the reference implementation, float32 on a CPU.
+GOLDEN_NETWORK = 2e-6
+GOLDEN_SAMPLES = 1e-5
+GOLDEN_SAMPLES_FLOAT64_STATE = 5e-6
+
+
+def relative_error(value, reference):
+    """Return max |value - reference| / max |reference|, NaN where either has one."""
+    value, reference = value.detach().double(), reference.detach().double()
+    if reference.numel() == 0:
+        return 0.0
+    return ((value - reference).abs().max() / reference.abs().max()).item()
