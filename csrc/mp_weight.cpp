@@ -22,12 +22,12 @@ int64_t check_weight(const char* function, const Tensor& weight) {
   return weight.size(0) ? weight.numel() / weight.size(0) : 0;
 }
 
-Tensor run(const char* function, const Tensor& weight, const Tensor& gain, bool forced, double eps,
-           std::optional<ScalarType> type) {
+Tensor run(const char* function, const Tensor& weight, const std::optional<Tensor>& gain,
+           bool forced, double eps, std::optional<ScalarType> type) {
   const Dtype dtype = dtype_of(function, "weight", weight);
   const ScalarType y_type = type.value_or(weight.scalar_type());
   const Dtype y_dtype = dtype_of(function, "dtype", y_type);
-  const double g = gain_value(function, gain);
+  const double g = gain ? gain_value(function, *gain) : 1.0;
   const int64_t K = check_weight(function, weight);
   const Tensor in = dense(weight, Format::contiguous);
   Tensor y = empty(sizes_of(weight), y_type, Format::contiguous, weight);
@@ -42,26 +42,29 @@ Tensor run(const char* function, const Tensor& weight, const Tensor& gain, bool 
   return y;
 }
 
-Tensor mp_weight(const Tensor& weight, const Tensor& gain, double eps,
+Tensor mp_weight(const Tensor& weight, std::optional<Tensor> gain, double eps,
                  std::optional<ScalarType> type) {
   return run("mp_weight", weight, gain, false, eps, type);
 }
 
-Tensor mp_weight_forced(Tensor weight, const Tensor& gain, double eps,
+Tensor mp_weight_forced(Tensor weight, std::optional<Tensor> gain, double eps,
                         std::optional<ScalarType> type) {
   return run("mp_weight_forced", weight, gain, true, eps, type);
 }
 
+// The second gradient is that of the gain; without a gain it is that of the constant 1.
 std::tuple<Tensor, Tensor> mp_weight_backward(const Tensor& grad, const Tensor& weight,
-                                              const Tensor& gain, double eps) {
+                                              std::optional<Tensor> gain, double eps) {
   const char* function = "mp_weight_backward";
   const Dtype dtype = dtype_of(function, "weight", weight);
   const Dtype y_dtype = dtype_of(function, "grad", grad);
-  const double g = gain_value(function, gain);
+  const double g = gain ? gain_value(function, *gain) : 1.0;
   const int64_t K = check_weight(function, weight);
   const Tensor grad_in = dense(grad, Format::contiguous), in = dense(weight, Format::contiguous);
   Tensor grad_weight = empty_like(weight, Format::contiguous);
-  Tensor grad_gain = empty(sizes_of(gain), gain.scalar_type(), Format::contiguous, gain);
+  const ScalarType gain_type = gain ? gain->scalar_type() : ScalarType::Double;
+  Tensor grad_gain = empty(gain ? sizes_of(*gain) : std::vector<int64_t>{}, gain_type,
+                           Format::contiguous, weight);
   std::vector<double> row_sums(weight.size(0));
   parallel(weight.size(0), K, [&](int64_t begin, int64_t end) {
     mp_weight_backward_kernel(dtype, y_dtype, grad_in.const_data_ptr(), in.const_data_ptr(),
@@ -70,7 +73,7 @@ std::tuple<Tensor, Tensor> mp_weight_backward(const Tensor& grad, const Tensor& 
   });
   double sum = 0;
   for (double row : row_sums) sum += row;
-  if (gain.scalar_type() == ScalarType::Double) {
+  if (gain_type == ScalarType::Double) {
     *static_cast<double*>(grad_gain.mutable_data_ptr()) = sum;
   } else {
     *static_cast<float*>(grad_gain.mutable_data_ptr()) = static_cast<float>(sum);
@@ -82,11 +85,11 @@ std::tuple<Tensor, Tensor> mp_weight_backward(const Tensor& grad, const Tensor& 
 }  // namespace agf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
-  m.def("mp_weight(Tensor weight, Tensor gain, float eps, ScalarType? dtype) -> Tensor");
+  m.def("mp_weight(Tensor weight, Tensor? gain, float eps, ScalarType? dtype) -> Tensor");
   m.def(
-      "mp_weight_forced(Tensor(a!) weight, Tensor gain, float eps, ScalarType? dtype) -> Tensor");
+      "mp_weight_forced(Tensor(a!) weight, Tensor? gain, float eps, ScalarType? dtype) -> Tensor");
   m.def(
-      "mp_weight_backward(Tensor grad, Tensor weight, Tensor gain, float eps) -> (Tensor, Tensor)");
+      "mp_weight_backward(Tensor grad, Tensor weight, Tensor? gain, float eps) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {

@@ -12,8 +12,11 @@ _EPS = 1e-4
 
 
 def _gain_tensor(gain, weight):
+    """Return a number as the operator wants it; None stands for 1, which is most weights'."""
     if isinstance(gain, torch.Tensor):
         return gain
+    if gain == 1:
+        return None
     return torch.full((), float(gain), dtype=torch.float64, device=weight.device)
 
 
@@ -44,6 +47,11 @@ def mp_weight_reference(weight, gain=1.0, dtype=None):
     return w if dtype is None else w.to(dtype)
 
 
+def _gradients(grad, weight, gain, eps):
+    grad_weight, grad_gain = _mp_weight_backward(grad, weight, gain, eps)
+    return grad_weight, None if gain is None else grad_gain
+
+
 class _AttachGradient(torch.autograd.Function):
     """Gives a weight that was prepared outside autograd the gradient of `mp_weight`."""
 
@@ -54,7 +62,7 @@ class _AttachGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return *_mp_weight_backward(grad, *ctx.saved_tensors, _EPS), None
+        return *_gradients(grad, *ctx.saved_tensors, _EPS), None
 
 
 def mp_weight_forced(weight, gain=1.0, dtype=None):
@@ -73,8 +81,10 @@ def mp_weight_forced(weight, gain=1.0, dtype=None):
     Raises and differentiability: as for `mp_weight`.
     """
     gain = _gain_tensor(gain, weight)
-    prepared = _mp_weight_forced(weight.detach(), gain.detach(), _EPS, dtype)
-    if torch.is_grad_enabled() and (weight.requires_grad or gain.requires_grad):
+    constant = gain if gain is None else gain.detach()
+    prepared = _mp_weight_forced(weight.detach(), constant, _EPS, dtype)
+    leaves = [t for t in (weight, gain) if t is not None and t.requires_grad]
+    if leaves and torch.is_grad_enabled():
         return _AttachGradient.apply(weight, gain, prepared)
     return prepared
 
@@ -98,9 +108,10 @@ def _(weight, gain, eps, dtype):
 
 @fake("mp_weight_backward")
 def _(grad, weight, gain, eps):
+    shape, dtype = ((), torch.float64) if gain is None else (gain.shape, gain.dtype)
     return (
         torch.empty(weight.shape, dtype=weight.dtype, device=weight.device),
-        torch.empty(gain.shape, dtype=gain.dtype, device=gain.device),
+        torch.empty(shape, dtype=dtype, device=weight.device),
     )
 
 
@@ -110,7 +121,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return *_mp_weight_backward(grad, *ctx.saved_tensors, ctx.eps), None, None
+    return *_gradients(grad, *ctx.saved_tensors, ctx.eps), None, None
 
 
 backward("mp_weight", _backward, _save)
