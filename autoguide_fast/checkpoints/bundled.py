@@ -1,0 +1,22 @@
+"""The networks that come with the package, by name."""
+
+from pathlib import Path
+
+PRETRAINED = Path(__file__).parent.parent / "pretrained"
+
+# Name of a network -> name of the guide that was trained for it (None: it is a guide itself).
+BUNDLED = {
+    "digits": "digits-guide",
+    "digits-guide": None,
+    "digits-uncond": None,
+}
+
+
+def bundled_path(name):
+    """Where the bundled network `name` lies, or None if there is none of that name."""
+    return PRETRAINED / f"{name}.safetensors" if name in BUNDLED else None
+
+
+def bundled_guide(name):
+    """Name of the guide that belongs to the bundled network `name`, or None."""
+    return BUNDLED.get(name)

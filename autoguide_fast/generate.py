@@ -1,0 +1,301 @@
+"""`sample`: from seeds, a model and its guide to images."""
+
+import contextlib
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+
+from . import arguments, checkpoints, engine
+from .sampler import EagerStepper, heun, plan_steps
+from .schedules import Churn, rho_schedule
+from .seeds import StackedRandom
+
+DEFAULT_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What `sample`'s `callback` gets after each step of each batch."""
+
+    batch: int  # 0 .. num_batches - 1
+    num_batches: int
+    step: int  # 0 .. num_steps - 1
+    num_steps: int
+    sigma: float  # noise level now reached
+    indices: range  # which of the images asked for are in this batch
+    x: torch.Tensor  # their state at `sigma`, [N, C, H, W]; not to be written to
+
+
+def sample(
+    model,
+    guide=None,
+    guidance=1.0,
+    class_labels=None,
+    seeds=None,
+    noise=None,
+    num_steps=32,
+    sigma_min=0.002,
+    sigma_max=80.0,
+    rho=7.0,
+    S_churn=0.0,
+    S_min=0.0,
+    S_max=math.inf,
+    S_noise=1.0,
+    interval=None,
+    batch_size=None,
+    device=None,
+    dtype=torch.float32,
+    progress=False,
+    callback=None,
+    raw=None,
+):
+    """Sample images from a model, guided by a worse version of it.
+
+    Heun's method along the noise levels of `schedules.rho_schedule` (EDM alg. 1; with churn EDM
+    alg. 2) for the guided denoiser `D = D0 + guidance (D1 - D0)`, D1 the model, D0 its guide (AG
+    eq. 3). A guide of the same task is autoguidance; one without labels is classifier-free
+    guidance (`unlabelled(model)` is the model's own).
+
+        sample("digits", seeds=range(16))                                      # unguided
+        sample("digits", guidance=1.5, class_labels=3, seeds=range(16))        # autoguidance
+        sample("digits", "digits-uncond", 1.5, seeds=range(16))                # CFG
+
+    Args:
+        model: what to sample: name of a bundled network, path of a checkpoint, module, or any
+            callable `(x, sigma, class_labels) -> D` with `x [N, C, H, W]`, 0-dim `sigma`, labels
+            `[N, label_dim]` (or None), which returns the denoised images. Modules are fed in
+            their own floating type and are put in evaluation mode meanwhile; bare callables are
+            fed in `dtype`.
+        guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for the
+            bundled `"digits"` by name, whose own guide serves.
+        guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
+            from the guide.
+        class_labels: one class for all images, a sequence or int tensor `[N]` of classes, or
+            one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
+            where the model has labels (its attribute `label_dim`). A callable that does not tell
+            its `label_dim` gets them as given, one row per image.
+        seeds: sequence of ints >= 0 (modulo 2^32), one per image; may repeat. Noise, drawn class
+            and churn of an image come from its seed alone (`seeds.StackedRandom`), bit for bit,
+            on any device and for any batch size, order or split; the finished images then agree
+            within the rounding of the network's arithmetic.
+        noise: standard normal noise `[N, C, H, W]` to use instead of the seeds'. Seeds are then
+            needed only for what else is drawn: classes, churn. A callable that does not tell its
+            `img_channels` and `img_resolution` needs it.
+        num_steps: steps; each but the last evaluates the model twice.
+        sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`.
+        S_churn, S_min, S_max, S_noise: churn, see `schedules.Churn`; 0 for none.
+        interval: `(lo, hi)`: guide only where `lo < sigma <= hi`; outside, the guide does not run
+            and the guidance counts as 1 (INT section 3).
+        batch_size: images at a time; None for up to 64.
+        device: where to run. None: where the model is; for names and paths the CUDA device if
+            there is one, otherwise the CPU.
+        dtype: type of the sampler's state, torch.float32 or torch.float64.
+        progress: show a progress bar.
+        callback: called with a `StepInfo` after each step of each batch.
+        raw: True for the samples as they are, False for images as the model's encoder decodes
+            them; None decodes where the model has an encoder, as loaded ones do.
+
+    Returns:
+        Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
+        seeds.
+
+    Raises:
+        TypeError, ValueError: bad input, before any work.
+        FloatingPointError: values became non-finite; names the step and the net. (One number is
+            read back from the device after each step for this.)
+
+    Not differentiable. Randomness comes from the seeds alone; torch's own generator is untouched.
+    """
+    num_steps, sigma_min, sigma_max, rho = arguments.noise_levels(
+        num_steps, sigma_min, sigma_max, rho
+    )
+    churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
+    interval = arguments.guidance_interval(interval)
+    guidance = arguments.number(
+        "guidance", guidance, "finite", math.isfinite, "1 is no guidance, 1.5 a usual start"
+    )
+    if batch_size is not None:
+        batch_size = arguments.count("batch_size", batch_size, "leave it out for up to 64")
+    arguments.state_dtype(dtype)
+    if seeds is not None or noise is None:
+        seeds = arguments.image_seeds(seeds)
+    if device is not None:
+        device = arguments.present_device(device)
+
+    names = {"model": _described(model, "model"), "guide": _described(guide, "guide")}
+    model, guide, device = _nets(model, guide, guidance, device, noise)
+    arguments.nets_agree(model, guide)
+    shape = arguments.image_shape(model, guide)
+    if noise is not None:
+        noise = arguments.given_noise(noise, shape, seeds)
+    elif shape is None:
+        raise ValueError(
+            "sample: noise must be given for a callable without img_channels and img_resolution, "
+            "got None; pass noise=StackedRandom('cpu', seeds).randn([C, H, W]) of "
+            "autoguide_fast.seeds, or set the two attributes"
+        )
+    num_images = len(seeds if noise is None else noise)
+    label_dim = getattr(model, "label_dim", None)
+    if label_dim is None:
+        label_dim = getattr(guide, "label_dim", None) or None
+    rows = arguments.labels(class_labels, num_images, label_dim)
+    if seeds is None and (churn.S_churn or (rows is None and label_dim)):
+        needed = "churn" if churn.S_churn else "classes are drawn"
+        raise ValueError(
+            f"sample: seeds must be given beside noise where there is {needed}, got None; pass one "
+            "seed per image" + ("" if churn.S_churn else ", or class_labels")
+        )
+    encoder = getattr(model, "encoder", None)
+    if raw is False and encoder is None:
+        raise ValueError(
+            "sample: raw must be True or None for a model without an encoder, got False; set "
+            "model.encoder, for instance to autoguide_fast.encoders.PixelEncoder()"
+        )
+    for role, net in (("model", model), ("guide", guide)):
+        arguments.finite_weights(names[role], net)
+
+    sigmas = rho_schedule(num_steps, sigma_min, sigma_max, rho, dtype)
+    steps = plan_steps(sigmas, guidance, interval, churn, device)
+    batch_size = batch_size or DEFAULT_BATCH_SIZE
+    batches = [
+        range(start, min(start + batch_size, num_images))
+        for start in range(0, num_images, batch_size)
+    ]
+    done = []
+    with torch.no_grad(), _evaluating(model, guide), _bar(progress, batches, steps) as bar:
+        pair = engine.prepare_pair(model, guide if guidance != 1 else None)
+        for number, indices in enumerate(batches):
+            x, classes, randn = _drawn(indices, seeds, noise, rows, label_dim, shape, device, dtype)
+            if pair is None:
+                stepper = EagerStepper(model, guide, guidance, classes, device)
+            else:
+                stepper = engine.PreparedStepper(*pair, guidance, classes, steps)
+
+            def on_step(step, x, number=number, indices=indices, stepper=stepper):
+                _check_finite(step, x, stepper, names)
+                bar.update()
+                if callback is not None:
+                    info = StepInfo(
+                        number, len(batches), step.index, num_steps, step.sigma_next, indices, x
+                    )
+                    callback(info)
+
+            x = heun(stepper, x, steps, randn, on_step)
+            done.append(x if encoder is None or raw else encoder.decode(x))
+    if done:
+        return torch.cat(done)
+    empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
+    return empty if encoder is None or raw else encoder.decode(empty)
+
+
+def _described(net, role):
+    return f"{role} {os.fspath(net)!r}" if isinstance(net, (str, os.PathLike)) else role
+
+
+def _nets(model, guide, guidance, device, noise):
+    """The two nets as callables on one device, which is returned too; loads names and paths."""
+    if isinstance(model, (str, os.PathLike)) and guide is None and guidance != 1:
+        guide = checkpoints.bundled_guide(model)
+    elif isinstance(guide, str):
+        guide = checkpoints.bundled_guide(guide) or guide
+    if guide is None and guidance != 1:
+        raise ValueError(
+            f"sample: guide must be given where guidance is not 1, got None at guidance "
+            f"{guidance:g}; pass a worse version of the model, or unlabelled(model) for CFG"
+        )
+    nets = {"model": model, "guide": guide}
+    for role, net in nets.items():
+        if isinstance(net, (str, os.PathLike)):
+            nets[role] = checkpoints.find(net, f"sample: {role}")
+        elif not callable(net) and not (role == "guide" and net is None):
+            raise TypeError(
+                f"sample: {role} must be a name, a path or a callable (x, sigma, class_labels) -> "
+                f"D, got {type(net).__name__}; load a checkpoint with autoguide_fast.load"
+            )
+
+    modules = {role: arguments.module_of(net) for role, net in nets.items()}
+    found = {
+        role: next((p.device for p in module.parameters()), None)
+        for role, module in modules.items()
+        if module is not None
+    }
+    if device is None:
+        device = found.get("model") or found.get("guide")
+    if device is None and isinstance(noise, torch.Tensor):
+        device = noise.device
+    if device is None:
+        named = any(isinstance(net, os.PathLike) for net in nets.values())
+        device = "cuda" if named and torch.cuda.is_available() else "cpu"
+        device = arguments.present_device(device)
+    for role, place in found.items():
+        if place is not None and place != device:
+            raise ValueError(
+                f"sample: {role} must be on {device}, got one on {place}; move it there with "
+                f".to({str(device)!r}), or pass device={str(place)!r}"
+            )
+    for role, net in nets.items():
+        if isinstance(net, os.PathLike):
+            nets[role] = checkpoints.load(net, device)
+    return nets["model"], nets["guide"], device
+
+
+def _drawn(indices, seeds, noise, rows, label_dim, shape, device, dtype):
+    """Noise, labels and the source of churn noise for the images `indices`."""
+    part = slice(indices.start, indices.stop)
+    shape = shape or noise.shape[1:]
+    x, classes, randn = None, None, None
+    if seeds is not None:
+        streams = StackedRandom(device, seeds[part])
+        x = streams.randn(shape)
+        if label_dim:
+            classes = arguments.one_hot(streams.randint(label_dim), label_dim)
+
+        def randn():
+            return streams.randn(shape, dtype)
+
+    if noise is not None:
+        x = noise[part].to(device)
+    if rows is not None:
+        classes = rows[part].to(device)
+    return x.to(dtype), classes, randn
+
+
+@contextlib.contextmanager
+def _evaluating(*nets):
+    """Puts the nets' modules in evaluation mode and back, whatever happens in between."""
+    modules = [m for net in nets if (top := arguments.module_of(net)) for m in top.modules()]
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _bar(progress, batches, steps):
+    from tqdm import tqdm
+
+    return tqdm(total=len(batches) * len(steps), unit="step", disable=not progress)
+
+
+def _check_finite(step, x, stepper, names):
+    if torch.isfinite(x).all():
+        return
+    where = (
+        f"step {step.index + 1} of {step.num_steps} (sigma {step.sigma_hat:.4g} to "
+        f"{step.sigma_next:.4g})"
+    )
+    role = next((role for role, y in stepper.outputs if not torch.isfinite(y).all()), None)
+    if role is None:
+        raise FloatingPointError(
+            f"sample: the state must stay finite, got NaN or infinity in {where} though model and "
+            "guide returned finite values; lower guidance or sigma_max"
+        )
+    raise FloatingPointError(
+        f"sample: output of the {names[role]} must be finite, got NaN or infinity in {where}; "
+        "check its weights, and whether float16 overflows"
+    )

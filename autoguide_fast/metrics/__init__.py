@@ -1,0 +1,26 @@
+"""How good samples are: distance to the data, fidelity, diversity, memorisation, class agreement.
+
+Everything here runs on the CPU in float64, on NumPy arrays or tensors. A *feature* is any vector
+that stands for an image; `pixel_features` makes the simplest kind, the pixels themselves.
+"""
+
+from autoguide_fast.metrics.classifier import class_agreement, train_classifier
+from autoguide_fast.metrics.features import pixel_features
+from autoguide_fast.metrics.frechet import feature_statistics, frechet_distance
+from autoguide_fast.metrics.manifold import PrecisionRecall, precision_recall
+from autoguide_fast.metrics.memorisation import Memorisation, memorisation
+from autoguide_fast.metrics.quality import Quality, Reference
+
+__all__ = [
+    "Memorisation",
+    "PrecisionRecall",
+    "Quality",
+    "Reference",
+    "class_agreement",
+    "feature_statistics",
+    "frechet_distance",
+    "memorisation",
+    "pixel_features",
+    "precision_recall",
+    "train_classifier",
+]

@@ -1,0 +1,85 @@
+"""One yardstick for many sets of samples: a reference set prepared once, then asked repeatedly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from autoguide_fast.metrics.classifier import class_agreement, train_classifier
+from autoguide_fast.metrics.features import pixel_features
+from autoguide_fast.metrics.frechet import feature_statistics, frechet_distance
+from autoguide_fast.metrics.manifold import precision_recall
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured on one set of samples.
+
+    Attributes:
+        nimg: number of samples.
+        frechet: Frechet distance to the reference in pixels; lower is better.
+        precision, recall: shares in [0, 1]; higher is better.
+        agreement: share of samples that show the class asked for.
+    """
+
+    nimg: int
+    frechet: float
+    precision: float
+    recall: float
+    agreement: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the figures by name, ready for JSON."""
+        return asdict(self)
+
+
+class Reference:
+    """Real, labelled images against which samples are judged, in pixels scaled to [-1, 1].
+
+    Args:
+        images: uint8 `[N, C, H, W]`, array or tensor.
+        labels: integers `[N]`.
+        k: neighbour that sets the radii of precision and recall.
+
+    Raises:
+        ValueError, TypeError: as the metrics that it prepares.
+    """
+
+    def __init__(self, images, labels, k: int = 3):
+        self.features = pixel_features(images)
+        self.statistics = feature_statistics(self.features)
+        self.classifier = train_classifier(self.features, labels)
+        self.k = k
+
+    def frechet(self, images) -> float:
+        """Return the Frechet distance between the reference and uint8 images `[M, C, H, W]`."""
+        return frechet_distance(feature_statistics(pixel_features(images)), self.statistics)
+
+    def quality(self, images, labels) -> Quality:
+        """Judge samples.
+
+        Precision and recall want as many samples as there are reference images. If there are
+        more, they are judged in equal groups of the reference's size, in their order, and the
+        figures averaged; what fills no group is left out of these two figures.
+
+        Args:
+            images: uint8 `[M, C, H, W]`, M > k, array or tensor.
+            labels: integers `[M]`, the classes asked for.
+
+        Returns:
+            A `Quality`.
+        """
+        features = pixel_features(images)
+        size = min(len(self.features), len(features))
+        groups = [
+            precision_recall(self.features, features[start : start + size], self.k)
+            for start in range(0, len(features) - size + 1, max(size, 1))
+        ]
+        return Quality(
+            nimg=len(features),
+            frechet=frechet_distance(feature_statistics(features), self.statistics),
+            precision=float(np.mean([group.precision for group in groups])),
+            recall=float(np.mean([group.recall for group in groups])),
+            agreement=class_agreement(self.classifier, features, labels),
+        )

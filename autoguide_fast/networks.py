@@ -1,0 +1,417 @@
+"""The EDM2 denoiser: U-Net (EDM2 fig. 21, configuration G), preconditioning (EDM table 1)."""
+
+import numbers
+
+import torch
+import torch.nn.functional as F
+
+from . import ops
+from .nn import MPConv, MPFourier
+
+
+class Block(torch.nn.Module):
+    """One encoder or decoder block of the U-Net (EDM2 fig. 21).
+
+    Encoder: resample, 1x1 skip convolution where the width changes, pixel norm, residual branch.
+    Decoder: concatenation with the encoder's feature map or resampling, residual branch beside a
+    1x1 skip convolution. Both end in a magnitude-preserving sum, optional self-attention and a
+    clip to `+-clip_act`.
+
+    Args:
+        in_channels, out_channels, emb_channels (int): Widths of the input (after concatenation), of
+            the output, and of the embedding.
+        flavor ({"enc", "dec"})
+        resample_mode ({"keep", "up", "down"})
+        attention (bool): Whether to end in self-attention with `out_channels // channels_per_head`
+            heads. As in the published networks, a block narrower than `channels_per_head` has no
+            attention.
+        concat_balance (float): Weight of the encoder's feature map in the concatenation (used where
+            `skip` is given).
+        dropout, res_balance, attn_balance, clip_act: As in `Precond`.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        emb_channels,
+        flavor="enc",
+        resample_mode="keep",
+        attention=False,
+        channels_per_head=64,
+        dropout=0.0,
+        res_balance=0.3,
+        attn_balance=0.3,
+        clip_act=256,
+        concat_balance=0.5,
+    ):
+        super().__init__()
+        self.flavor = flavor
+        self.resample_mode = resample_mode
+        self.num_heads = out_channels // channels_per_head if attention else 0
+        if self.num_heads and out_channels % self.num_heads:
+            raise ValueError(
+                "Block: channels_per_head must split the width into equal heads, got "
+                f"channels_per_head={channels_per_head} for {out_channels} channels; choose a "
+                "divisor of the width"
+            )
+        self.dropout = dropout
+        self.res_balance = res_balance
+        self.attn_balance = attn_balance
+        self.clip_act = clip_act
+        self.concat_balance = concat_balance
+
+        self.emb_gain = torch.nn.Parameter(torch.zeros([]))
+        branch_in = out_channels if flavor == "enc" else in_channels
+        self.conv_res0 = MPConv(branch_in, out_channels, kernel=[3, 3])
+        self.emb_linear = MPConv(emb_channels, out_channels, kernel=[])
+        self.conv_res1 = MPConv(out_channels, out_channels, kernel=[3, 3])
+        self.conv_skip = None
+        if in_channels != out_channels:
+            self.conv_skip = MPConv(in_channels, out_channels, kernel=[1, 1])
+        self.attn_qkv = self.attn_proj = None
+        if self.num_heads:
+            self.attn_qkv = MPConv(out_channels, out_channels * 3, kernel=[1, 1])
+            self.attn_proj = MPConv(out_channels, out_channels, kernel=[1, 1])
+
+    def modulation(self, emb):
+        """Numbers near 1, `[N or 1, out_channels]`, by which the embedding scales channels."""
+        return self.emb_linear(emb, gain=self.emb_gain) + 1
+
+    def forward(self, x, modulation, skip=None):
+        """`x [N, C, H, W]`, what `modulation` returned, `skip` a feature map or None."""
+        x, y = self._enter(x, skip)
+        y = self.conv_res0(y)
+        y = ops.modulate_mp_silu(y, modulation)
+        if self.dropout and self.training:
+            y = F.dropout(y, p=self.dropout)
+        y = self.conv_res1(y)
+
+        if self.flavor == "dec" and self.conv_skip is not None:
+            x = self.conv_skip(x)
+        if not self.num_heads:
+            return ops.mp_sum(x, y, t=self.res_balance, clip=self.clip_act)
+        x = ops.mp_sum(x, y, t=self.res_balance)
+        return ops.mp_sum(x, self._attend(x), t=self.attn_balance, clip=self.clip_act)
+
+    def _enter(self, x, skip):
+        """The block's main path and its activated copy, which starts the residual branch."""
+        if self.flavor == "enc":
+            mode = self.resample_mode
+            if self.conv_skip is not None:
+                x, mode = self.conv_skip(ops.resample(x, mode)), "keep"
+            return ops.resample_normalize_mp_silu(x, mode=mode)
+        x = ops.resample(x, self.resample_mode)
+        if skip is None:
+            return x, ops.mp_silu(x)
+        return ops.mp_cat_mp_silu(x, skip, t=self.concat_balance)
+
+    def _attend(self, x):
+        """Cosine self-attention over the pixels (EDM2 section B.3)."""
+        q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
+        y = F.scaled_dot_product_attention(q, k, v)  # [N, heads, H*W, channels]
+        return self.attn_proj(y.transpose(2, 3).reshape(x.shape))
+
+
+class UNet(torch.nn.Module):
+    """The raw network F(x, c_noise, label) of EDM2 fig. 21; `Precond` documents the options."""
+
+    def __init__(
+        self,
+        img_resolution,
+        img_channels,
+        label_dim,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        channel_mult_noise=None,
+        channel_mult_emb=None,
+        num_blocks=3,
+        attn_resolutions=(16, 8),
+        label_balance=0.5,
+        concat_balance=0.5,
+        **block_options,
+    ):
+        super().__init__()
+        widths = [model_channels * m for m in channel_mult]
+        noise_channels = _multiple(model_channels, channel_mult_noise, widths[0])
+        emb_channels = _multiple(model_channels, channel_mult_emb, max(widths))
+        self.label_balance = label_balance
+        self.out_gain = torch.nn.Parameter(torch.zeros([]))
+
+        # Embedding of noise level and class.
+        self.emb_fourier = MPFourier(noise_channels)
+        self.emb_noise = MPConv(noise_channels, emb_channels, kernel=[])
+        self.emb_label = MPConv(label_dim, emb_channels, kernel=[]) if label_dim else None
+
+        def block(flavor, c_in, c_out, resolution, mode="keep", attention=None):
+            if attention is None:
+                attention = resolution in attn_resolutions
+            return Block(
+                c_in, c_out, emb_channels, flavor, mode, attention,
+                concat_balance=concat_balance, **block_options,
+            )  # fmt: skip
+
+        # Encoder: one more input channel, of ones, stands in for biases.
+        self.enc = torch.nn.ModuleDict()
+        width, skips = img_channels + 1, []
+        for level, c_out in enumerate(widths):
+            res = img_resolution >> level
+            if level == 0:
+                self.enc[f"{res}x{res}_conv"] = MPConv(width, c_out, kernel=[3, 3])
+                width = c_out
+            else:
+                down = block("enc", width, width, res, mode="down", attention=False)
+                self.enc[f"{res}x{res}_down"] = down
+            skips.append(width)
+            for i in range(num_blocks):
+                self.enc[f"{res}x{res}_block{i}"] = block("enc", width, c_out, res)
+                width = c_out
+                skips.append(width)
+
+        # Decoder.
+        self.dec = torch.nn.ModuleDict()
+        for level, c_out in reversed(list(enumerate(widths))):
+            res = img_resolution >> level
+            if level == len(widths) - 1:
+                self.dec[f"{res}x{res}_in0"] = block("dec", width, width, res, attention=True)
+                self.dec[f"{res}x{res}_in1"] = block("dec", width, width, res, attention=False)
+            else:
+                up = block("dec", width, width, res, mode="up", attention=False)
+                self.dec[f"{res}x{res}_up"] = up
+            for i in range(num_blocks + 1):
+                c_in = width + skips.pop()
+                self.dec[f"{res}x{res}_block{i}"] = block("dec", c_in, c_out, res)
+                width = c_out
+        self.out_conv = MPConv(width, img_channels, kernel=[3, 3])
+
+    def embed(self, c_noise, class_labels):
+        """Embedding `[N or 1, emb_channels]` of `c_noise [N or 1]` and labels (or None)."""
+        emb = self.emb_noise(self.emb_fourier(c_noise))
+        if self.emb_label is not None:
+            # A one-hot row times sqrt(label_dim) has unit magnitude.
+            labels = class_labels * class_labels.shape[1] ** 0.5
+            emb = ops.mp_sum(emb, self.emb_label(labels), t=self.label_balance)
+        return ops.mp_silu(emb)
+
+    def modulations(self, c_noise, class_labels):
+        """All blocks' modulations, in the order of the blocks; independent of the images."""
+        emb = self.embed(c_noise, class_labels)
+        modules = [*self.enc.values(), *self.dec.values()]
+        return [m.modulation(emb) for m in modules if isinstance(m, Block)]
+
+    def forward(self, x, c_noise, class_labels):
+        """`x [N, C, H, W]` scaled to unit variance -> `F [N, C, H, W]`."""
+        return self.run(x, self.modulations(c_noise, class_labels))
+
+    def run(self, x, modulations):
+        """`forward` with its modulations at hand."""
+        modulations = iter(modulations)
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        skips = []
+        for name, module in self.enc.items():
+            x = module(x) if name.endswith("conv") else module(x, next(modulations))
+            skips.append(x)
+        for name, module in self.dec.items():
+            x = module(x, next(modulations), skips.pop() if "block" in name else None)
+        return self.out_conv(x, gain=self.out_gain)
+
+
+class Precond(torch.nn.Module):
+    """EDM2 denoiser `D(x; sigma, label)`: the U-Net with EDM's preconditioning.
+
+    `D = c_skip x + c_out F(c_in x; c_noise, label)` with `c_skip = sd^2 / (sigma^2 + sd^2)`,
+    `c_out = sigma sd / sqrt(sigma^2 + sd^2)`, `c_in = 1 / sqrt(sigma^2 + sd^2)`,
+    `c_noise = ln(sigma) / 4` and `sd = sigma_data` (EDM table 1).
+
+    Args:
+        img_resolution (int): Height and width of the images or latents; divisible by `2 **
+            (len(channel_mult) - 1)`.
+        img_channels (int): Channels of the images or latents.
+        label_dim (int): Number of classes; 0 for a network without labels, which ignores the ones
+            it is given.
+        model_channels (int): Base width.
+        channel_mult (sequence of int): Width of each level in multiples of `model_channels`,
+            highest resolution first.
+        channel_mult_noise, channel_mult_emb (int or None): Width of the Fourier features and of the
+            embedding, in the same multiples; None for the first and for the largest of the level
+            widths.
+        num_blocks (int): Encoder blocks per level; the decoder has one more.
+        attn_resolutions (sequence of int): Resolutions whose blocks have self-attention.
+        label_balance, concat_balance, res_balance, attn_balance (float): Weight of the second term
+            in the sums that join label, skip feature map, residual branch and attention.
+        resample_filter (sequence of int): Only `[1, 1]` is supported.
+        channels_per_head (int): Width of an attention head; a block narrower than this has no
+            attention.
+        dropout (float): Dropout probability in the residual branches, in training mode.
+        clip_act (float or None): Bound on the activations at the end of each block.
+        sigma_data (float): Standard deviation of the data.
+        logvar_channels (int): Fourier features of the uncertainty head u(sigma) (EDM2 section 2.1).
+        use_fp16 (bool): Run the U-Net in float16 on CUDA devices. Preconditioning and result stay
+            float32, and so does everything on other devices.
+
+    Attributes:
+        config (dict): All constructor arguments, ready for JSON: `Precond(**net.config)` is the
+            same network.
+        info (dict): What else a checkpoint recorded about the network; empty for one that was not
+            loaded.
+        encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
+            None for raw samples.
+    """
+
+    def __init__(
+        self,
+        img_resolution,
+        img_channels,
+        label_dim,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        channel_mult_noise=None,
+        channel_mult_emb=None,
+        num_blocks=3,
+        attn_resolutions=(16, 8),
+        label_balance=0.5,
+        concat_balance=0.5,
+        resample_filter=(1, 1),
+        channels_per_head=64,
+        dropout=0.0,
+        res_balance=0.3,
+        attn_balance=0.3,
+        clip_act=256,
+        sigma_data=0.5,
+        logvar_channels=128,
+        use_fp16=False,
+    ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        self.config = {k: _plain(v) for k, v in config.items()}
+        _check_config(self.config)
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.label_dim = label_dim
+        self.sigma_data = sigma_data
+        self.use_fp16 = use_fp16
+        self.encoder = None
+        self.info = {}
+        outside = ("resample_filter", "sigma_data", "logvar_channels", "use_fp16")
+        self.unet = UNet(**{k: v for k, v in self.config.items() if k not in outside})
+        self.logvar_fourier = MPFourier(logvar_channels)
+        self.logvar_linear = MPConv(logvar_channels, 1, kernel=[])
+
+    def forward(self, x, sigma, class_labels=None, return_logvar=False):
+        """Denoise `x`.
+
+        Args:
+            x (Tensor [N, img_channels, img_resolution, img_resolution]): Noisy images; computed in
+                float32.
+            sigma (Tensor, 0-dim, [N] or [N, 1, 1, 1], or float): Noise levels > 0, in units of `x`.
+                One level for the whole batch is embedded once.
+            class_labels (Tensor [N or 1, label_dim] or None): One-hot (or soft) labels; None stands
+                for all zeros.
+            return_logvar (bool): Also return u(sigma), `[N or 1, 1, 1, 1]`.
+
+        Returns:
+            Tensor [N, C, H, W] float32, and u(sigma) if asked for.
+
+        Raises ValueError where shapes do not fit. Differentiable; graph-capturable in evaluation
+        mode when `sigma` is a tensor on the device.
+        """
+        x, sigma = self._inputs(x, sigma)
+        raw = self._raw(x, sigma, class_labels)
+        sd = self.sigma_data
+        var = sigma**2 + sd**2
+        denoised = (sd**2 / var) * x + (sigma * sd / var.sqrt()) * raw
+        if not return_logvar:
+            return denoised
+        c_noise = sigma.flatten().log() / 4
+        logvar = self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
+        return denoised, logvar
+
+    def raw(self, x, sigma, class_labels=None):
+        """The network's output `F` before `c_skip` and `c_out`, float32 `[N, C, H, W]`.
+
+        Arguments as in `forward`. This is what the fused sampler step takes, which computes
+        `c_skip x + c_out F` on its way.
+        """
+        return self._raw(*self._inputs(x, sigma), class_labels)
+
+    def _raw(self, x, sigma, class_labels):
+        dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
+        labels = self._labels(x, class_labels, dtype)
+        c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
+        c_noise = sigma.flatten().log() / 4
+        return self.unet((c_in * x).to(dtype), c_noise.to(dtype), labels).float()
+
+    def _inputs(self, x, sigma):
+        """`x` and `sigma` as float32, the latter `[N or 1, 1, 1, 1]`."""
+        expected = (self.img_channels, self.img_resolution, self.img_resolution)
+        if x.ndim != 4 or x.shape[1:] != expected:
+            raise ValueError(
+                f"Precond: x must be [N, {', '.join(map(str, expected))}], got "
+                f"{list(x.shape)}; resize it or use a network made for that shape"
+            )
+        x = x.to(torch.float32)
+        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
+        if sigma.shape[0] not in (1, x.shape[0]):
+            raise ValueError(
+                f"Precond: sigma must hold one noise level or one per image, got {sigma.shape[0]} "
+                f"for {x.shape[0]} images; pass a scalar or a tensor [N]"
+            )
+        return x, sigma
+
+    def _labels(self, x, class_labels, dtype):
+        if self.label_dim == 0:
+            return None
+        if class_labels is None:
+            return torch.zeros([1, self.label_dim], device=x.device, dtype=dtype)
+        rows_fit = class_labels.ndim == 2 and class_labels.shape[0] in (1, x.shape[0])
+        if not rows_fit or class_labels.shape[1] != self.label_dim:
+            raise ValueError(
+                f"Precond: class_labels must be [{x.shape[0]}, {self.label_dim}] (one-hot), got "
+                f"{list(class_labels.shape)}; use torch.nn.functional.one_hot on class indices"
+            )
+        return class_labels.to(dtype)
+
+
+def _multiple(model_channels, mult, default):
+    return default if mult is None else model_channels * mult
+
+
+def _plain(value):
+    """`value` as JSON would give it back: lists for tuples, plain numbers for numpy's."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(
+        f"Precond: options must be numbers, lists of numbers, booleans or None, got {value!r}; "
+        "pass plain Python values"
+    )
+
+
+def _check_config(config):
+    positive = ["img_resolution", "img_channels", "model_channels"]
+    positive += ["channels_per_head", "logvar_channels", "sigma_data"]
+    for name in positive:
+        if not config[name] > 0:
+            raise ValueError(f"Precond: {name} must be positive, got {config[name]}; raise it")
+    for name, zero in (("label_dim", "labels"), ("num_blocks", "encoder blocks")):
+        if config[name] < 0:
+            raise ValueError(f"Precond: {name} must be >= 0, got {config[name]}; 0 means no {zero}")
+    if not config["channel_mult"]:
+        raise ValueError("Precond: channel_mult must name at least one level, got []; try [1, 2]")
+    factor = 2 ** (len(config["channel_mult"]) - 1)
+    if config["img_resolution"] % factor:
+        raise ValueError(
+            f"Precond: img_resolution must be divisible by {factor} for "
+            f"{len(config['channel_mult'])} levels, got {config['img_resolution']}; pad the images "
+            "or drop a level from channel_mult"
+        )
+    if config["resample_filter"] != [1, 1]:
+        raise ValueError(
+            f"Precond: resample_filter must be [1, 1], got {config['resample_filter']}; other "
+            "filters are not supported"
+        )

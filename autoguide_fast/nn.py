@@ -1,0 +1,63 @@
+"""Magnitude-preserving layers: what the U-Net is built of (EDM2)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from . import ops
+
+
+class MPConv(torch.nn.Module):
+    """Convolution or linear layer that keeps the magnitude of what passes through.
+
+    `y = x * w`, `w = gain * normalize(weight) / sqrt(fan_in)`: each output channel's weight
+    vector has unit variance however the optimiser scales it (EDM2 eq. 47 and 66). In training mode
+    the stored weight itself is replaced by its normalised value at every forward pass ("forced
+    weight normalization", EDM2 section 2.3), so that gradient steps never grow it.
+
+    Args:
+        in_channels, out_channels (int): Channels of `x` and of the result.
+        kernel (sequence of int): `[]` for a linear layer on `[N, C]`, `[k, k]` for a convolution on
+            `[N, C, H, W]` with zero padding `k // 2`. There is no bias: the U-Net appends a channel
+            of ones instead.
+
+    The weight is kept in the parameter's own type and cast to the type of `x` after the
+    normalisation, so a float16 network keeps float32 weights. Differentiable, graph-capturable in
+    evaluation mode.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel):
+        super().__init__()
+        self.out_channels = out_channels
+        self.weight = torch.nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+
+    def forward(self, x, gain=1.0):
+        """Apply the layer to `x`; `gain` is a float or a 0-dim tensor."""
+        prepare = ops.mp_weight_forced if self.training else ops.mp_weight
+        weight = prepare(self.weight, gain=gain, dtype=x.dtype)
+        if weight.ndim == 2:
+            return x @ weight.t()
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    def extra_repr(self):
+        return f"weight={list(self.weight.shape)}"
+
+
+class MPFourier(torch.nn.Module):
+    """Random Fourier features of a number, each of unit variance.
+
+    `y_i = sqrt(2) cos(x f_i + p_i)`, `f_i = 2 pi bandwidth N(0, 1)`, `p_i = 2 pi U(0, 1)`
+    (EDM2 eq. 75). Frequencies and phases are drawn once and stored as buffers.
+
+    `forward` takes `x [N]` and returns `[N, num_channels]` in the type of `x`, computed in
+    float32. Differentiable, graph-capturable.
+    """
+
+    def __init__(self, num_channels, bandwidth=1):
+        super().__init__()
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(num_channels) * bandwidth)
+        self.register_buffer("phases", 2 * math.pi * torch.rand(num_channels))
+
+    def forward(self, x):
+        return ops.mp_fourier(x, self.freqs, self.phases)

@@ -1,0 +1,171 @@
+"""Heun's method for the probability flow, written once, for any denoiser (EDM alg. 1 and 2).
+
+`plan_steps` settles on the host all that a run's noise levels decide: where to churn, where the
+guide runs. `heun` is the one loop; it asks a *stepper* for the first and the second half of each
+step. `EagerStepper` evaluates any callables; other steppers may run the same loop, and record it
+as a CUDA graph: noise levels are device tensors and nothing is read back.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from . import ops
+from .guidance import Unlabelled, guides_at
+from .networks import Precond
+from .schedules import Churn
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the sampler, from `sigma` (raised to `sigma_hat`) down to `sigma_next`."""
+
+    index: int
+    num_steps: int
+    sigma: float
+    sigma_hat: float
+    sigma_next: float
+    churn_std: float  # of the noise that raises sigma to sigma_hat; 0 for none
+    guided: bool  # the guide runs in the first half, at sigma_hat
+    guided_next: bool  # the guide runs in the second half, at sigma_next
+    level: torch.Tensor  # sigma_hat, 0-dim float64 on the device
+    level_next: torch.Tensor  # sigma_next, likewise
+
+    @property
+    def is_last(self):
+        """The last step, to sigma = 0, has no second half."""
+        return self.sigma_next == 0
+
+
+def plan_steps(sigmas, guidance=1.0, interval=None, churn=None, device="cpu"):
+    """The list of `Step` for the noise levels `sigmas` (float64 [num_steps + 1], last 0).
+
+    `guidance` and `interval` decide where the guide runs, `churn` (a `schedules.Churn`)
+    where noise is added.
+    """
+    churn = churn or Churn()
+    sigmas = [float(s) for s in sigmas]
+    num_steps = len(sigmas) - 1
+    raised = [churn.raised(s, num_steps) for s in sigmas[:-1]]
+    levels = [[hat, following] for (hat, _), following in zip(raised, sigmas[1:], strict=True)]
+    levels = torch.tensor(levels, dtype=torch.float64).to(device)
+    return [
+        Step(
+            index=i,
+            num_steps=num_steps,
+            sigma=sigmas[i],
+            sigma_hat=sigma_hat,
+            sigma_next=sigmas[i + 1],
+            churn_std=churn_std,
+            guided=guides_at(sigma_hat, guidance, interval),
+            guided_next=guides_at(sigmas[i + 1], guidance, interval),
+            level=levels[i, 0],
+            level_next=levels[i, 1],
+        )
+        for i, (sigma_hat, churn_std) in enumerate(raised)
+    ]
+
+
+def heun(stepper, noise, steps, randn=None, on_step=None):
+    """Integrate from pure noise to an image.
+
+    Args:
+        stepper (object): `first(x, step) -> (x_next, slope)` is Euler's half, `second(x, x_next,
+            slope, step) -> x_new` Heun's correction; `EagerStepper` is one.
+        noise (Tensor [N, C, H, W], float32 or float64): Standard normal noise; its type is that of
+            the state.
+        steps (list of Step): From `plan_steps`, on the device of `noise`.
+        randn (callable, optional): Called without arguments for the churn noise, shaped and typed
+            as `noise`; needed where a step has `churn_std > 0`.
+        on_step (callable, optional): `on_step(step, x)` after each step.
+
+    Returns:
+        Tensor like `noise`. Differentiable where the stepper is; capturable in a CUDA graph unless
+        `randn` or `on_step` is not.
+    """
+    x = noise * steps[0].sigma
+    for step in steps:
+        if step.churn_std:
+            x = x + step.churn_std * randn()
+        x_next, slope = stepper.first(x, step)
+        if not step.is_last:
+            x_next = stepper.second(x, x_next, slope, step)
+        x = x_next
+        if on_step is not None:
+            on_step(step, x)
+    return x
+
+
+class EagerStepper:
+    """Evaluates model and guide as they are, then takes the fused half step.
+    Args:
+        model, guide (callable `(x, sigma, class_labels) -> D`): `guide` may be None where no step
+            is guided. A module gets `x` and the 0-dim `sigma` in its own floating type, a bare
+            callable in that of the state.
+        guidance (float)
+        class_labels (Tensor or None): Handed to both; None to a net whose `label_dim` is 0.
+        device (torch.device): Where the state lives.
+    """
+
+    def __init__(self, model, guide=None, guidance=1.0, class_labels=None, device="cpu"):
+        self.nets = {"model": model, "guide": guide}
+        self.labels = {
+            role: None if getattr(net, "label_dim", None) == 0 else class_labels
+            for role, net in self.nets.items()
+        }
+        self.guidance = torch.tensor(guidance, dtype=torch.float64).to(device)
+        self.outputs = []  # (role, output) of the step under way, in order of evaluation
+
+    def first(self, x, step):
+        """Euler's step from `step.level` to `step.level_next`."""
+        self.outputs.clear()
+        denoised = self._evaluate(x, step.level, step.guided)
+        return ops.guided_heun_first(x, *denoised, step.level, step.level_next, self.guidance)
+
+    def second(self, x, x_next, slope, step):
+        """Heun's correction with the slope found at the end of Euler's step."""
+        denoised = self._evaluate(x_next, step.level_next, step.guided_next)
+        return ops.guided_heun_second(
+            x, x_next, slope, *denoised, step.level, step.level_next, self.guidance
+        )
+
+    def _evaluate(self, x, sigma, guided):
+        denoised = self._output("model", x, sigma)
+        return denoised, self._output("guide", x, sigma) if guided else None
+
+    def _output(self, role, x, sigma):
+        net = self.nets[role]
+        dtype = input_dtype(net, x.dtype)
+        labels = self.labels[role]
+        if labels is not None and labels.is_floating_point():
+            labels = labels.to(dtype)
+        output = net(x.to(dtype), sigma.to(dtype), labels)
+        _check_output(role, output, x)
+        output = output.to(x.dtype)
+        self.outputs.append((role, output))
+        return output
+
+
+def input_dtype(net, state_dtype):
+    """The floating type in which `net` is fed: a module's own, else that of the state.
+
+    Float32 for a `Precond`, which casts for itself, and for modules of mixed or no types.
+    """
+    net = net.net if isinstance(net, Unlabelled) else net
+    if not isinstance(net, torch.nn.Module):
+        return state_dtype
+    own = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    return own.pop() if len(own) == 1 and not isinstance(net, Precond) else torch.float32
+
+
+def _check_output(role, output, x):
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(
+            f"sample: {role} must return a tensor, got {type(output).__name__}; return the "
+            "denoised images [N, C, H, W]"
+        )
+    if output.shape != x.shape or not output.is_floating_point():
+        raise ValueError(
+            f"sample: {role} must return floating-point images {list(x.shape)} like its input, got "
+            f"{output.dtype} {list(output.shape)}; return the denoised images themselves"
+        )

@@ -1,0 +1,42 @@
+"""Per-image random streams: noise, labels and churn that depend on an image's seed alone."""
+
+import torch
+
+
+class StackedRandom:
+    """One random generator per image, drawn from side by side.
+
+    Image `i` has its own generator, seeded `seeds[i] mod 2^32`. In the order of the reference
+    implementation a stream yields the initial noise `randn([C, H, W])`, then the class
+    `randint(label_dim)` (not for networks without labels), then the churn noise of each step. So
+    what an image is made from never depends on the batch that it is part of.
+
+    The generators live on the CPU whatever the device, and the numbers are copied to it: CUDA's
+    generators would give other numbers for the same seed.
+
+    Args:
+        device (torch.device or str): Where the drawn tensors go.
+        seeds (sequence of int): One seed >= 0 per image; equal seeds give equal streams.
+    """
+
+    def __init__(self, device, seeds):
+        self.device = torch.device(device)
+        self.generators = [torch.Generator().manual_seed(int(s) % (1 << 32)) for s in seeds]
+
+    def randn(self, shape, dtype=torch.float32):
+        """Standard normal numbers `[N, *shape]`, each image's from its own stream."""
+        return self._stack(
+            [torch.randn(list(shape), generator=g, dtype=dtype) for g in self.generators],
+            shape,
+            dtype,
+        )
+
+    def randint(self, high):
+        """Integers in `[0, high)`, int64 `[N]`, each image's from its own stream."""
+        draws = [torch.randint(high, [], generator=g) for g in self.generators]
+        return self._stack(draws, [], torch.int64)
+
+    def _stack(self, draws, shape, dtype):
+        if not draws:
+            return torch.empty([0, *shape], dtype=dtype, device=self.device)
+        return torch.stack(draws).to(self.device)

@@ -1,0 +1,138 @@
+"""The denoiser as the papers write it: plain PyTorch, one equation after the other.
+
+Nothing here is fused or compiled. Tests compare `networks.Precond` with it, and benchmarks race it,
+eagerly and under `torch.compile`.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .ops import (
+    attention_split_reference,
+    mp_cat_reference,
+    mp_fourier_reference,
+    mp_silu_reference,
+    mp_sum_reference,
+    mp_weight_reference,
+    normalize_reference,
+    resample_reference,
+)
+
+
+class TextbookPrecond(torch.nn.Module):
+    """The same function as a `networks.Precond`, with the same parameters, unfused.
+
+    Called like the network it is made from: `(x, sigma, class_labels=None, return_logvar=False)`.
+    Shares the parameters, so training the one trains the other. Float64 parameters compute in
+    float64. Differentiable; compilable as a full graph.
+
+    Args:
+        net: the `Precond` whose parameters to use.
+    """
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        for name in ("img_resolution", "img_channels", "label_dim", "sigma_data", "encoder"):
+            setattr(self, name, getattr(net, name))
+        self.train(net.training)
+
+    def forward(self, x, sigma, class_labels=None, return_logvar=False):
+        if self.training:
+            self.normalize_weights()
+        dtype = self.net.unet.out_gain.dtype
+        x = x.to(dtype)
+        sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1, 1, 1, 1)
+
+        # EDM table 1.
+        sd = self.sigma_data
+        c_skip = sd**2 / (sigma**2 + sd**2)
+        c_out = sigma * sd / (sigma**2 + sd**2).sqrt()
+        c_in = 1 / (sigma**2 + sd**2).sqrt()
+        c_noise = sigma.flatten().log() / 4
+        if class_labels is None and self.label_dim:
+            class_labels = torch.zeros([1, self.label_dim], device=x.device)
+        if class_labels is not None:
+            class_labels = class_labels.to(dtype)
+        half = self.net.use_fp16 and x.is_cuda
+        run = torch.float16 if half else dtype
+        denoised = c_skip * x + c_out * self._unet(
+            (c_in * x).to(run),
+            c_noise.to(run),
+            class_labels if class_labels is None else class_labels.to(run),
+        ).to(dtype)
+        if not return_logvar:
+            return denoised
+        # EDM2 section 2.1: the uncertainty u(sigma).
+        u = _layer(self.net.logvar_linear, _fourier(self.net.logvar_fourier, c_noise))
+        return denoised, u.reshape(-1, 1, 1, 1)
+
+    @torch.no_grad()
+    def normalize_weights(self):
+        """Forced weight normalisation: what training does before each pass (EDM2 section 2.3)."""
+        for module in self.net.modules():
+            if hasattr(module, "out_channels"):
+                module.weight.copy_(normalize_reference(module.weight))
+
+    def _unet(self, x, c_noise, class_labels):
+        # EDM2 fig. 21.
+        unet = self.net.unet
+        emb = _layer(unet.emb_noise, _fourier(unet.emb_fourier, c_noise))
+        if unet.emb_label is not None:
+            label = _layer(unet.emb_label, class_labels * class_labels.shape[1] ** 0.5)
+            emb = mp_sum_reference(emb, label, t=unet.label_balance)
+        emb = mp_silu_reference(emb)
+
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        skips = []
+        for name, block in unet.enc.items():
+            x = _layer(block, x) if name.endswith("conv") else _encoder_block(block, x, emb)
+            skips.append(x)
+        for name, block in unet.dec.items():
+            if "block" in name:
+                x = mp_cat_reference(x, skips.pop(), t=block.concat_balance)
+            x = _decoder_block(block, x, emb)
+        return _layer(unet.out_conv, x, gain=unet.out_gain)
+
+
+def _layer(layer, x, gain=1.0):
+    """Magnitude-preserving convolution or linear layer (EDM2 eq. 47 and 66)."""
+    w = mp_weight_reference(layer.weight, gain=gain, dtype=x.dtype)
+    return x @ w.t() if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
+
+
+def _fourier(layer, x):
+    return mp_fourier_reference(x, layer.freqs, layer.phases)
+
+
+def _encoder_block(block, x, emb):
+    x = resample_reference(x, block.resample_mode)
+    if block.conv_skip is not None:
+        x = _layer(block.conv_skip, x)
+    x = normalize_reference(x, dim=1)  # pixel norm, EDM2 eq. 30
+    return _join(block, x, _residual(block, x, emb))
+
+
+def _decoder_block(block, x, emb):
+    x = resample_reference(x, block.resample_mode)
+    y = _residual(block, x, emb)
+    if block.conv_skip is not None:
+        x = _layer(block.conv_skip, x)
+    return _join(block, x, y)
+
+
+def _residual(block, x, emb):
+    y = _layer(block.conv_res0, mp_silu_reference(x))
+    c = _layer(block.emb_linear, emb, gain=block.emb_gain) + 1
+    y = mp_silu_reference(y * c[:, :, None, None])
+    y = F.dropout(y, p=block.dropout, training=block.training)
+    return _layer(block.conv_res1, y)
+
+
+def _join(block, x, y):
+    x = mp_sum_reference(x, y, t=block.res_balance)  # EDM2 eq. 88
+    if block.num_heads:
+        q, k, v = attention_split_reference(_layer(block.attn_qkv, x), block.num_heads)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        x = mp_sum_reference(x, _layer(block.attn_proj, y), t=block.attn_balance)
+    return x if block.clip_act is None else x.clamp(-block.clip_act, block.clip_act)

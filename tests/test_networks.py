@@ -1,0 +1,349 @@
+"""The denoiser: golden values, every option, its calls, gradients, compilation, bad input."""
+
+import json
+
+import pytest
+import torch
+from golden import golden, golden_net, state_dict
+from tolerances import GOLDEN_NETWORK, relative_error
+
+from autoguide_fast.networks import Block, Precond
+from autoguide_fast.textbook import TextbookPrecond
+
+NAMES = ("denoiser_conditional", "denoiser_unconditional")
+
+
+def tiny(label_dim=5, seed=0, **options):
+    """A net of 8 channels with random gains, so that every branch reaches the output."""
+    torch.manual_seed(seed)
+    options = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], **options}
+    options = {"model_channels": 8, "channels_per_head": 8, **options}
+    net = Precond(8, 2, label_dim, **options).eval()
+    for name, parameter in net.named_parameters():
+        if name.endswith("gain"):
+            torch.nn.init.normal_(parameter, 0.8, 0.2)
+    return net
+
+
+def tiny_input(net, n=3):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn([n, net.img_channels, 8, 8], generator=generator)
+    sigma = torch.tensor([0.01, 0.7, 40.0])[:n]
+    labels = torch.eye(net.label_dim)[torch.arange(n)] if net.label_dim else None
+    return x * (sigma.reshape(-1, 1, 1, 1) + 0.5), sigma, labels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_denoiser(name):
+    data, net = golden(name), golden_net(name)
+    denoised, logvar = net(data["x"], data["sigma"], data.get("labels"), return_logvar=True)
+    assert denoised.dtype == torch.float32
+    assert relative_error(denoised, data["denoised"]) < GOLDEN_NETWORK
+    assert relative_error(logvar, data["logvar"]) < GOLDEN_NETWORK
+    assert logvar.shape == data["logvar"].shape
+
+
+def test_golden_denoiser_without_labels():
+    data, net = golden(NAMES[0]), golden_net(NAMES[0])
+    denoised = net(data["x"], data["sigma"])
+    assert relative_error(denoised, data["denoised_without_labels"]) < GOLDEN_NETWORK
+
+
+def test_golden_gradients_of_training_mode():
+    """Loss and first gradients of `training_steps`, through the forced weight normalisation."""
+    data = golden("training_steps")
+    net = golden_net("training_steps", "start/").train().requires_grad_(True)
+    y, sigma = data["images0"], data["sigma0"]
+    denoised, logvar = net(y + sigma * data["noise0"], sigma, data["labels0"], return_logvar=True)
+    weight = (sigma**2 + 0.5**2) / (sigma * 0.5) ** 2
+    loss = weight / logvar.exp() * (denoised - y) ** 2 + logvar
+    assert loss.mean().item() == pytest.approx(data["loss_mean0"].item(), rel=2e-6)
+    (loss.sum() / len(y)).backward()
+    expected = state_dict(data, "grad_step0/")
+    gradients = {k: p.grad for k, p in net.named_parameters() if k in expected}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        # Some gains' gradients are small differences of large sums.
+        assert relative_error(gradient, expected[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dict_names_and_shapes(name):
+    arrays = state_dict(golden(name), "weight/")
+    net = Precond(**golden(name)["config"])
+    assert {k: v.shape for k, v in net.state_dict().items()} == {
+        k: v.shape for k, v in arrays.items()
+    }
+
+
+OPTIONS = {
+    "defaults_of_the_small_net": {},
+    "three_levels": {"channel_mult": [1, 2, 3], "num_blocks": 2},
+    "one_level": {"channel_mult": [1], "attn_resolutions": []},
+    "embedding_multipliers": {"channel_mult_noise": 3, "channel_mult_emb": 2},
+    "attention_everywhere": {"attn_resolutions": [8, 4]},
+    "several_heads": {"channels_per_head": 4, "attn_resolutions": [8, 4]},
+    "balances": {
+        "label_balance": 0.3,
+        "concat_balance": 0.7,
+        "res_balance": 0.4,
+        "attn_balance": 0.2,
+    },
+    "clip_that_clips": {"clip_act": 0.5},
+    "no_clip": {"clip_act": None},
+    "sigma_data": {"sigma_data": 1.5},
+    "logvar_channels": {"logvar_channels": 16},
+    "no_labels": {"label_dim": 0},
+    "use_fp16_is_for_cuda": {"use_fp16": True},
+    "no_encoder_blocks": {"num_blocks": 0},
+}
+# On a net that small: nothing reaches the clip at 256.
+NO_EFFECT = ("defaults_of_the_small_net", "no_clip", "logvar_channels", "use_fp16_is_for_cuda")
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_every_option_agrees_with_the_textbook(case):
+    net = tiny(**OPTIONS[case])
+    x, sigma, labels = tiny_input(net)
+    result = net(x, sigma, labels, return_logvar=True)
+    reference = TextbookPrecond(net)(x, sigma, labels, return_logvar=True)
+    for value, expected in zip(result, reference, strict=True):
+        assert relative_error(value, expected) < GOLDEN_NETWORK
+    if case not in NO_EFFECT:
+        plain = tiny()(x, sigma, labels)
+        assert relative_error(result[0], plain) > 1e-3, "the option changes nothing"
+
+
+def test_fp16_on_cuda():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    net = tiny(use_fp16=True).cuda()
+    x, sigma, labels = (t.cuda() for t in tiny_input(net))
+    half = net(x, sigma, labels)
+    net.use_fp16 = False
+    assert half.dtype == torch.float32
+    assert 0 < relative_error(half, net(x, sigma, labels)) < 1e-2
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1, 1, 1)])
+def test_shapes_of_sigma(shape):
+    net = tiny()
+    x, _, labels = tiny_input(net)
+    sigma = torch.full(shape, 0.7)
+    expected = torch.cat([net(x[i : i + 1], 0.7, labels[i : i + 1]) for i in range(3)])
+    assert relative_error(net(x, sigma, labels), expected) < GOLDEN_NETWORK
+    assert relative_error(net(x, sigma.double(), labels), expected) < GOLDEN_NETWORK
+
+
+def test_one_row_of_labels_serves_all_images():
+    net = tiny()
+    x, sigma, labels = tiny_input(net)
+    row = labels[1:2]
+    assert relative_error(net(x, sigma, row), net(x, sigma, row.expand(3, -1))) < GOLDEN_NETWORK
+    zeros = torch.zeros(3, 5)
+    assert relative_error(net(x, sigma), net(x, sigma, zeros)) < GOLDEN_NETWORK
+
+
+def test_net_without_labels_ignores_them():
+    net = tiny(label_dim=0)
+    x, sigma, _ = tiny_input(net)
+    assert torch.equal(net(x, sigma, torch.eye(5)[:3]), net(x, sigma))
+
+
+def test_raw_output_and_preconditioning():
+    net = tiny()
+    x, sigma, labels = tiny_input(net)
+    s = sigma.reshape(-1, 1, 1, 1)
+    var = s**2 + net.sigma_data**2
+    expected = net.sigma_data**2 / var * x + s * net.sigma_data / var.sqrt() * net.raw(
+        x, sigma, labels
+    )
+    assert relative_error(net(x, sigma, labels), expected) < GOLDEN_NETWORK
+
+
+def test_config_rebuilds_the_net():
+    net = tiny(channel_mult=(1, 2), clip_act=None)
+    config = json.loads(json.dumps(net.config))
+    again = Precond(**config)
+    assert again.config == net.config == config
+    again.load_state_dict(net.state_dict(), strict=True)
+
+
+def test_new_net_has_zero_gains_and_returns_the_skip_path():
+    net = Precond(8, 1, 0, model_channels=8, channel_mult=[1], num_blocks=1)
+    gains = [p for name, p in net.named_parameters() if name.endswith("gain")]
+    assert gains and all(p.item() == 0 for p in gains)
+    x = torch.randn(2, 1, 8, 8)
+    assert relative_error(net(x, 0.5), x / 2) < GOLDEN_NETWORK
+
+
+def test_attention_only_where_it_belongs():
+    net = tiny(channel_mult=[1, 2, 2], attn_resolutions=[8])
+    with_attention = [n for n, m in net.named_modules() if isinstance(m, Block) and m.num_heads]
+    assert with_attention == [
+        "unet.enc.8x8_block0",
+        "unet.dec.2x2_in0",
+        "unet.dec.8x8_block0",
+        "unet.dec.8x8_block1",
+    ]
+    narrow = tiny(channels_per_head=64)
+    assert not any(m.num_heads for m in narrow.modules() if isinstance(m, Block))
+
+
+def test_magnitudes_are_preserved():
+    """Unit-variance input and random weights keep the activations near unit magnitude."""
+    torch.manual_seed(0)
+    net = Precond(16, 4, 0, model_channels=32, channel_mult=[1, 2], num_blocks=2).eval()
+    magnitudes = {}
+    for name, module in net.unet.named_modules():
+        if isinstance(module, Block):
+            module.register_forward_hook(
+                lambda _, __, y, name=name: magnitudes.update({name: y.square().mean().sqrt()})
+            )
+    net(torch.randn(8, 4, 16, 16) * 0.5, 1e-3)
+    assert len(magnitudes) == 14
+    for name, magnitude in magnitudes.items():
+        assert 0.7 < magnitude < 1.4, name
+
+
+def test_training_mode_normalises_the_weights_once_per_pass():
+    net = tiny().train()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3)
+    x, sigma, labels = tiny_input(net)
+    net(x, sigma, labels, return_logvar=True)
+    for name, parameter in net.named_parameters():
+        if name.endswith("weight"):
+            rms = parameter.detach().flatten(1).square().mean(1).sqrt()
+            assert torch.allclose(rms, torch.ones_like(rms), atol=1e-3), name
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net.eval()(x, sigma, labels)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_dropout_acts_in_training_mode_only():
+    net = tiny(dropout=0.5)
+    x, sigma, labels = tiny_input(net)
+    assert torch.equal(net(x, sigma, labels), net(x, sigma, labels))
+    net.train()
+    assert not torch.equal(net(x, sigma, labels), net(x, sigma, labels))
+
+
+def test_gradients_agree_with_the_textbook():
+    net = tiny()
+    x, sigma, labels = tiny_input(net)
+    gradients = []
+    for denoiser in (net, TextbookPrecond(net)):
+        net.zero_grad()
+        x = x.detach().requires_grad_(True)
+        denoised, logvar = denoiser(x, sigma, labels, return_logvar=True)
+        (denoised.square().sum() + logvar.sum()).backward()
+        named = {k: p.grad.clone() for k, p in net.named_parameters()}
+        gradients.append({**named, "x": x.grad.clone()})
+    for name, gradient in gradients[0].items():
+        assert relative_error(gradient, gradients[1][name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_modes_agree(grad_mode):
+    net = tiny()
+    x, sigma, labels = tiny_input(net)
+    with grad_mode():
+        denoised = net(x, sigma, labels)
+    assert denoised.requires_grad == (grad_mode is torch.enable_grad)
+    assert torch.equal(denoised, net(x, sigma, labels))
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+# The tracer and AOT autograd decide whether a net compiles as one graph; generating code from that
+# graph takes a minute and decides nothing.
+
+
+def test_compiles_as_one_graph(fresh_compiler):
+    net = tiny().requires_grad_(False)
+    x, sigma, labels = tiny_input(net)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    assert relative_error(compiled(x, sigma, labels), net(x, sigma, labels)) < GOLDEN_NETWORK
+
+
+def test_compiles_for_training(fresh_compiler):
+    """Gradients, and the weights that training mode replaces."""
+    results = []
+    for compiled in (False, True):
+        net = tiny(channel_mult=[1], num_blocks=0, attn_resolutions=[]).train()
+        x, sigma, labels = tiny_input(net)
+        run = torch.compile(net, fullgraph=True, backend="aot_eager") if compiled else net
+        run(x, sigma, labels).square().sum().backward()
+        results.append(net.state_dict())
+        results[-1].update({f"{k} grad": p.grad for k, p in net.named_parameters() if "unet" in k})
+    for name, value in results[1].items():
+        assert relative_error(value, results[0][name]) < 1e-5, name
+
+
+def test_channels_last_and_strided_input():
+    net = tiny()
+    x, sigma, labels = tiny_input(net)
+    expected = net(x, sigma, labels)
+    wide = torch.zeros(3, 4, 8, 16)
+    wide[:, ::2, :, ::2] = x
+    for view in (x.contiguous(memory_format=torch.channels_last), wide[:, ::2, :, ::2]):
+        assert relative_error(net(view, sigma, labels), expected) < GOLDEN_NETWORK
+
+
+def test_empty_batch():
+    net = tiny()
+    assert net(torch.zeros(0, 2, 8, 8), 1.0).shape == (0, 2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net: net(torch.zeros(1, 2, 8, 4), 1.0), r"x must be \[N, 2, 8, 8\], got"),
+        (lambda net: net(torch.zeros(1, 3, 8, 8), 1.0), r"x must be \[N, 2, 8, 8\], got"),
+        (lambda net: net(torch.zeros(3, 2, 8, 8), torch.ones(2)), "sigma must hold one .* 2 for 3"),
+        (
+            lambda net: net(torch.zeros(3, 2, 8, 8), 1.0, torch.zeros(3, 4)),
+            r"class_labels must be \[3, 5\]",
+        ),
+        (
+            lambda net: net(torch.zeros(3, 2, 8, 8), 1.0, torch.zeros(2, 5)),
+            r"class_labels must be \[3, 5\]",
+        ),
+        (
+            lambda net: net(torch.zeros(3, 2, 8, 8), 1.0, torch.zeros(3, dtype=torch.int64)),
+            "one_hot",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channel_mult": [1, 1, 1, 1, 1]}, "img_resolution must be divisible by 16"),
+        ({"channel_mult": []}, "channel_mult must name at least one level"),
+        ({"label_dim": -1}, "label_dim must be >= 0, got -1"),
+        ({"resample_filter": [1, 3, 3, 1]}, r"resample_filter must be \[1, 1\]"),
+        ({"channels_per_head": 5, "model_channels": 16}, "equal heads"),
+        ({"model_channels": 0}, "model_channels must be positive"),
+        ({"sigma_data": 0}, "sigma_data must be positive"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**options)
+
+
+def test_options_must_be_plain():
+    with pytest.raises(TypeError, match="options must be numbers"):
+        tiny(clip_act=torch.tensor(1.0))

@@ -1,0 +1,108 @@
+"""The bundled digits: they load, fit, denoise and sample; the card says what the files say."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from autoguide_fast import load, metrics, sample
+from autoguide_fast.checkpoints.bundled import PRETRAINED
+from autoguide_fast.digits import NUM_CLASSES, load_digits
+from autoguide_fast.encoders import PixelEncoder
+
+NAMES = ("digits", "digits-guide", "digits-uncond")
+CARD = (PRETRAINED / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_load(name):
+    net = load(name)
+    assert (net.img_resolution, net.img_channels) == (8, 1)
+    assert net.label_dim == (0 if name == "digits-uncond" else NUM_CLASSES)
+    assert isinstance(net.encoder, PixelEncoder)
+    assert net.info["nimg"] > 0 and 0 < net.info["sigma_rel"] < 0.25 + 1e-9
+    assert not net.training
+    if name != "digits-guide":
+        assert net.info["recommended_guidance"] > 1
+
+
+def test_main_and_guide_are_small():
+    size = sum((PRETRAINED / f"{n}.safetensors").stat().st_size for n in ("digits", "digits-guide"))
+    assert size < 4e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 1.0])
+def test_denoises_held_out_digits(name, sigma):
+    """Against the best that a denoiser which knows only the data's mean and spread could do."""
+    net = load(name)
+    images, classes = load_digits("heldout")
+    clean = net.encoder.encode(images)
+    noisy = clean + sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.nn.functional.one_hot(classes, NUM_CLASSES).float()
+    with torch.no_grad():
+        denoised = net(noisy, torch.tensor(sigma), labels if net.label_dim else None)
+    # Wiener filter pixel by pixel.
+    mean, var = clean.mean(0), clean.var(0)
+    wiener = mean + (noisy - mean) * var / (var + sigma**2)
+    error = (denoised - clean).square().mean()
+    assert error < 0.8 * (wiener - clean).square().mean()
+    assert error < 0.5 * sigma**2
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """60 images without and with autoguidance, and their classes."""
+    classes = [i % NUM_CLASSES for i in range(60)]
+    main = load("digits")
+    drawn = {
+        w: sample(main, "digits", w, class_labels=classes, seeds=range(60), num_steps=12)
+        for w in (1.0, main.info["recommended_guidance"])
+    }
+    return drawn, classes
+
+
+def test_samples_show_the_digits_asked_for(samples):
+    drawn, classes = samples
+    images, labels = load_digits("train")
+    judge = metrics.train_classifier(metrics.pixel_features(images), labels)
+    for guidance, batch in drawn.items():
+        share = metrics.class_agreement(judge, metrics.pixel_features(batch), np.array(classes))
+        assert share > 0.85, guidance
+
+
+def test_samples_are_not_copies(samples):
+    """No nearer to the training digits than held-out digits are, by more than a third."""
+    drawn, _ = samples
+    train, heldout = (metrics.pixel_features(load_digits(s)[0]) for s in ("train", "heldout"))
+    for guidance, batch in drawn.items():
+        near = metrics.memorisation(metrics.pixel_features(batch), train, heldout)
+        assert near.ratio > 0.67, guidance
+        assert near.sample_distances.min() > 0.1, guidance
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_agrees_with_the_files(name):
+    net = load(name)
+    (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", CARD, flags=re.MULTILINE)
+    cells = [cell.strip().replace(",", "") for cell in row.split("|")]
+    assert cells[0] == str(sum(p.numel() for p in net.parameters()))
+    assert cells[1] == str(net.info["nimg"])
+    assert float(cells[2]) == net.info["sigma_rel"]
+    weight = net.info.get("recommended_guidance")
+    assert cells[3] == ("-" if weight is None else f"{weight:g}")
+
+
+def test_card_table_agrees_with_the_recorded_weights():
+    for method, name in (("autoguidance", "digits"), ("CFG", "digits-uncond")):
+        (weight,) = re.findall(rf"^\| {method} \| ([\d.]+) \|", CARD, flags=re.MULTILINE)
+        assert float(weight) == load(name).info["recommended_guidance"]
+
+
+def test_card_names_licences_and_commands():
+    for words in ("CC BY 4.0", "Apache-2.0", "autoguide-fast train", "autoguide-fast search",
+                  "autoguide-fast judge"):  # fmt: skip
+        assert words in CARD

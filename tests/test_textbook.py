@@ -1,0 +1,57 @@
+"""The textbook denoiser: golden values on its own, so that it can judge the fast one."""
+
+import pytest
+import torch
+from golden import golden, golden_net
+from tolerances import GOLDEN_NETWORK, relative_error
+
+from autoguide_fast.textbook import TextbookPrecond
+
+NAMES = ("denoiser_conditional", "denoiser_unconditional")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_denoiser(name):
+    data = golden(name)
+    textbook = TextbookPrecond(golden_net(name))
+    denoised, logvar = textbook(data["x"], data["sigma"], data.get("labels"), return_logvar=True)
+    assert relative_error(denoised, data["denoised"]) < GOLDEN_NETWORK
+    assert relative_error(logvar, data["logvar"]) < GOLDEN_NETWORK
+    if "labels" in data:
+        denoised = textbook(data["x"], data["sigma"])
+        assert relative_error(denoised, data["denoised_without_labels"]) < GOLDEN_NETWORK
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_net_against_float64_textbook(name):
+    """How much of the golden tolerance float32 itself uses up."""
+    data, net = golden(name), golden_net(name)
+    args = (data["x"], data["sigma"], data.get("labels"))
+    fast = net(*args)
+    exact = TextbookPrecond(net.double())(*args)
+    assert exact.dtype == torch.float64
+    assert relative_error(fast, exact) < GOLDEN_NETWORK
+
+
+def test_shares_parameters_and_follows_the_mode():
+    net = golden_net(NAMES[0])
+    textbook = TextbookPrecond(net)
+    assert {id(p) for p in textbook.parameters()} == {id(p) for p in net.parameters()}
+    assert not textbook.training
+    textbook.train()
+    assert net.training
+
+
+def test_training_step_agrees():
+    data = golden("training_steps")
+    results = []
+    for wrap in (lambda net: net, TextbookPrecond):
+        net = golden_net("training_steps", "start/").requires_grad_(True)
+        denoiser = wrap(net).train()
+        x = data["images0"] + data["sigma0"] * data["noise0"]
+        denoiser(x, data["sigma0"], data["labels0"]).square().sum().backward()
+        gradients = {f"{k} grad": p.grad for k, p in net.named_parameters() if p.grad is not None}
+        results.append({**net.state_dict(), **gradients})
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert relative_error(value, results[1][name]) < 1e-4, name

@@ -1,0 +1,153 @@
+"""`autoguide-fast train`, `search` and `judge`: options, messages, and a tiny pair end to end."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from autoguide_fast import load
+from autoguide_fast.cli import main
+from autoguide_fast.trainer import judge, search, workers
+from autoguide_fast.trainer.options import TrainOptions
+
+TINY = ["--channels", 4, "--channels-per-head", 4, "--batch", 16, "--rampup", 64, "--quiet"]
+
+
+def run(capsys, *arguments):
+    """Run the command line; return its exit code, standard output and standard error."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse leaves this way
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", ["train", "search", "judge"])
+def test_help_shows_examples(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert "examples:" in out and f"autoguide-fast {command} --" in out
+
+
+def test_train_and_resume(capsys, tmp_path):
+    arguments = ["--out", tmp_path / "run", *TINY, "--duration", 32, "--snapshots", 2]
+    code, out, err = run(capsys, "train", *arguments)
+    assert code == 0, err
+    assert "32 images" in out
+    code, _, err = run(capsys, "train", *arguments)
+    assert code == 2 and "add --resume" in err
+    # What is not given is as it was; a run may be made longer.
+    code, out, err = run(
+        capsys, "train", "--out", tmp_path / "run", "--resume", "--duration", 64, "--quiet"
+    )
+    assert code == 0, err
+    assert "64 images" in out
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert (
+        options
+        == TrainOptions(
+            channels=4, channels_per_head=4, batch=16, rampup=64, duration=64, snapshots=2
+        ).as_dict()
+    )
+    code, _, err = run(capsys, "train", "--out", tmp_path / "run", "--resume", "--lr", 1)
+    assert code == 2 and "lr was 0.01, is 1.0" in err
+
+
+def test_train_shows_progress_on_standard_error(capsys, tmp_path):
+    arguments = [a for a in TINY if a != "--quiet"]
+    code, out, err = run(
+        capsys, "train", "--out", tmp_path / "run", *arguments, "--duration", 32, "--no-labels"
+    )
+    assert code == 0
+    assert "loss=" in err and "images_per_s=" in err and "loss=" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--out"),
+        (["train", "--out", "x", "--duration", "100"], "duration must be a multiple of batch"),
+        (["train", "--out", "x", "--lr", "fast"], "invalid float value: 'fast'"),
+        (["train", "--out", "x", "--resume"], "without one; leave out --resume"),
+        (["search", "--main", "no", "--guide", "no", "--out", "x"], "must be a folder that"),
+        (["search", "--main", "no", "--guide", "no", "--out", "x", "--images", "9"],
+         "images must be >= 100"),
+        (["judge", "--images", "9"], "--images must be >= 100"),
+        (["judge", "--repeats", "0"], "--repeats must be >= 1"),
+        (["judge", "--pair", "no/such/folder"], "no/such/folder"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_descent_finds_the_lowest_point():
+    grids = {"a": tuple(range(10)), "b": (0.0, 0.5, 1.0, 1.5)}
+    best, tried = search.descend(
+        lambda a, b: {"frechet": (a - 7) ** 2 + (b - 0.5 - 0.1 * (a - 7)) ** 2},
+        grids,
+        {"a": 2, "b": 1.4},
+    )
+    assert (best["a"], best["b"], best["frechet"]) == (7, 0.5, 0.0)
+    points = [(row["a"], row["b"]) for row in tried]
+    assert len(points) == len(set(points)) < 20
+
+
+def square(x):
+    return x * x
+
+
+def test_jobs_come_back_in_order():
+    seen = []
+    assert workers.map_jobs(square, [3, 1, 2], 1, lambda j, r: seen.append((j, r))) == [9, 1, 4]
+    assert seen == [(3, 9), (1, 1), (2, 4)]
+    with pytest.raises(ValueError, match="workers must be >= 1"):
+        workers.map_jobs(square, [1], 0)
+
+
+def test_table_shows_mean_and_spread():
+    row = {figure: 0.5 for figure, _ in judge._COLUMNS.values()}
+    rows = [{"method": "none", "w": 1.0, **row, "fd_train": fd} for fd in (0.1, 0.2, 0.3)]
+    rows.append({"method": "CFG", "w": 1.1, **row})
+    none, cfg = judge.table(rows).splitlines()[2:]
+    assert none.startswith("| none | 1 | 0.2000 ± 0.1000 |")
+    assert cfg.startswith("| CFG | 1.1 | 0.5000 |")
+
+
+def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
+    """Three nets of a few steps each: the search writes a pair, and it can be judged."""
+    for name, extra in (("main", []), ("uncond", ["--no-labels"])):
+        code, _, err = run(capsys, "train", "--out", tmp_path / name, *TINY,
+                           "--duration", 64, "--snapshots", 2, *extra)  # fmt: skip
+        assert code == 0, err
+    monkeypatch.setattr(search, "EMA_GRID", (0.05, 0.10))
+    monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.2, 1.4), "uncond": (1.05, 1.1)})
+    code, out, err = run(
+        capsys, "search", "--main", tmp_path / "main", "--guide", tmp_path / "main",
+        "--uncond", tmp_path / "uncond", "--out", tmp_path / "pair", "--images", 100,
+        "--steps", 2,
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads((tmp_path / "pair" / "search.json").read_text())
+    assert report["guide"]["frechet"] == min(
+        row["frechet"] for row in report["log"] if row["role"] == "guide"
+    )
+    net = load(tmp_path / "pair" / "digits.safetensors")
+    assert net.info["recommended_guidance"] == report["guide"]["weight"]
+    assert load(tmp_path / "pair" / "digits-uncond.safetensors").label_dim == 0
+
+    code, out, err = run(
+        capsys, "judge", "--pair", tmp_path / "pair", "--images", 100, "--repeats", 1,
+        "--steps", 2, "--out", tmp_path / "results.json",
+    )  # fmt: skip
+    assert code == 0, err
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"] for row in rows] == list(judge.METHODS)
+    assert all(np.isfinite(row["fd_train"]) for row in rows)
+    assert "| autoguidance |" in out

@@ -1,0 +1,236 @@
+"""Power-function averages of the weights, tracked while training or reconstructed afterwards.
+
+An average is named by `sigma_rel`, the width of its profile relative to the training time
+(EDM2 section 3.1); its exponent `gamma` is what the arithmetic uses.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+# The profile is narrowest as gamma -> infinity and widest, for gamma > -1, just below 12 ** -0.5.
+SIGMA_REL_MAX = 12**-0.5
+
+
+def _check_sigma_rel(function: str, sigma_rel: np.ndarray) -> None:
+    bad = sigma_rel[~((sigma_rel > 0) & (sigma_rel < SIGMA_REL_MAX))]
+    if bad.size:
+        raise ValueError(
+            f"{function}: sigma_rel must lie in (0, {SIGMA_REL_MAX:.4f}), got {bad.flat[0]}; "
+            "typical lengths are 0.01 to 0.25"
+        )
+
+
+def sigma_rel_to_gamma(sigma_rel: float | np.ndarray) -> float | np.ndarray:
+    """Exponent gamma of the profile whose relative width is `sigma_rel` (EDM2 eq. 126, alg. 2).
+
+    Solves `gamma^3 + 7 gamma^2 + (16 - s) gamma + 12 - s = 0` with `s = sigma_rel^-2`, the largest
+    real root, which is the inverse of `gamma_to_sigma_rel`.
+
+    Args:
+        sigma_rel: float or array, in (0, 12^-0.5).
+
+    Returns:
+        float or float64 array of the same shape.
+
+    Raises:
+        ValueError: a width that no profile with gamma > 0 has.
+    """
+    widths = np.asarray(sigma_rel, dtype=np.float64)
+    _check_sigma_rel("sigma_rel_to_gamma", widths)
+    roots = [np.roots([1, 7, 16 - s, 12 - s]).real.max() for s in widths.ravel() ** -2.0]
+    gamma = np.asarray(roots, dtype=np.float64).reshape(widths.shape)
+    return float(gamma) if gamma.ndim == 0 else gamma
+
+
+def gamma_to_sigma_rel(gamma: float | np.ndarray) -> float | np.ndarray:
+    """Relative width `(gamma+1)^(1/2) (gamma+2)^-1 (gamma+3)^(-1/2)` (EDM2 eq. 123).
+
+    Args:
+        gamma: float or array, > -1.
+
+    Returns:
+        float or float64 array of the same shape.
+    """
+    g = np.asarray(gamma, dtype=np.float64)
+    width = np.sqrt((g + 1) / (g + 3)) / (g + 2)
+    return float(width) if width.ndim == 0 else width
+
+
+def power_function_beta(sigma_rel: float, t_next: float, t_delta: float) -> float:
+    """Decay of one EMA update, `(1 - t_delta / t_next)^(gamma + 1)` (EDM2 eq. 127).
+
+    Args:
+        sigma_rel: width of the profile.
+        t_next: time after the update, > 0, in any unit (images here).
+        t_delta: time that the update covers, in the same unit, 0 <= t_delta <= t_next.
+
+    Returns:
+        beta in `ema = beta * ema + (1 - beta) * weights`; 0 at the very first update.
+
+    Raises:
+        ValueError: times out of order.
+    """
+    if not 0 <= t_delta <= t_next or t_next <= 0:
+        raise ValueError(
+            f"power_function_beta: t_delta must lie in [0, t_next], got t_delta={t_delta}, "
+            f"t_next={t_next}; pass the images of this step and the images seen after it"
+        )
+    return float((1 - t_delta / t_next) ** (sigma_rel_to_gamma(sigma_rel) + 1))
+
+
+class PowerFunctionEMA:
+    """Averages of a module's parameters with power-function profiles, updated at every step.
+
+    Args:
+        net: the module that is trained.
+        sigma_rels: width of each average. [EDM2] tracks 0.05 and 0.10, enough to reconstruct
+            any other length afterwards.
+
+    `emas` holds one detached copy of the net per width, in eval mode.
+    """
+
+    def __init__(self, net: torch.nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10)) -> None:
+        self.sigma_rels = [float(s) for s in sigma_rels]
+        _check_sigma_rel("PowerFunctionEMA", np.asarray(self.sigma_rels))
+        self.net = net
+        self.emas = [copy.deepcopy(net).eval().requires_grad_(False) for _ in self.sigma_rels]
+
+    @torch.no_grad()
+    def update(self, nimg: int, batch_size: int) -> None:
+        """Takes in the weights after the step that ended at `nimg` images (EDM2 eq. 121)."""
+        weights = [p.detach() for p in self.net.parameters()]
+        for sigma_rel, ema in zip(self.sigma_rels, self.emas, strict=True):
+            beta = power_function_beta(sigma_rel, t_next=nimg, t_delta=batch_size)
+            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - beta)
+
+    def state_dict(self) -> dict:
+        """State for a checkpoint: the widths and one state dict for each."""
+        return {"sigma_rels": self.sigma_rels, "emas": [e.state_dict() for e in self.emas]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores `state_dict()`; the widths must be the same.
+
+        Raises:
+            ValueError: the checkpoint tracked other widths.
+        """
+        if [float(s) for s in state["sigma_rels"]] != self.sigma_rels:
+            raise ValueError(
+                f"PowerFunctionEMA: sigma_rels must stay {state['sigma_rels']} as in the "
+                f"checkpoint, got {self.sigma_rels}; resume with the same EMA lengths"
+            )
+        for ema, ema_state in zip(self.emas, state["emas"], strict=True):
+            ema.load_state_dict(ema_state)
+
+
+def _profile_products(
+    t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray
+) -> np.ndarray:
+    """Inner products of two sets of profiles (EDM2 eq. 150), [len(a), len(b)], float64.
+
+    A profile is `p(t) = (gamma+1) t^gamma / T^(gamma+1)` on [0, T]. The product of two, integrated
+    to the earlier end m, is `(ga+1)(gb+1)/(ga+gb+1) (m/Ta)^ga (m/Tb)^gb / max(Ta, Tb)`.
+    """
+    t_a, gamma_a = t_a[:, None], gamma_a[:, None]
+    t_b, gamma_b = t_b[None, :], gamma_b[None, :]
+    earlier = np.minimum(t_a, t_b)
+    decay = (earlier / t_a) ** gamma_a * (earlier / t_b) ** gamma_b
+    scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return scale * decay / np.maximum(t_a, t_b)
+
+
+def posthoc_coefficients(
+    in_nimg: Sequence[float],
+    in_sigma_rel: Sequence[float],
+    out_nimg: Sequence[float],
+    out_sigma_rel: Sequence[float],
+) -> np.ndarray:
+    """Weights with which stored averages add up to wanted ones, by least squares (EDM2 alg. 3).
+
+    Args:
+        in_nimg, in_sigma_rel: when each stored snapshot was taken and its width, length S.
+        out_nimg, out_sigma_rel: the same for the averages wanted, length K.
+
+    Returns:
+        float64 [S, K]; column k holds the weights of the snapshots for wanted average k, scaled to
+        sum to 1 as those of an average do (least squares alone falls short of that where the
+        snapshots span the wanted profile badly).
+
+    Raises:
+        ValueError: lengths that differ, times <= 0, widths out of range, or the same snapshot
+            twice (the system would be singular).
+    """
+    in_t, out_t = np.asarray(in_nimg, np.float64), np.asarray(out_nimg, np.float64)
+    in_s, out_s = np.asarray(in_sigma_rel, np.float64), np.asarray(out_sigma_rel, np.float64)
+    for side, t, s in (("in", in_t, in_s), ("out", out_t, out_s)):
+        if t.ndim != 1 or t.shape != s.shape or not t.size:
+            raise ValueError(
+                f"posthoc_coefficients: {side}_nimg and {side}_sigma_rel must be lists of one "
+                f"length >= 1, got shapes {t.shape} and {s.shape}; give one width per time"
+            )
+        if not (t > 0).all():
+            raise ValueError(
+                f"posthoc_coefficients: {side}_nimg must be > 0, got {t.min()}; leave out "
+                "snapshots taken before the first step"
+            )
+    if len(set(zip(in_t, in_s, strict=True))) < len(in_t):
+        raise ValueError(
+            "posthoc_coefficients: snapshots must differ in time or width, got one of them twice; "
+            "remove the duplicate"
+        )
+    in_g, out_g = sigma_rel_to_gamma(in_s), sigma_rel_to_gamma(out_s)
+    a = _profile_products(in_t, in_g, in_t, in_g)
+    b = _profile_products(in_t, in_g, out_t, out_g)
+    weights = np.linalg.solve(a, b)
+    return weights / weights.sum(axis=0)
+
+
+@torch.no_grad()
+def reconstruct(
+    snapshots: Iterable[tuple[float, float, dict[str, torch.Tensor]]],
+    sigma_rels: Sequence[float],
+    nimg: float | None = None,
+) -> list[dict[str, torch.Tensor]]:
+    """Weights of EMAs that were never tracked, from the snapshots of those that were.
+
+    Args:
+        snapshots: `(nimg, sigma_rel, state_dict)` of every stored average.
+        sigma_rels: the widths wanted.
+        nimg: the training time at which they end; default: the last snapshot's. Snapshots after
+            it are left out.
+
+    Returns:
+        One state dict per wanted width; sums in float64, dtypes as in the snapshots.
+
+    Raises:
+        ValueError: no snapshot at or before `nimg`, or bad widths.
+    """
+    stored = sorted(snapshots, key=lambda s: (s[0], s[1]))
+    end = nimg if nimg is not None else (stored[-1][0] if stored else 0)
+    stored = [s for s in stored if s[0] <= end]
+    if not stored:
+        raise ValueError(
+            f"reconstruct: snapshots must hold at least one taken by nimg={end}, got none; "
+            "train with snapshots, or ask for a later time"
+        )
+    count = len(sigma_rels)
+    weights = posthoc_coefficients(
+        [s[0] for s in stored], [s[1] for s in stored], [end] * count, list(sigma_rels)
+    )
+    result: list[dict[str, torch.Tensor]] = []
+    for k in range(count):
+        out = {}
+        for name, like in stored[-1][2].items():
+            if not like.is_floating_point():
+                out[name] = like.clone()
+                continue
+            total = torch.zeros_like(like, dtype=torch.float64)
+            for (_, _, state), coefficient in zip(stored, weights[:, k], strict=True):
+                total.add_(state[name].to(torch.float64), alpha=float(coefficient))
+            out[name] = total.to(like.dtype)
+        result.append(out)
+    return result

@@ -1,0 +1,159 @@
+"""Judges a trained pair against the digits, on seeds that no search has seen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .workers import map_jobs
+
+FIRST_SEED = 20_000_000
+METHODS = ("none", "CFG", "autoguidance")
+
+# Column of the table -> figure in a row of results, and its digits.
+_COLUMNS = {
+    "FD to training digits": ("fd_train", 4),
+    "FD to held-out digits": ("fd_heldout", 4),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "class agreement": ("agreement", 4),
+    "nearest training digit": ("memorisation", 3),
+    "share of near repeats": ("near_repeats", 3),
+}
+
+_EXAMPLES = """\
+examples:
+  autoguide-fast judge --images 10000 --repeats 3 --workers 2 --out results.json
+  autoguide-fast judge --pair pair/ --images 2000 --repeats 1
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set of samples to draw and judge: `folder` None stands for the bundled nets."""
+
+    folder: str | None
+    method: str
+    repeat: int
+    images: int
+    steps: int
+    seed: int
+
+
+def add_command(subparsers) -> None:
+    """Adds `judge` to the command line."""
+    parser = subparsers.add_parser(
+        "judge",
+        help="measure no guidance, CFG and autoguidance on the digits, with repeats",
+        description="Draws images without guidance, with CFG and with autoguidance at the weights "
+        "recorded in the nets, in several repeats with fresh seeds, and prints mean and standard "
+        "deviation over the repeats as a Markdown table.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--pair", type=Path, metavar="DIR", help="folder written by search (default: bundled)")
+    add("--images", type=int, default=10_000, metavar="N", help="per repeat (default: 10000)")
+    add("--repeats", type=int, default=3, metavar="N", help="(default: 3)")
+    add("--steps", type=int, default=32, metavar="N", help="of the sampler (default: 32)")
+    add("--seed", type=int, default=FIRST_SEED, metavar="S",
+        help=f"first of the seeds (default: {FIRST_SEED})")  # fmt: skip
+    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    add("--out", type=Path, metavar="FILE", help="write every figure as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Judges, prints the table, writes the figures."""
+    for name, least in (("images", 100), ("repeats", 1), ("steps", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value < least:
+            raise ValueError(f"judge: --{name} must be >= {least}, got {value}; raise it")
+    folder = str(arguments.pair) if arguments.pair else None
+    jobs = [
+        Job(folder, method, repeat, arguments.images, arguments.steps,
+            arguments.seed + repeat * arguments.images)
+        for repeat in range(arguments.repeats)
+        for method in METHODS
+    ]  # fmt: skip
+    rows: list[dict] = []
+
+    def keep(job: Job, row: dict) -> None:
+        rows.append(row)
+        print("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                               for k, v in row.items()), flush=True)  # fmt: skip
+        if arguments.out:
+            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+    map_jobs(judge, jobs, arguments.workers, keep)
+    print(table(rows))
+
+
+def load_nets(folder: str | os.PathLike | None = None) -> dict[str, object]:
+    """The three nets by name, from a folder that `search` wrote or bundled (None)."""
+    from autoguide_fast import load
+
+    names = ("digits", "digits-guide", "digits-uncond")
+    return {n: load(Path(folder) / f"{n}.safetensors" if folder else n) for n in names}
+
+
+def judge(job: Job) -> dict:
+    """Draws one set of samples and measures it against training and held-out digits."""
+    from autoguide_fast import metrics, sample
+    from autoguide_fast.digits import NUM_CLASSES, load_digits
+
+    nets = load_nets(job.folder)
+    guide, weight = {
+        "none": (None, 1.0),
+        "CFG": (nets["digits-uncond"], nets["digits-uncond"].info["recommended_guidance"]),
+        "autoguidance": (nets["digits-guide"], nets["digits"].info["recommended_guidance"]),
+    }[job.method]
+    classes = [i % NUM_CLASSES for i in range(job.images)]
+    started = time.perf_counter()
+    images = sample(
+        nets["digits"], guide, weight, class_labels=classes,
+        seeds=range(job.seed, job.seed + job.images), num_steps=job.steps, batch_size=128,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+
+    training, heldout = load_digits("train"), load_digits("heldout")
+    quality = metrics.Reference(*training).quality(images, classes)
+    near = metrics.memorisation(
+        *(metrics.pixel_features(x) for x in (images, training[0], heldout[0]))
+    )
+    return {
+        "method": job.method,
+        "w": float(weight),
+        "repeat": job.repeat,
+        "images": job.images,
+        "fd_train": quality.frechet,
+        "fd_heldout": metrics.Reference(*heldout).frechet(images),
+        "precision": quality.precision,
+        "recall": quality.recall,
+        "agreement": quality.agreement,
+        "memorisation": near.ratio,
+        "near_repeats": near.share_nearer_than(0.05),
+        "images_per_s": job.images / seconds,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Mean and standard deviation over the repeats of each method, as a Markdown table."""
+    lines = ["| method | w | " + " | ".join(_COLUMNS) + " |", "|---|---|" + "---|" * len(_COLUMNS)]
+    for method in METHODS:
+        mine = [row for row in rows if row["method"] == method]
+        if not mine:
+            continue
+        cells = [method, f"{mine[0]['w']:g}"]
+        for figure, digits in _COLUMNS.values():
+            values = [row[figure] for row in mine]
+            spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.{digits}f}{spread}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

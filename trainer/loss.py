@@ -1,0 +1,59 @@
+"""The training loss: denoising error, weighted by noise level and by a learned uncertainty."""
+
+from __future__ import annotations
+
+import torch
+
+
+class EDM2Loss:
+    """Uncertainty-weighted denoising loss (EDM2 eq. 14-16 and 21).
+
+    `weight(sigma) / exp(u(sigma)) * (D(y + n; sigma) - y)^2 + u(sigma)` for each element, where
+    `weight = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2`, `ln sigma ~ N(P_mean, P_std^2)`,
+    `n ~ N(0, sigma^2)` and `u` is the net's log-variance head.
+
+    Args:
+        P_mean, P_std: mean and standard deviation of ln sigma.
+        sigma_data: standard deviation that the loss and the net take the data to have.
+
+    Raises:
+        ValueError: P_std < 0 or sigma_data <= 0.
+    """
+
+    def __init__(self, P_mean: float = -0.4, P_std: float = 1.0, sigma_data: float = 0.5) -> None:
+        if not P_std >= 0:
+            raise ValueError(f"EDM2Loss: P_std must be >= 0, got {P_std}; 1.0 is usual")
+        if not sigma_data > 0:
+            raise ValueError(f"EDM2Loss: sigma_data must be > 0, got {sigma_data}; 0.5 is usual")
+        self.P_mean, self.P_std, self.sigma_data = P_mean, P_std, sigma_data
+
+    def __call__(
+        self,
+        net: torch.nn.Module,
+        images: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        sigma: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Loss of each element, [N, C, H, W] in the dtype of `images`; differentiable.
+
+        Args:
+            net: called as `net(x, sigma, class_labels, return_logvar=True)`.
+            images: clean `y` [N, C, H, W], scaled as the net expects.
+            class_labels: one-hot [N, label_dim], or None.
+            sigma: noise levels [N, 1, 1, 1]; default: drawn.
+            noise: standard normal, shaped as `images`; default: drawn.
+            generator: the source of what is drawn; default: the global one.
+        """
+        if sigma is None:
+            normal = torch.randn(
+                [images.shape[0], 1, 1, 1], generator=generator, device=images.device
+            )
+            sigma = (normal * self.P_std + self.P_mean).exp()
+        if noise is None:
+            noise = torch.randn(images.shape, generator=generator, device=images.device)
+        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        denoised, logvar = net(images + sigma * noise, sigma, class_labels, return_logvar=True)
+        logvar = logvar.reshape(-1, 1, 1, 1)
+        return (weight / logvar.exp()) * (denoised - images) ** 2 + logvar

@@ -1,0 +1,234 @@
+"""Finds the averages, the guide's training time and the guidance weight that suit a trained pair.
+
+The search draws its samples from seeds of its own; `judge.py` judges what it found on others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoguide_fast import checkpoints, metrics, sample
+from autoguide_fast.digits import NUM_CLASSES, load_digits
+
+from .snapshots import Snapshots
+from .workers import map_jobs
+
+FIRST_SEED = 1_000_000
+EMA_GRID = (0.02, 0.03, 0.05, 0.07, 0.10, 0.13, 0.16, 0.20, 0.25)
+WEIGHT_GRID = {
+    "guide": (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.2, 2.4, 2.7, 3.0),
+    "uncond": (1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0, 2.5, 3.0),
+}
+START_WEIGHT = {"guide": 1.4, "uncond": 1.1}
+START_EMA = 0.10
+START_SHARE = 0.4  # of the guide's run
+
+_EXAMPLES = """\
+examples:
+  # after training runs/main and runs/uncond; the guide is an early snapshot of the main net
+  autoguide-fast search --main runs/main --guide runs/main --uncond runs/uncond --out pair/
+
+  # several guides on trial
+  autoguide-fast search --main runs/main --guide runs/main runs/narrow --out pair/ --workers 2
+"""
+
+
+def add_command(subparsers) -> None:
+    """Adds `search` to the command line."""
+    parser = subparsers.add_parser(
+        "search",
+        help="find guide, EMA lengths and guidance weight for trained nets",
+        description="Searches, on the digits, for the main net's EMA length without guidance and "
+        "then for the guide, its training time, its EMA length and the weight, by coordinate "
+        "descent on the Frechet distance to the training digits. Writes the nets and every "
+        "evaluation.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--main", type=Path, required=True, metavar="RUN", help="run of the main net")
+    add("--guide", type=Path, required=True, nargs="+", metavar="RUN", help="runs of guides to try")
+    add("--uncond", type=Path, nargs="+", default=[], metavar="RUN",
+        help="runs of unlabelled nets to try, for CFG")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for nets and search.json")
+    add("--images", type=int, default=2000, metavar="N", help="per evaluation (default: 2000)")
+    add("--steps", type=int, default=16, metavar="N", help="of the sampler (default: 16)")
+    add("--seed", type=int, default=FIRST_SEED, metavar="S",
+        help=f"first of the seeds (default: {FIRST_SEED})")  # fmt: skip
+    add("--main-ema", type=float, metavar="S", help="take this EMA length, do not search for it")
+    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Searches and writes what was found."""
+    trial = TrialOptions(arguments.images, arguments.steps, arguments.seed)
+    main = Snapshots(arguments.main)
+    for folder in (*arguments.guide, *arguments.uncond):
+        Snapshots(folder)  # says now what is missing, not after an hour
+    found, log = search_main(Trial(trial), main, arguments.main_ema)
+    report = {"search": dataclasses.asdict(trial), "main": found, "log": log}
+
+    jobs = [
+        GuideJob(trial, str(arguments.main), found["nimg"], found["ema"], role, str(folder))
+        for role, folders in (("guide", arguments.guide), ("uncond", arguments.uncond))
+        for folder in folders
+    ]
+    results = map_jobs(search_guide, jobs, arguments.workers)
+    for role in ("guide", "uncond"):
+        mine = [best for job, (best, _) in zip(jobs, results, strict=True) if job.role == role]
+        if mine:
+            report[role] = min(mine, key=lambda best: best["frechet"])
+    report["log"] += [row for _, tried in results for row in tried]
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "search.json").write_text(json.dumps(report, indent=1) + "\n")
+    for role in ("main", "guide", "uncond"):
+        if role in report:
+            save_net(report, role, arguments.out)
+            print(f"{role}: " + _line(report[role]))
+
+
+def save_net(report: dict, role: str, out: Path) -> None:
+    """Writes the net that the search found for a role, with what the sampler and the card need."""
+    found = report[role]
+    net = Snapshots(found["run"]).net(found["nimg"], found["ema"])
+    info = {"nimg": found["nimg"], "sigma_rel": found["ema"]}
+    weight_from = {"main": "guide", "uncond": "uncond"}.get(role)
+    if weight_from in report:
+        info["recommended_guidance"] = report[weight_from]["weight"]
+    name = "digits" if role == "main" else f"digits-{role}"
+    checkpoints.save(net, out / f"{name}.safetensors", **info)
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """How nets are tried: images and sampler steps per evaluation, and the first seed."""
+
+    images: int
+    steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 100), ("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"search: {name} must be >= {least}, got {getattr(self, name)}; raise it"
+                )
+
+
+class Trial:
+    """Samples with the same seeds every time, so that differences are the nets' own."""
+
+    def __init__(self, options: TrialOptions) -> None:
+        self.seeds = range(options.seed, options.seed + options.images)
+        self.classes = [i % NUM_CLASSES for i in range(options.images)]
+        self.steps = options.steps
+        self.reference = metrics.Reference(*load_digits("train"))
+
+    def __call__(self, net, guide=None, weight: float = 1.0) -> dict[str, float]:
+        """Quality of the samples: frechet, precision, recall, agreement."""
+        images = sample(
+            net, guide, weight, class_labels=self.classes, seeds=self.seeds,
+            num_steps=self.steps, batch_size=128,
+        )  # fmt: skip
+        quality = self.reference.quality(images, self.classes).as_dict()
+        quality.pop("nimg")
+        return {name: round(value, 5) for name, value in quality.items()}
+
+
+@dataclass(frozen=True)
+class GuideJob:
+    """One search for a guide: which main net is guided by the snapshots of which run."""
+
+    trial: TrialOptions
+    main: str
+    main_nimg: int
+    main_ema: float
+    role: str
+    run: str
+
+
+def search_main(trial: Trial, main: Snapshots, ema: float | None) -> tuple[dict, list[dict]]:
+    """The main net's EMA length at the end of its run, judged without guidance; and all tried.
+
+    No guidance is the rival here, so it gets the main net that serves it best.
+    """
+    nimg = main.times[-1]
+    best, tried = descend(
+        lambda ema: trial(main.net(nimg, ema)),
+        {"ema": (ema,) if ema else EMA_GRID},
+        {"ema": ema or START_EMA},
+    )
+    head = {"run": str(main.run), "nimg": nimg}
+    return {**head, **best}, [{"role": "main", **head, **row} for row in tried]
+
+
+def search_guide(job: GuideJob) -> tuple[dict, list[dict]]:
+    """The time, EMA length and weight at which a run's snapshots guide best; and all tried."""
+    trial = Trial(job.trial)
+    net = Snapshots(job.main).net(job.main_nimg, job.main_ema)
+    guide = Snapshots(job.run)
+    get = functools.lru_cache(maxsize=8)(guide.net)
+    best, tried = descend(
+        lambda nimg, ema, weight: trial(net, get(nimg, ema), weight),
+        {"weight": WEIGHT_GRID[job.role], "nimg": guide.times, "ema": EMA_GRID},
+        {"weight": START_WEIGHT[job.role], "nimg": guide.nearest_time(START_SHARE),
+         "ema": START_EMA},
+    )  # fmt: skip
+    head = {"role": job.role, "run": job.run}
+    return {"run": job.run, **best}, [{**head, **row} for row in tried]
+
+
+def descend(
+    evaluate: Callable[..., dict[str, float]],
+    grids: dict[str, Sequence[float]],
+    start: dict[str, float],
+    rounds: int = 3,
+) -> tuple[dict, list[dict]]:
+    """Coordinate descent over grids: walks each coordinate downhill in turn until none improves.
+
+    Args:
+        evaluate: called with the coordinates by name; returns figures of which `frechet` counts.
+        grids: the values of each coordinate, ascending.
+        start: a value of each, taken to the nearest on its grid.
+        rounds: passes over all coordinates at most.
+
+    Returns:
+        The best coordinates together with their figures, and every point tried, in order.
+    """
+    at = {k: min(range(len(g)), key=lambda i, g=g, k=k: abs(g[i] - start[k]))
+          for k, g in grids.items()}  # fmt: skip
+    tried: dict[tuple[int, ...], dict] = {}
+
+    def frechet(indices: dict[str, int]) -> float:
+        key = tuple(indices.values())
+        if key not in tried:
+            point = {k: grids[k][i] for k, i in indices.items()}
+            tried[key] = {**point, **evaluate(**point)}
+            print("  " + _line(tried[key]), flush=True)
+        return tried[key]["frechet"]
+
+    for _ in range(rounds):
+        before = dict(at)
+        for name, grid in grids.items():
+            for direction in (1, -1):
+                while 0 <= at[name] + direction < len(grid):
+                    there = {**at, name: at[name] + direction}
+                    if frechet(there) >= frechet(at):
+                        break
+                    at = there
+        if at == before:
+            break
+    frechet(at)
+    return tried[tuple(at.values())], list(tried.values())
+
+
+def _line(row: dict) -> str:
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())

@@ -1,0 +1,52 @@
+"""Independent jobs on several processes, one thread each: small nets gain little from threads."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def map_jobs(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    on_result: Callable[[Job, Result], None] | None = None,
+) -> list[Result]:
+    """Results of `function` on each job, in the order of the jobs.
+
+    Args:
+        function: a top-level function of a module, so that other processes can import it.
+        jobs: what to call it with, picklable.
+        workers: processes, >= 1; 1 stays in this process.
+        on_result: told of each result as soon as it is there.
+
+    Raises:
+        ValueError: workers < 1.
+    """
+    if workers < 1:
+        raise ValueError(f"map_jobs: workers must be >= 1, got {workers}; 2 suit two cores")
+    results: dict[int, Result] = {}
+    if workers == 1:
+        for i, job in enumerate(jobs):
+            results[i] = function(job)
+            if on_result is not None:
+                on_result(job, results[i])
+        return [results[i] for i in range(len(jobs))]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
+        for future in concurrent.futures.as_completed(futures):
+            i = futures[future]
+            results[i] = future.result()
+            if on_result is not None:
+                on_result(jobs[i], results[i])
+    return [results[i] for i in range(len(jobs))]
