@@ -97,13 +97,13 @@ def state_dtype(dtype):
     return dtype
 
 
-def present_device(device):
+def present_device(device, caller=CALLER):
     """Return `device` as a torch.device that is there, with its index."""
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(
-            f"{CALLER}: device must be a device's name, got {device!r}; say 'cpu' or 'cuda'"
+            f"{caller}: device must be a device's name, got {device!r}; say 'cpu' or 'cuda'"
         ) from None
     try:
         if resolved.type == "meta":
@@ -115,7 +115,7 @@ def present_device(device):
         if seen:
             remedy = f"use one of the {seen} CUDA devices"
         raise ValueError(
-            f"{CALLER}: device must be present on this machine, got {str(device)!r}; {remedy}"
+            f"{caller}: device must be present on this machine, got {str(device)!r}; {remedy}"
         ) from None
 
 

@@ -102,15 +102,17 @@ class PreparedStepper:
             for role, net in self.nets.items()
             if net is not None
         }
-        self.outputs = []  # (role, output) of the step under way, in order of evaluation
+        self.outputs = []  # (role, tensor) of the step under way, in order of appearance
 
     def first(self, x, step):
         """Euler's step from `step.level` to `step.level_next`."""
         self.outputs.clear()
         raw, guide_raw = self._evaluate(x, 2 * step.index, step.guided)
-        return ops.guided_heun_first(
+        x_next, slope = ops.guided_heun_first(
             x, raw, guide_raw, step.level, step.level_next, self.guidance, self.sigma_data
         )
+        self.outputs.append(("state", x_next))
+        return x_next, slope
 
     def second(self, x, x_next, slope, step):
         """Heun's correction with the slope found at the end of Euler's step."""

@@ -54,8 +54,8 @@ def sample(
     """Sample images from a model, guided by a worse version of it.
 
     Heun's method along the noise levels of `schedules.rho_schedule` (EDM alg. 1; with churn EDM
-    alg. 2) for the guided denoiser `D = D0 + guidance (D1 - D0)`, D1 the model, D0 its guide (AG
-    eq. 3). A guide of the same task is autoguidance; one without labels is classifier-free
+    alg. 2) for the guided denoiser `D = D0 + guidance (D1 - D0)`, D1 the model, D0 its guide. A
+    guide of the same task is autoguidance (arXiv 2406.02507); one without labels is classifier-free
     guidance (`unlabelled(model)` is the model's own).
 
         sample("digits", seeds=range(16))                                      # unguided
@@ -87,7 +87,7 @@ def sample(
         sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`.
         S_churn, S_min, S_max, S_noise: churn, see `schedules.Churn`; 0 for none.
         interval: `(lo, hi)`: guide only where `lo < sigma <= hi`; outside, the guide does not run
-            and the guidance counts as 1 (INT section 3).
+            and the guidance counts as 1 (arXiv 2404.07724).
         batch_size: images at a time; None for up to 64.
         device: where to run. None: where the model is; for names and paths the CUDA device if
             there is one, otherwise the CPU.
@@ -121,6 +121,11 @@ def sample(
     arguments.state_dtype(dtype)
     if seeds is not None or noise is None:
         seeds = arguments.image_seeds(seeds)
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"sample: callback must be callable, got {type(callback).__name__}; it is called with "
+            "a StepInfo after each step"
+        )
     if device is not None:
         device = arguments.present_device(device)
 
@@ -142,10 +147,10 @@ def sample(
         label_dim = getattr(guide, "label_dim", None) or None
     rows = arguments.labels(class_labels, num_images, label_dim)
     if seeds is None and (churn.S_churn or (rows is None and label_dim)):
-        needed = "churn" if churn.S_churn else "classes are drawn"
+        needed = "churn is added" if churn.S_churn else "classes are drawn"
         raise ValueError(
-            f"sample: seeds must be given beside noise where there is {needed}, got None; pass one "
-            "seed per image" + ("" if churn.S_churn else ", or class_labels")
+            f"sample: seeds must be given beside noise where {needed}, got None; pass one seed per "
+            "image" + ("" if churn.S_churn else ", or class_labels")
         )
     encoder = getattr(model, "encoder", None)
     if raw is False and encoder is None:
@@ -265,8 +270,8 @@ def _drawn(indices, seeds, noise, rows, label_dim, shape, device, dtype):
 @contextlib.contextmanager
 def _evaluating(*nets):
     """Puts the nets' modules in evaluation mode and back, whatever happens in between."""
-    modules = [m for net in nets if (top := arguments.module_of(net)) for m in top.modules()]
-    training = [module for module in modules if module.training]
+    tops = [top for net in nets if (top := arguments.module_of(net)) is not None]
+    training = [module for top in tops for module in top.modules() if module.training]
     try:
         for module in training:
             module.training = False
@@ -289,8 +294,8 @@ def _check_finite(step, x, stepper, names):
         f"step {step.index + 1} of {step.num_steps} (sigma {step.sigma_hat:.4g} to "
         f"{step.sigma_next:.4g})"
     )
-    role = next((role for role, y in stepper.outputs if not torch.isfinite(y).all()), None)
-    if role is None:
+    role = next((role for role, y in stepper.outputs if not torch.isfinite(y).all()), "state")
+    if role == "state":
         raise FloatingPointError(
             f"sample: the state must stay finite, got NaN or infinity in {where} though model and "
             "guide returned finite values; lower guidance or sigma_max"

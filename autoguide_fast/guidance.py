@@ -4,7 +4,7 @@ import torch
 
 
 def guided(denoised, guide_denoised, guidance):
-    """The guided denoiser's output `D_w = D0 + w (D1 - D0)` (AG eq. 3).
+    """The guided denoiser's output `D_w = D0 + w (D1 - D0)` (arXiv 2406.02507, eq. 3).
 
     `denoised` is D1, what the model says; `guide_denoised` is D0, what its guide says;
     `guidance` is w: 1 is the model itself, above 1 steps away from the guide. Tensors of one
@@ -17,7 +17,7 @@ def guides_at(sigma, guidance, interval=None):
     """Whether the guide has to run at the noise level `sigma` (a host-side float).
 
     It does unless `guidance` is 1, or `sigma` lies outside `interval = (lo, hi]`, where the
-    guidance counts as 1 (INT section 3).
+    guidance counts as 1 (arXiv 2404.07724).
     """
     if guidance == 1:
         return False

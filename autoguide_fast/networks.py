@@ -107,7 +107,7 @@ class Block(torch.nn.Module):
         return ops.mp_cat_mp_silu(x, skip, t=self.concat_balance)
 
     def _attend(self, x):
-        """Cosine self-attention over the pixels (EDM2 section B.3)."""
+        """Cosine self-attention over the pixels (EDM2 fig. 21)."""
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
         y = F.scaled_dot_product_attention(q, k, v)  # [N, heads, H*W, channels]
         return self.attn_proj(y.transpose(2, 3).reshape(x.shape))
@@ -245,7 +245,7 @@ class Precond(torch.nn.Module):
         dropout (float): Dropout probability in the residual branches, in training mode.
         clip_act (float or None): Bound on the activations at the end of each block.
         sigma_data (float): Standard deviation of the data.
-        logvar_channels (int): Fourier features of the uncertainty head u(sigma) (EDM2 section 2.1).
+        logvar_channels (int): Fourier features of the uncertainty head u(sigma) (EDM2 eq. 14-16).
         use_fp16 (bool): Run the U-Net in float16 on CUDA devices. Preconditioning and result stay
             float32, and so does everything on other devices.
 

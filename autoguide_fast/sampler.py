@@ -114,13 +114,17 @@ class EagerStepper:
             for role, net in self.nets.items()
         }
         self.guidance = torch.tensor(guidance, dtype=torch.float64).to(device)
-        self.outputs = []  # (role, output) of the step under way, in order of evaluation
+        self.outputs = []  # (role, tensor) of the step under way, in order of appearance
 
     def first(self, x, step):
         """Euler's step from `step.level` to `step.level_next`."""
         self.outputs.clear()
         denoised = self._evaluate(x, step.level, step.guided)
-        return ops.guided_heun_first(x, *denoised, step.level, step.level_next, self.guidance)
+        x_next, slope = ops.guided_heun_first(
+            x, *denoised, step.level, step.level_next, self.guidance
+        )
+        self.outputs.append(("state", x_next))
+        return x_next, slope
 
     def second(self, x, x_next, slope, step):
         """Heun's correction with the slope found at the end of Euler's step."""

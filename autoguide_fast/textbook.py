@@ -24,7 +24,9 @@ class TextbookPrecond(torch.nn.Module):
 
     Called like the network it is made from: `(x, sigma, class_labels=None, return_logvar=False)`.
     Shares the parameters, so training the one trains the other. Float64 parameters compute in
-    float64. Differentiable; compilable as a full graph.
+    float64. Differentiable; compilable as a full graph. Inductor of torch 2.13 computes wrong
+    gradients for it on a CPU unless `torch._inductor.config.layout_optimization` is off; its
+    forward pass is right either way.
 
     Args:
         net: the `Precond` whose parameters to use.
@@ -63,7 +65,7 @@ class TextbookPrecond(torch.nn.Module):
         ).to(dtype)
         if not return_logvar:
             return denoised
-        # EDM2 section 2.1: the uncertainty u(sigma).
+        # EDM2 eq. 14-16: the uncertainty u(sigma).
         u = _layer(self.net.logvar_linear, _fourier(self.net.logvar_fourier, c_noise))
         return denoised, u.reshape(-1, 1, 1, 1)
 
@@ -109,7 +111,7 @@ def _encoder_block(block, x, emb):
     x = resample_reference(x, block.resample_mode)
     if block.conv_skip is not None:
         x = _layer(block.conv_skip, x)
-    x = normalize_reference(x, dim=1)  # pixel norm, EDM2 eq. 30
+    x = normalize_reference(x, dim=1)  # pixel norm
     return _join(block, x, _residual(block, x, emb))
 
 

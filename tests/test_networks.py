@@ -5,24 +5,13 @@ import json
 import pytest
 import torch
 from golden import golden, golden_net, state_dict
+from nets import tiny
 from tolerances import GOLDEN_NETWORK, relative_error
 
 from autoguide_fast.networks import Block, Precond
 from autoguide_fast.textbook import TextbookPrecond
 
 NAMES = ("denoiser_conditional", "denoiser_unconditional")
-
-
-def tiny(label_dim=5, seed=0, **options):
-    """A net of 8 channels with random gains, so that every branch reaches the output."""
-    torch.manual_seed(seed)
-    options = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], **options}
-    options = {"model_channels": 8, "channels_per_head": 8, **options}
-    net = Precond(8, 2, label_dim, **options).eval()
-    for name, parameter in net.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.normal_(parameter, 0.8, 0.2)
-    return net
 
 
 def tiny_input(net, n=3):

@@ -111,7 +111,7 @@ def test_mp_fourier_formula_and_statistics():
     assert relative_error(y, expected) < 5e-6  # the phase itself is rounded, up to about 100
     assert y.square().mean(1).numpy() == pytest.approx([1] * 9, abs=0.06)
     assert layer.freqs.std().item() == pytest.approx(2 * 2 * torch.pi, rel=0.05)
-    assert 0 <= layer.phases.min() and layer.phases.max() < 2 * torch.pi
+    assert layer.phases.min() >= 0 and layer.phases.max() < 2 * torch.pi
 
 
 def test_repr_names_the_shape():

@@ -49,7 +49,8 @@ def test_training_step_agrees():
         net = golden_net("training_steps", "start/").requires_grad_(True)
         denoiser = wrap(net).train()
         x = data["images0"] + data["sigma0"] * data["noise0"]
-        denoiser(x, data["sigma0"], data["labels0"]).square().sum().backward()
+        denoised, logvar = denoiser(x, data["sigma0"], data["labels0"], return_logvar=True)
+        (denoised.square().sum() + logvar.sum()).backward()
         gradients = {f"{k} grad": p.grad for k, p in net.named_parameters() if p.grad is not None}
         results.append({**net.state_dict(), **gradients})
     assert results[0].keys() == results[1].keys()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import present_device
 from ..encoders import encoder
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
@@ -74,10 +75,11 @@ def load(path_or_name, device="cpu"):
         Precond in evaluation mode, float32, without gradients, with `.encoder` set, and `.info`, a
         dict of what else the file records.
 
-    Raises ValueError for an unknown name, a file that is not such a checkpoint, or one whose
-    weights do not fit its options; TypeError for something that is no path.
+    Raises ValueError for an unknown name, a file that is not such a checkpoint or whose weights do
+    not fit its options, or an absent device; TypeError for something that is no path.
     """
     path = find(path_or_name)
+    device = present_device(device, "load")
     header, tensors = _read(path)
     info = {k: v for k, v in header.items() if k not in ("config", "encoder")}
     try:

@@ -25,7 +25,7 @@ examples:
 
   # your own nets, with noise added along the way
   autoguide-fast sample --model main.safetensors --guide guide.safetensors --guidance 2 \\
-      --seeds 0-9999 --churn 40 --batch-size 256 --device cuda --out images/
+      --seeds 0-9999 --churn 40 --batch-size 256 --out images/
 """
 
 
