@@ -2,17 +2,14 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
-from build_backend import TORCH_REQUIREMENT, find_torch  # noqa: E402
+from setuptools import Extension, setup  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
 
-BUILD_TOOLS = ("cmake", "ninja", "pybind11")
+from build_backend import torch_to_build_with  # noqa: E402
 
 
 class CMakeBuild(build_ext):
@@ -20,19 +17,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext):
         """Build the one extension with CMake and ninja and put it where setuptools wants it."""
-        torch = find_torch()
-        missing = [] if torch else [TORCH_REQUIREMENT]
-        for tool in BUILD_TOOLS:
-            try:
-                version(tool)
-            except PackageNotFoundError:
-                missing.append(tool)
-        if missing:
-            names = " ".join(f"'{name}'" for name in missing)
-            raise SystemExit(
-                f"autoguide_fast: the build needs {', '.join(missing)}; "
-                f"run `pip install {names}`, or build without --no-build-isolation"
-            )
+        torch = torch_to_build_with()
         import cmake
         import ninja
         import pybind11

@@ -34,6 +34,12 @@ def test_round_trip(net, tmp_path, kind):
     assert [p.name for p in path.parent.iterdir()] == ["net.safetensors"]
 
 
+def test_the_file_has_the_permissions_of_any_new_file(net, tmp_path):
+    (tmp_path / "other").touch()
+    checkpoints.save(net, tmp_path / "net.safetensors")
+    assert (tmp_path / "net.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_no_encoder_and_no_info(tmp_path):
     path = tmp_path / "net.safetensors"
     checkpoints.save(tiny(), path)

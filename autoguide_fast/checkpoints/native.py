@@ -57,7 +57,10 @@ def save(net, path, dtype=None, **info):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # the user's own; safetensors would let nobody else read
         save_file(tensors, partial, metadata={METADATA_KEY: header})
+        partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
