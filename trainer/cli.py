@@ -12,7 +12,7 @@ INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 _EXAMPLES = """\
 examples:
-  # a small labelled net; about 10 minutes on one core
+  # a small labelled net; a few minutes on one core
   autoguide-fast train --out runs/main
 
   # its guide: half the width, half the time

@@ -64,6 +64,8 @@ def add_command(subparsers) -> None:
     add("--steps", type=int, default=32, metavar="N", help="of the sampler (default: 32)")
     add("--seed", type=int, default=FIRST_SEED, metavar="S",
         help=f"first of the seeds (default: {FIRST_SEED})")  # fmt: skip
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="M",
+        help=f"which of {', '.join(METHODS)} (default: all)")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--out", type=Path, metavar="FILE", help="write every figure as JSON")
     parser.set_defaults(run=run)
@@ -80,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         Job(folder, method, repeat, arguments.images, arguments.steps,
             arguments.seed + repeat * arguments.images)
         for repeat in range(arguments.repeats)
-        for method in METHODS
+        for method in arguments.methods
     ]  # fmt: skip
     rows: list[dict] = []
 
