@@ -39,7 +39,10 @@ def test_demo_prints_a_table_and_writes_a_picture(short, tmp_path, capsys):
         assert 50 < float(figures[5].rstrip("%")) <= 100
         assert float(figures[6]) > 0
     assert "100 images per method" in " ".join(lines)
-    assert Image.open(picture).size == (2100, 720)
+    pixels = np.asarray(Image.open(picture).convert("L"))
+    assert pixels.shape == (720, 2100)
+    for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
+        assert (edge == 255).all()  # no text runs out of the picture
 
 
 def test_demo_shows_the_same_seeds_and_classes_in_every_grid(short):
