@@ -24,7 +24,7 @@ def collect() -> dict:
     import numpy
     import torch
 
-    from autoguide_fast._build_info import build_info
+    from autoguide_fast._extension import build_info
 
     build = dict(build_info())
     return {
