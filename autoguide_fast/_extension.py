@@ -32,3 +32,4 @@ def build_info():
 
 
 set_isa = _C.set_isa
+Map, Plan = _C.Map, _C.Plan

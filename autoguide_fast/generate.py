@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import arguments, checkpoints, engine
+from . import arguments, checkpoints
+from .engine import Engine, cached
 from .sampler import EagerStepper, heun, plan_steps
 from .schedules import Churn, rho_schedule
 from .seeds import StackedRandom
@@ -63,9 +64,10 @@ def sample(
         sample("digits", "digits-uncond", 1.5, seeds=range(16))                # CFG
 
     Args:
-        model: what to sample: name of a bundled network, path of a checkpoint, module, or any
-            callable `(x, sigma, class_labels) -> D` with `x [N, C, H, W]`, 0-dim `sigma`, labels
-            `[N, label_dim]` (or None), which returns the denoised images. Modules are fed in
+        model: what to sample: name of a bundled network, path of a checkpoint, module, an `Engine`
+            (which brings its guide), or any callable `(x, sigma, class_labels) -> D` with
+            `x [N, C, H, W]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns the
+            denoised images. Modules are fed in
             their own floating type and are put in evaluation mode meanwhile; bare callables are
             fed in `dtype`.
         guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for the
@@ -129,6 +131,9 @@ def sample(
     if device is not None:
         device = arguments.present_device(device)
 
+    engine = model if isinstance(model, Engine) else None
+    if engine is not None:
+        model, guide = _engine_pair(engine, guide, guidance)
     names = {"model": _described(model, "model"), "guide": _described(guide, "guide")}
     model, guide, device = _nets(model, guide, guidance, device, noise)
     arguments.nets_agree(model, guide)
@@ -158,8 +163,9 @@ def sample(
             "sample: raw must be True or None for a model without an encoder, got False; set "
             "model.encoder, for instance to autoguide_fast.encoders.PixelEncoder()"
         )
-    for role, net in (("model", model), ("guide", guide)):
-        arguments.finite_weights(names[role], net)
+    if engine is None:
+        for role, net in (("model", model), ("guide", guide)):
+            arguments.finite_weights(names[role], net)
 
     sigmas = rho_schedule(num_steps, sigma_min, sigma_max, rho, dtype)
     steps = plan_steps(sigmas, guidance, interval, churn, device)
@@ -170,13 +176,15 @@ def sample(
     ]
     done = []
     with torch.no_grad(), _evaluating(model, guide), _bar(progress, batches, steps) as bar:
-        pair = engine.prepare_pair(model, guide if guidance != 1 else None)
+        used = (model, guide if guidance != 1 else None)
+        if engine is None and Engine.runs(*used):
+            engine = cached(*used)
         for number, indices in enumerate(batches):
             x, classes, randn = _drawn(indices, seeds, noise, rows, label_dim, shape, device, dtype)
-            if pair is None:
+            if engine is None:
                 stepper = EagerStepper(model, guide, guidance, classes, device)
             else:
-                stepper = engine.PreparedStepper(*pair, guidance, classes, steps)
+                stepper = engine.stepper(guidance, classes, steps)
 
             def on_step(step, x, number=number, indices=indices, stepper=stepper):
                 _check_finite(step, x, stepper, names)
@@ -193,6 +201,20 @@ def sample(
         return torch.cat(done)
     empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
     return empty if encoder is None or raw else encoder.decode(empty)
+
+
+def _engine_pair(engine, guide, guidance):
+    if guide is not None:
+        raise ValueError(
+            "sample: guide must be left out for an Engine, which has its own, got "
+            f"{type(guide).__name__}; make Engine(model, guide)"
+        )
+    if engine.guide is None and guidance != 1:
+        raise ValueError(
+            f"sample: guidance must be 1 for an Engine without a guide, got {guidance:g}; make "
+            "Engine(model, guide)"
+        )
+    return engine.model, engine.guide
 
 
 def _described(net, role):

@@ -9,6 +9,7 @@
 #include "build_config.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "engine/bindings.h"
 
 namespace py = pybind11;
 
@@ -28,7 +29,7 @@ void set_isa(const std::string& name) {
   for (int i = 0; i < agf::kIsas; ++i) {
     if (name == agf::kIsaNames[i]) return agf::set_isa(static_cast<agf::Isa>(i));
   }
-  throw py::value_error("set_isa: isa must be baseline, avx2 or avx512, got " + name);
+  throw py::value_error("set_isa: isa must be one of build_info()['isa_available'], got " + name);
 }
 
 py::dict build_info() {
@@ -49,4 +50,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "Facts of this build and of the instruction set in use.");
   m.def("set_isa", &set_isa, py::arg("isa"),
         "Choose the instruction set of the CPU loops, among build_info()['isa_available'].");
+  bind_plans(m);
 }

@@ -1,40 +1,100 @@
-"""The prepared pair: the same numbers as the networks themselves, and when it is used."""
+"""The engine: the same numbers as the networks themselves, whatever the machine and the batch."""
+
+import gc
+import json
+import multiprocessing
+import threading
+import weakref
+
 import pytest
 import torch
-from tolerances import GOLDEN_SAMPLES, relative_error
+from tolerances import ENGINE, GOLDEN_SAMPLES, relative_error
 
 import autoguide_fast
 from autoguide_fast import engine
+from autoguide_fast._extension import build_info
+from autoguide_fast.engine import Engine
 from autoguide_fast.networks import Precond
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
+from autoguide_fast.textbook import TextbookPrecond
 
 
-def make_net(channels=16, label_dim=10, seed=0, **options):
+def make_net(channels=16, label_dim=10, seed=0, size=8, images=2, **options):
     torch.manual_seed(seed)
     options = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], **options}
-    net = Precond(8, 2, label_dim, model_channels=channels, channels_per_head=16, **options).eval()
+    options = {"channels_per_head": 16, **options}
+    net = Precond(size, images, label_dim, model_channels=channels, **options).eval()
     for name, parameter in net.named_parameters():
         if name.endswith("gain"):
             torch.nn.init.normal_(parameter, 0.8, 0.2)
     return net.requires_grad_(False)
 
 
+# What a plan can meet: widths that fill panels or do not, one and three panels, sizes that
+# Winograd's tiles divide or not, no label, no attention, no clip, many image channels.
+NETS = {
+    "small": lambda: make_net(),
+    "odd_widths": lambda: make_net(24, size=12, channels_per_head=24, attn_resolutions=[6, 12]),
+    "winograd": lambda: make_net(32, size=16, channels_per_head=32, attn_resolutions=[8]),
+    "three_levels": lambda: make_net(48, size=16, channel_mult=[1, 1, 2], attn_resolutions=[4, 8]),
+    "many_channels": lambda: make_net(8, 0, images=17, clip_act=None, attn_resolutions=[]),
+    "tiny_map": lambda: make_net(16, size=4, channel_mult=[1, 2, 3], attn_resolutions=[1, 2]),
+    "balances": lambda: make_net(
+        label_balance=0.3, concat_balance=0.7, res_balance=0.6, attn_balance=0.8, clip_act=1.5
+    ),
+}
+
+
+def evaluation(net, batch):
+    generator = torch.Generator().manual_seed(batch)
+    shape = batch, net.img_channels, net.img_resolution, net.img_resolution
+    labels = None
+    if net.label_dim:
+        labels = torch.eye(net.label_dim)[torch.arange(batch) % net.label_dim]
+    return torch.randn(shape, generator=generator), torch.tensor(0.7), labels
+
+
+def textbook(net, x, sigma, labels):
+    labels = None if labels is None else labels.double()
+    return TextbookPrecond(net).double()(x.double(), sigma.double(), labels)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ENGINE, ids=str)
+@pytest.mark.parametrize("name", NETS)
+def test_evaluation(name, dtype, isa):
+    net = NETS[name]()
+    prepared = Engine(net, dtype=dtype).model
+    for batch in (1, 3):
+        arguments = evaluation(net, batch)
+        expected = textbook(net, *arguments)
+        assert relative_error(prepared(*arguments), expected) < ENGINE[dtype]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 13])
+@pytest.mark.parametrize("name", ["small", "winograd"])
+def test_evaluation_by_several_threads(name, batch, threads):
+    net = NETS[name]()
+    arguments = evaluation(net, batch)
+    result = Engine(net).model(*arguments)
+    assert relative_error(result, textbook(net, *arguments)) < ENGINE[torch.float32]
+
+
 STEPS = plan_steps(rho_schedule(6), guidance=1.7)
 
 
-def run(stepper_of, model, guide, labels, steps=STEPS):
+def run(stepper, steps=STEPS):
     noise = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return heun(stepper_of(model, guide, labels), noise, steps)
-
-
-def eager(model, guide, labels):
-    return EagerStepper(model, guide, 1.7, labels)
-
-
-def prepared(model, guide, labels):
-    return engine.PreparedStepper(*engine.prepare_pair(model, guide), 1.7, labels, STEPS)
+        return heun(stepper, noise, steps)
 
 
 LABELS = torch.eye(10)[[3, 1, 4]]
@@ -50,27 +110,105 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("case", PAIRS)
-def test_prepared_pair_agrees_with_the_networks(case):
+def test_guided_samples_agree_with_the_networks(case):
     model, guide, labels = PAIRS[case]
-    result = run(prepared, model, guide, labels)
-    assert relative_error(result, run(eager, model, guide, labels)) < GOLDEN_SAMPLES
+    result = run(Engine(model, guide).stepper(1.7, labels, STEPS))
+    assert relative_error(result, run(EagerStepper(model, guide, 1.7, labels))) < GOLDEN_SAMPLES
 
 
-def test_prepared_net_is_a_snapshot_that_leaves_the_net_alone():
+def test_levels_and_labels_of_each_image():
+    net = make_net()
+    prepared = Engine(net).model
+    x, _, labels = evaluation(net, 3)
+    for sigma in (torch.tensor([0.1, 1.0, 9.0]), torch.tensor(2.0), 2.0):
+        for rows in (labels, labels[:1], None):
+            expected = net(x, sigma, rows)
+            assert relative_error(prepared(x, sigma, rows), expected) < ENGINE[torch.float32]
+
+
+def test_strides_and_types_of_the_state():
+    net = make_net()
+    prepared = Engine(net).model
+    x, sigma, labels = evaluation(net, 3)
+    expected = prepared(x, sigma, labels)
+    wide = torch.randn(3, 2, 8, 16)
+    wide[..., ::2] = x
+    for state in (x.contiguous(memory_format=torch.channels_last), wide[..., ::2]):
+        assert torch.equal(prepared(state, sigma, labels), expected)
+    rows = prepared.modulations(sigma[None], labels)[0]
+    single, double = torch.empty_like(x), torch.empty_like(x)
+    prepared.evaluate(x, 0.5, rows, single)
+    prepared.evaluate(x.double(), 0.5, rows, double)
+    assert torch.equal(single, double)
+
+
+def test_empty_batch():
+    net = make_net()
+    assert Engine(net).model(torch.empty(0, 2, 8, 8), 1.0, torch.empty(0, 10)).shape == (0, 2, 8, 8)
+
+
+def test_engine_is_a_snapshot_and_does_not_hold_its_nets():
     net, guide = make_net(), make_net(8, seed=1)
-    names = list(net.state_dict())
-    pair = engine.prepare_pair(net, guide)
-    before = run(lambda *a: engine.PreparedStepper(*pair, 1.7, LABELS, STEPS), None, None, None)
+    held = Engine(net, guide)
+    before = run(held.stepper(1.7, LABELS, STEPS))
+    names, alive = list(net.state_dict()), weakref.ref(net)
     net.unet.out_gain.mul_(2)
-    after = run(lambda *a: engine.PreparedStepper(*pair, 1.7, LABELS, STEPS), None, None, None)
-    assert torch.equal(before, after)
+    assert torch.equal(before, run(held.stepper(1.7, LABELS, STEPS)))
     assert list(net.state_dict()) == names
-    assert relative_error(run(eager, net, guide, LABELS), before) > 0.01
+    assert relative_error(run(EagerStepper(net, guide, 1.7, LABELS)), before) > 0.01
+    del net
+    gc.collect()
+    assert alive() is None
 
 
-def test_results_are_ordinary_tensors():
-    result = run(prepared, *PAIRS["labelled"])
-    assert not result.is_inference()
+def test_results_are_ordinary_tensors_and_deterministic():
+    model, guide, labels = PAIRS["labelled"]
+    first, second = (run(Engine(model, guide).stepper(1.7, labels, STEPS)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not first.is_inference()
+
+
+def test_threads_share_an_engine():
+    net = make_net()
+    prepared = Engine(net).model
+    batches = [evaluation(net, n) for n in (1, 2, 3, 4)]
+    expected = [prepared(*arguments) for arguments in batches]
+    wrong = []
+
+    def work(i):
+        for _ in range(20):
+            if not torch.equal(prepared(*batches[i]), expected[i]):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def _in_child(queue, prepared, arguments):
+    prepared.evaluate(*arguments)
+    queue.put(arguments[-1].tolist())
+
+
+def test_a_forked_child_starts_its_own_threads(threads):
+    """Only the engine's threads: torch's own do not survive a fork."""
+    net = make_net()
+    prepared = Engine(net).model
+    x, sigma, labels = evaluation(net, 1)
+    arguments = x, 0.5, prepared.modulations(sigma[None], labels)[0], torch.empty_like(x)
+    prepared.evaluate(*arguments)  # starts this process's threads
+    expected = arguments[-1].tolist()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue, prepared, arguments))
+    child.start()
+    try:
+        assert queue.get(timeout=20) == expected
+    finally:
+        child.kill()
 
 
 class Doubled(Precond):
@@ -78,19 +216,106 @@ class Doubled(Precond):
         return 2 * super().forward(x, sigma, class_labels)
 
 
-def test_only_plain_networks_of_one_sigma_data_are_prepared():
+def test_which_nets_an_engine_runs():
     net = make_net()
-    assert engine.prepare_pair(net, None) is not None
-    assert engine.prepare_pair(net, make_net(sigma_data=0.7)) is None
-    assert engine.prepare_pair(net, lambda x, sigma, labels: x) is None
-    assert engine.prepare_pair(Doubled(8, 2, 10, model_channels=8, channel_mult=[1])) is None
-    assert engine.prepare_pair(make_net().double()) is None
+    assert Engine.runs(net) and Engine.runs(net, autoguide_fast.unlabelled(net))
     hooked = make_net()
     hooked.unet.register_forward_hook(lambda module, args, output: output)
-    assert engine.prepare_pair(hooked) is None
+    refused = {
+        "Doubled|forward of its own": Doubled(8, 2, 10, model_channels=8, channel_mult=[1]),
+        "function": lambda x, sigma, labels: x,
+        "another type": make_net().double(),
+        "hooks": hooked,
+    }
+    for message, other in refused.items():
+        assert not Engine.runs(net, other)
+        with pytest.raises(ValueError, match=f"Engine: guide must be a plain .*({message})"):
+            Engine(net, other)
+    assert not Engine.runs(net, make_net(sigma_data=0.7))
+    with pytest.raises(ValueError, match=r"Engine: guide must have the model's sigma_data 0.5"):
+        Engine(net, make_net(sigma_data=0.7))
+    with pytest.raises(ValueError, match=r"Engine: dtype must be torch.float32, .* got 'fast'"):
+        Engine(net, dtype="fast")
+
+
+def test_auto_takes_bfloat16_only_where_the_processor_multiplies_it():
+    chosen = Engine(make_net(), dtype="auto").dtype
+    assert (chosen == torch.bfloat16) == (build_info()["isa"] == "avx512_bf16")
 
 
 def test_model_that_guides_itself_is_prepared_once():
     net = make_net()
-    model, guide = engine.prepare_pair(net, autoguide_fast.unlabelled(net))
-    assert guide.net is model
+    pair = Engine(net, autoguide_fast.unlabelled(net))
+    assert pair.guide.lowered is pair.model.lowered
+    assert pair.guide.label_dim == 0
+
+
+def test_sample_takes_an_engine():
+    model, guide, labels = PAIRS["labelled"]
+    pair = Engine(model, guide)
+    options = dict(guidance=1.7, class_labels=labels, seeds=range(3), num_steps=4)
+    expected = autoguide_fast.sample(model, guide, **options)
+    assert torch.equal(pair.sample(**options), expected)
+    assert torch.equal(autoguide_fast.sample(pair, **options), expected)
+    with pytest.raises(ValueError, match="sample: guide must be left out for an Engine"):
+        autoguide_fast.sample(pair, guide, seeds=[0])
+    with pytest.raises(ValueError, match="sample: guidance must be 1 for an Engine"):
+        Engine(model).sample(guidance=2.0, seeds=[0])
+
+
+def test_sample_keeps_the_last_engines_and_sees_every_change():
+    engine.clear()
+    net = make_net()
+    kept = engine.cached(net)
+    assert engine.cached(net) is kept
+    assert engine.cached(make_net()) is kept  # the same content
+    net.unet.out_gain.data.mul_(2)  # leaves no trace in the version counter
+    assert engine.cached(net) is not kept
+    released = weakref.ref(kept)
+    del kept
+    for seed in range(1, 5):
+        engine.cached(make_net(seed=seed))
+    gc.collect()
+    assert released() is None
+    engine.clear()
+
+
+def test_profile(tmp_path):
+    model, guide, _ = PAIRS["labelled"]
+    profile = Engine(model, guide).profile(batch=2, repeats=2)
+    text = str(profile)
+    assert text.startswith("batch 2, 1 threads:")
+    for kind in ("conv_res0", "conv_res1", "enter", "attend", "load", "store"):
+        assert kind in text
+    profile.save_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert len(events) == len(profile.rows)
+    assert sum(event["dur"] for event in events) == pytest.approx(
+        1e6 * sum(seconds for _, _, seconds, _ in profile.rows)
+    )
+
+
+def test_counted_work_is_that_of_the_textbook():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = NETS["three_levels"]()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        TextbookPrecond(net)(*evaluation(net, 1))
+    expected = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    lowered = Engine(net).model.lowered
+    work = zip(lowered.names, lowered.flops, strict=True)
+    assert sum(flop for name, flop in work if "attend" not in name) == expected
+
+
+def test_memory_is_bounded_and_known(threads):
+    net = make_net()
+    pair = Engine(net)
+    few, many = pair.peak_memory(64), pair.peak_memory(640)
+    images = 2 * 4 * (640 - 64) * 2 * 8 * 8
+    assert many - few == images
+    pair.model(*evaluation(net, 64))
+    block = pair._arena.block
+    assert block.numel() + pair.model.weight_bytes <= few
+    pair.model(*evaluation(net, 64))
+    assert pair._arena.block is block

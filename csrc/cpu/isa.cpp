@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/engine_kernels.h"
 #include "cpu/kernels.h"
 
 namespace agf {
@@ -19,6 +20,10 @@ bool processor_runs(Isa isa) {
       return processor_runs(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::avx512_vnni:
+      return processor_runs(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::avx512_bf16:
+      return processor_runs(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
     case Isa::baseline:
       return true;
   }
@@ -31,7 +36,7 @@ Isa current = Isa::baseline;
 }  // namespace
 
 bool isa_available(Isa isa) {
-  return mp_silu_kernel.variants[static_cast<int>(isa)] != nullptr && processor_runs(isa);
+  return convolve_kernel.variants[static_cast<int>(isa)] != nullptr && processor_runs(isa);
 }
 
 Isa isa() { return current; }
@@ -46,11 +51,8 @@ void set_isa(Isa isa) {
 }
 
 void choose_isa() {
-  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::baseline}) {
-    if (isa_available(isa)) {
-      current = isa;
-      return;
-    }
+  for (int i = 0; i < kIsas; ++i) {
+    if (isa_available(static_cast<Isa>(i))) current = static_cast<Isa>(i);
   }
 }
 

@@ -3,15 +3,17 @@
 
 namespace agf {
 
-enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
-constexpr int kIsas = 3;
-constexpr const char* kIsaNames[kIsas] = {"baseline", "avx2", "avx512"};
+// Each includes those before it. The last two have products of their own for int8 and bfloat16.
+enum class Isa { baseline, avx2, avx512, avx512_vnni, avx512_bf16 };
+constexpr int kIsas = 5;
+constexpr const char* kIsaNames[kIsas] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
 bool isa_available(Isa isa);  // compiled in, and this processor runs it
 Isa isa();                    // the one in use: the best available, unless set_isa said otherwise
 void set_isa(Isa isa);        // throws std::invalid_argument if it is not available
 
-// One entry per variant, filled in at load time by the objects compiled for it.
+// One entry per variant, filled in at load time by the objects compiled for it. Where a variant has
+// no loop of its own, that of the one before serves.
 template <class Signature>
 struct CpuKernel;
 
@@ -20,7 +22,11 @@ struct CpuKernel<void(Args...)> {
   using Function = void (*)(Args...);
   Function variants[kIsas];
 
-  void operator()(Args... args) const { variants[static_cast<int>(isa())](args...); }
+  void operator()(Args... args) const {
+    int variant = static_cast<int>(isa());
+    while (variants[variant] == nullptr) --variant;
+    variants[variant](args...);
+  }
 };
 
 // Namespaces are named after variants, so AGF_ISA names the entry as well.

@@ -1,6 +1,8 @@
 // The table behind kernels.h: zero until the objects of each variant register themselves.
 #include "cpu/kernels.h"
 
+#include "cpu/engine_kernels.h"
+
 namespace agf {
 
 // Zero-initialised before any registration runs, whatever the order of the objects.
@@ -24,5 +26,12 @@ decltype(attention_split_kernel) attention_split_kernel;
 decltype(attention_split_backward_kernel) attention_split_backward_kernel;
 decltype(guided_heun_first_kernel) guided_heun_first_kernel;
 decltype(guided_heun_second_kernel) guided_heun_second_kernel;
+decltype(load_kernel) load_kernel;
+decltype(enter_kernel) enter_kernel;
+decltype(convolve_kernel) convolve_kernel;
+decltype(winograd_kernel) winograd_kernel;
+decltype(split_heads_kernel) split_heads_kernel;
+decltype(attend_kernel) attend_kernel;
+decltype(store_kernel) store_kernel;
 
 }  // namespace agf

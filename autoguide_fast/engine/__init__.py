@@ -1,0 +1,7 @@
+"""The engine: a trained pair made ready once, to be run many times on the CPU."""
+
+from .cache import cached, clear
+from .engine import Engine
+from .profile import Profile
+
+__all__ = ["Engine", "Profile", "cached", "clear"]

@@ -1,0 +1,51 @@
+"""The engines that `sample` keeps: the last few, known by what they depend on."""
+
+import json
+import threading
+from collections import OrderedDict
+
+import torch
+
+from ..guidance import Unlabelled
+from .engine import Engine
+
+LIMIT = 4  # engines; each holds about 1.3 to 5 times the memory of its nets' parameters
+
+_engines = OrderedDict()
+_lock = threading.Lock()
+
+
+def cached(model, guide=None):
+    """The float32 engine of a pair, made now or kept from an earlier call.
+
+    Engines are known by configuration and content of the nets, so that a changed weight, however
+    it was changed, makes another engine, and a checkpoint that is loaded again does not.
+    """
+    key = _fingerprint(model), _fingerprint(guide)
+    with _lock:
+        if key in _engines:
+            _engines.move_to_end(key)
+            return _engines[key]
+    engine = Engine(model, guide)
+    with _lock:
+        _engines[key] = engine
+        while len(_engines) > LIMIT:
+            _engines.popitem(last=False)
+    return engine
+
+
+def clear():
+    """Forget all kept engines; their memory is freed once nobody else holds them."""
+    with _lock:
+        _engines.clear()
+
+
+def _fingerprint(net):
+    if net is None:
+        return None
+    unlabelled = isinstance(net, Unlabelled)
+    if unlabelled:
+        net = net.net
+    with torch.inference_mode():
+        hashes = [torch.hash_tensor(t.detach()).item() for t in net.state_dict().values()]
+    return unlabelled, json.dumps(net.config), tuple(hashes)

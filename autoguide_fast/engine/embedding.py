@@ -1,0 +1,55 @@
+"""What noise level and label say to every block, for all steps of a run in one product."""
+
+import torch
+import torch.nn.functional as F
+
+from .. import ops
+from ..networks import Block
+from . import pack
+
+
+class Embedding:
+    """The embedding network of a `Precond` with prepared weights; a snapshot."""
+
+    def __init__(self, net):
+        unet = net.unet
+        self.label_dim = net.label_dim
+        self.label_balance = unet.label_balance
+        self.freqs, self.phases = unet.emb_fourier.freqs.clone(), unet.emb_fourier.phases.clone()
+        self.noise = ops.mp_weight(unet.emb_noise.weight.detach(), 1.0)
+        self.label = None
+        if unet.emb_label is not None:
+            # A one-hot row times sqrt(label_dim) has unit magnitude.
+            self.label = ops.mp_weight(unet.emb_label.weight.detach(), net.label_dim**0.5)
+        rows = []
+        for block in (*unet.enc.values(), *unet.dec.values()):
+            if isinstance(block, Block):
+                weight = ops.mp_weight(block.emb_linear.weight.detach(), block.emb_gain.detach())
+                rows.append(F.pad(weight, (0, 0, 0, -len(weight) % pack.LANES)))
+        self.blocks = torch.cat(rows)
+
+    @property
+    def bytes(self):
+        """Memory of its weights."""
+        return sum(w.nbytes for w in (self.noise, self.label, self.blocks) if w is not None)
+
+    def modulations(self, levels, class_labels):
+        """Numbers near 1 by which the embedding scales channels (EDM2 fig. 21).
+
+        Args:
+            levels (Tensor [levels]): Noise levels.
+            class_labels (Tensor [rows, label_dim] or None): None stands for all zeros.
+
+        Returns:
+            Tensor [levels, rows, modulations] float32, in the order of the plan; one row where
+            the net has no labels or got none.
+        """
+        c_noise = levels.to(torch.float32).log() / 4
+        emb = F.linear(ops.mp_fourier(c_noise, self.freqs, self.phases), self.noise)[:, None]
+        if self.label is not None:
+            if class_labels is None:
+                class_labels = levels.new_zeros(1, self.label_dim)
+            labels = F.linear(class_labels.to(torch.float32), self.label)[None]
+            shape = (len(levels), *labels.shape[1:])
+            emb = ops.mp_sum(emb.expand(shape), labels.expand(shape), t=self.label_balance)
+        return F.linear(ops.mp_silu(emb.contiguous()), self.blocks) + 1

@@ -1,0 +1,125 @@
+"""`Engine`: a trained pair made ready once, to be run many times."""
+
+import torch
+
+from .._extension import build_info
+from .prepared import CELLS, Arena, PreparedNet, bare, objection
+from .profile import Profile
+from .stepper import EngineStepper
+
+
+class Engine:
+    """A model and its guide, made ready to run on the CPU.
+
+    Weights are normalised, scaled, transformed and laid out once; each evaluation then runs a plan
+    of fused instructions over an arena that is never reallocated (`csrc/engine/`). The engine is a
+    snapshot: later changes of the nets do not reach it, and it does not keep them alive.
+
+        engine = Engine(load("digits"), load("digits-guide"))
+        images = engine.sample(guidance=1.7, seeds=range(64))
+
+    Args:
+        model (Precond): float32, on the CPU; may be wrapped by `unlabelled`.
+        guide (Precond or None): Likewise, with the `sigma_data` of the model.
+        dtype (torch.dtype or "auto"): What the convolutions multiply: torch.float32;
+            torch.bfloat16, with float32 sums; torch.int8, with int32 sums and constant scales. All
+            else is float32. "auto" takes the fastest here of those whose samples are as good as
+            float32's: bfloat16 where the processor multiplies it (AVX-512 BF16), else float32.
+
+    Attributes:
+        model, guide (callable): The prepared denoisers, `(x, sigma, class_labels) -> D` as those
+            that they were made of; `guide` may be None. Not differentiable.
+        dtype (torch.dtype): As given, or as "auto" chose.
+
+    Raises:
+        ValueError: nets that it cannot run (`Engine.runs` tells beforehand), or another dtype.
+
+    May be shared by threads, which then take turns. `sample` makes engines by itself and keeps the
+    last few.
+    """
+
+    def __init__(self, model, guide=None, dtype=torch.float32):
+        if dtype == "auto":
+            dtype = torch.bfloat16 if build_info()["isa"] == "avx512_bf16" else torch.float32
+        if dtype not in CELLS:
+            raise ValueError(
+                f"Engine: dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto', got "
+                f"{dtype!r}; float32 gives the reference's numbers"
+            )
+        for role, net in (("model", model), ("guide", guide)):
+            reason = None if role == "guide" and net is None else objection(net)
+            if reason:
+                raise ValueError(f"Engine: {role} must be a plain float32 Precond, got {reason}")
+        if guide is not None and guide.sigma_data != model.sigma_data:
+            raise ValueError(
+                f"Engine: guide must have the model's sigma_data {model.sigma_data:g}, got "
+                f"{guide.sigma_data:g}; the fused step preconditions both alike"
+            )
+        self.dtype = dtype
+        self._arena = Arena()
+        self.model = PreparedNet(model, dtype, self._arena)
+        self.guide = None
+        if guide is not None:
+            self.guide = PreparedNet(
+                guide, dtype, self._arena, shared=self.model if bare(guide) is bare(model) else None
+            )
+
+    @staticmethod
+    def runs(model, guide=None):
+        """Whether an engine can be made of these: plain float32 `Precond`s on the CPU."""
+        used = [net for net in (model, guide) if net is not None]
+        return not any(map(objection, used)) and len({net.sigma_data for net in used}) == 1
+
+    def sample(self, **options):
+        """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""
+        from ..generate import sample  # it stands above the engine
+
+        return sample(self, **options)
+
+    def stepper(self, guidance, class_labels, steps):
+        """A stepper of this pair for `sampler.heun`.
+
+        Args:
+            guidance (float): The weight w.
+            class_labels (Tensor [N or 1, label_dim] or None)
+            steps (list of sampler.Step): The steps that will be run.
+        """
+        return EngineStepper(self.model, self.guide, guidance, class_labels, steps)
+
+    def peak_memory(self, batch, threads=None):
+        """Bytes that the engine holds while it runs `batch` images: weights, arena, results.
+
+        `threads` is that of torch unless given. Grows with the batch by a few images' own bytes
+        only: feature maps are those of the few images that each thread has under way.
+        """
+        threads = threads or torch.get_num_threads()
+        nets = [net for net in (self.model, self.guide) if net is not None]
+        weights = {id(net.lowered): net.weight_bytes for net in nets}
+        arena = max(net.arena_bytes(batch, threads) for net in nets)
+        shape = (self.model.img_channels, self.model.img_resolution, self.model.img_resolution)
+        results = 2 * len(nets) * 4 * batch * shape[0] * shape[1] * shape[2]
+        return sum(weights.values()) + arena + results
+
+    def profile(self, batch=1, repeats=20):
+        """Measure where the time of an evaluation goes, net by net; returns a `Profile`.
+
+        Runs the nets on noise at one noise level, `repeats` times after two that do not count.
+        Times are those of the first thread, which waits for the others after each instruction.
+        """
+        rows = []
+        for role, net in (("model", self.model), ("guide", self.guide)):
+            if net is None:
+                continue
+            shape = batch, net.img_channels, net.img_resolution, net.img_resolution
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            result = torch.empty_like(x)
+            modulations = net.modulations(torch.ones(1), None)[0]
+            times = torch.zeros(len(net.lowered.plan), dtype=torch.float64)
+            for i in range(2 + repeats):
+                if i == 2:
+                    times.zero_()
+                net.evaluate(x, 1.0, modulations, result, times)
+            seconds = (times / repeats).tolist()
+            flops = [batch * flop for flop in net.lowered.flops]
+            rows += [(role, *row) for row in zip(net.lowered.names, seconds, flops, strict=True)]
+        return Profile(rows, batch, torch.get_num_threads())

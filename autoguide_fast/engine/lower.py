@@ -1,0 +1,299 @@
+"""From a `Precond` to a plan: which instructions, which maps, which packed weights.
+
+All that is known before an evaluation is settled here. Weights are normalised and scaled once, with
+gains and the factors of magnitude-preserving sums folded in; everything between two convolutions
+becomes the end of the first or the entry of a block.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import ops
+from .._extension import Map, Plan
+from . import memory, pack
+
+
+@dataclass(eq=False)
+class Feature:
+    """A feature map: channels in runs, each padded to whole panels."""
+
+    size: int
+    runs: tuple
+    border: int = 0
+    cell: str = "f32"
+    clip: tuple = (0.0, 0.0)  # of u8 cells: the range that they cover
+    offset: int = 0
+
+    @property
+    def channels(self):
+        return sum(map(pack.padded, self.runs))
+
+    @property
+    def bytes(self):
+        size = self.size + 2 * self.border
+        return size * size * self.channels * {"f32": 4, "bf16": 2, "u8": 1}[self.cell]
+
+    @property
+    def quantisation(self):
+        """Scale and zero of u8 cells: value = scale * (cell - zero), 0 exactly a cell."""
+        low, high = self.clip
+        scale = (high - low) / 255
+        return scale, round(-low / scale)
+
+    def placed(self):
+        scale, zero = self.quantisation if self.cell == "u8" else (1.0, 0)
+        return Map(
+            offset=self.offset, height=self.size, width=self.size, channels=self.channels,
+            border=self.border, cell=self.cell, scale=scale, zero=zero,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Floats:
+    """A run of float32 in the arena that is no feature map."""
+
+    count: int
+    offset: int = 0
+
+    @property
+    def bytes(self):
+        return 4 * self.count
+
+    def placed(self):
+        return self.offset
+
+
+# What int8 maps cover. Magnitude preservation keeps activations near unit variance, whatever the
+# weights: after MP-SiLU, whose least value is -0.467, and before it.
+ACTIVATED, PLAIN = (-0.4672, 12.0), (-8.0, 8.0)
+
+
+@dataclass
+class Lowered:
+    """A plan, its weights, and what the profile says of each instruction."""
+
+    plan: object
+    weights: torch.Tensor
+    image_bytes: int
+    names: list
+    flops: list  # of one image, multiplications and additions of the convolution itself
+
+
+@dataclass
+class Recorder:
+    """Instructions before their maps have a place."""
+
+    cell: str
+    packer: pack.Packer = field(default_factory=pack.Packer)
+    instructions: list = field(default_factory=list)
+    modulations: int = 0
+
+    def add(self, kind, name, flops=0.0, **arguments):
+        self.instructions.append((kind, name, flops, arguments))
+
+    def map(self, size, runs, border=0, clip=None):
+        """A map that a convolution reads: in cells of the plan's type if `clip` says how."""
+        if clip is None:
+            return Feature(size, runs, border)
+        return Feature(size, runs, border, self.cell, clip)
+
+    def convolve(self, name, weight, source, rows=None, factor=1.0, **arguments):
+        """A convolution of `source` with a prepared `weight` times `factor`."""
+        rows = rows or (len(weight),)
+        taps = weight[0, 0].numel()
+        weight = pack.spread(weight * factor, rows, source.runs)
+        flops = 2.0 * sum(rows) * sum(source.runs) * taps * source.size**2
+        if source.cell == "u8":
+            scale, zero = source.quantisation
+            integers, numbers = pack.quantised(weight, zero)
+            numbers[0] *= scale
+            arguments["weights"] = self.packer.add(pack.direct(integers, "u8"))
+            arguments["dequantise"] = self.packer.add(numbers)
+        else:
+            arguments["weights"] = self.packer.add(pack.direct(weight, source.cell))
+            if _suits_winograd(source, weight):
+                arguments["winograd"] = self.packer.add(pack.winograd(weight))
+        self.add("convolve", name, flops, in_=source, taps=taps, in_channels=source.channels,
+                 **arguments)  # fmt: skip
+
+    def finish(self, net):
+        """Place the maps and make the plan."""
+        used = {}
+        for i, (_, _, _, arguments) in enumerate(self.instructions):
+            for value in arguments.values():
+                if isinstance(value, (Feature, Floats)):
+                    first, _ = used.get(value, (i, i))
+                    used[value] = (first, i)
+        offsets, total = memory.place([(m.bytes, *span) for m, span in used.items()])
+        for m, offset in zip(used, offsets, strict=True):
+            m.offset = offset
+        weights = self.packer.block()
+        plan = Plan(
+            resolution=net.img_resolution, image_channels=net.img_channels, image_bytes=total,
+            weight_bytes=len(weights), modulations=self.modulations,
+        )  # fmt: skip
+        names, flops = [], []
+        for kind, name, count, arguments in self.instructions:
+            placed = {k: v.placed() if hasattr(v, "placed") else v for k, v in arguments.items()}
+            before = len(plan)
+            getattr(plan, kind)(**placed)
+            names += [f"{name} {kind}" if kind != "convolve" else name] * (len(plan) - before)
+            flops += [0.0] * (len(plan) - before - 1) + [count]
+        return Lowered(plan, weights, total, names, flops)
+
+
+def _suits_winograd(source, weight):
+    """Whether F(4x4, 3x3) may pay for some batch; `by_winograd` of csrc decides at each run."""
+    outputs, inputs, taps = weight.shape
+    return (
+        taps == 9
+        and source.cell == "f32"
+        and source.size % 4 == 0
+        and outputs >= 32
+        and 32 <= inputs <= 352  # above, a thread's cache holds too few tiles
+    )
+
+
+def lower(net, cell="f32"):
+    """Return the `Lowered` form of a plain float32 `Precond`.
+
+    Args:
+        net (Precond)
+        cell ({"f32", "bf16", "u8"}): Type of what the convolutions of the blocks read.
+    """
+    record = Recorder(cell)
+    unet = net.unet
+    size = net.img_resolution
+    image = record.map(size, (net.img_channels + 1,), border=1)
+    record.add("load", "image", out=image, image_channels=net.img_channels)
+    x, skips = image, []
+    for name, module in unet.enc.items():
+        if name.endswith("conv"):
+            out = record.map(size, (module.weight.shape[0],))
+            record.convolve(name, _prepared(module), x, out=out)
+            x = out
+        else:
+            x = _block(record, name, module, x)
+        skips.append(x)
+    blocks = list(unet.dec.items())
+    for name, module in blocks:
+        last = name == blocks[-1][0]
+        skip = skips.pop() if "block" in name else None
+        x = _block(record, name, module, x, skip, border=int(last))
+    result = record.map(size, (net.img_channels,))
+    record.convolve("out_conv", _prepared(unet.out_conv, unet.out_gain), x, out=result)
+    record.add("store", "image", in_=result, image_channels=net.img_channels)
+    return record.finish(net)
+
+
+def _prepared(conv, gain=1.0):
+    return ops.mp_weight(conv.weight.detach(), gain).to(torch.float32)
+
+
+def _balance(t):
+    """The two weights of `mp_sum` (EDM2 eq. 88)."""
+    norm = math.hypot(1 - t, t)
+    return (1 - t) / norm, t / norm
+
+
+RESAMPLE = {"down": -1, "keep": 0, "up": 1}
+
+
+def _block(record, name, block, x, skip=None, border=0):
+    """Append a `networks.Block`; return its output."""
+    mode = RESAMPLE[block.resample_mode]
+    size = {-1: x.size // 2, 0: x.size, 1: 2 * x.size}[mode]
+    width = block.conv_res0.weight.shape[0]
+    if block.flavor == "enc":
+        x, act = _enter_encoder(record, name, block, x, mode, size)
+    else:
+        x, act = _enter_decoder(record, name, block, x, skip, mode, size)
+
+    modulated = record.map(size, (width,), border=1, clip=ACTIVATED)
+    record.convolve(f"{name} conv_res0", _prepared(block.conv_res0), act, act=modulated,
+                    modulation=record.modulations)  # fmt: skip
+    record.modulations += pack.padded(width)
+    limit = math.inf if block.clip_act is None else float(block.clip_act)
+    keep, add = _balance(block.res_balance)
+    attends = bool(block.num_heads)
+    out = record.map(size, (width,), border=0 if attends else border)
+    # Attention's first convolution reads a copy in the plan's cells.
+    copy = record.map(size, (width,), clip=PLAIN) if attends and record.cell != "f32" else None
+    record.convolve(
+        f"{name} conv_res1", _prepared(block.conv_res1), modulated, factor=add, sum=x,
+        sum_weight=keep, out=out, limit=math.inf if attends else limit,
+        **({"act": copy} if copy else {}),
+    )  # fmt: skip
+    if not attends:
+        return out
+    return _attention(record, name, block, out, copy or out, limit, border)
+
+
+def _enter_encoder(record, name, block, x, mode, size):
+    width = block.conv_res0.weight.shape[1]
+    if block.conv_skip is not None:
+        if mode:
+            resampled = record.map(size, x.runs)
+            record.add("enter", name, x=x, raw=resampled, resample=mode)
+            x, mode = resampled, 0
+        narrow = record.map(size, (width,))
+        record.convolve(f"{name} conv_skip", _prepared(block.conv_skip), x, out=narrow)
+        x = narrow
+    main = record.map(size, x.runs)
+    act = record.map(size, x.runs, border=1, clip=ACTIVATED)
+    record.add("enter", name, x=x, main=main, act=act, resample=mode, normalised=width)
+    return main, act
+
+
+def _enter_decoder(record, name, block, x, skip, mode, size):
+    runs = x.runs + (skip.runs if skip else ())
+    arguments = {"x": x, "resample": mode}
+    if skip:
+        here, there = _balance(block.concat_balance)
+        # EDM2 eq. 103.
+        total, a, b = sum(runs), sum(x.runs), sum(skip.runs)
+        arguments |= {
+            "skip": skip,
+            "weight": here * math.sqrt(total / a),
+            "skip_weight": there * math.sqrt(total / b),
+        }
+    act = record.map(size, runs, border=1, clip=ACTIVATED)
+    if block.conv_skip is not None:
+        joined = record.map(size, runs, clip=PLAIN)
+        record.add("enter", name, act=act, raw=joined, **arguments)
+        main = record.map(size, (block.conv_skip.weight.shape[0],))
+        record.convolve(f"{name} conv_skip", _prepared(block.conv_skip), joined, out=main)
+        return main, act
+    if mode == 0 and skip is None:
+        record.add("enter", name, act=act, **arguments)
+        return x, act
+    main = record.map(size, runs)
+    record.add("enter", name, main=main, act=act, **arguments)
+    return main, act
+
+
+def _attention(record, name, block, x, source, limit, border):
+    """Append the self-attention at the end of a block."""
+    width, heads = block.attn_proj.weight.shape[0], block.num_heads
+    channels = width // heads
+    stride, pixels = pack.padded(channels), x.size**2
+    # From interleaved [head, channel, part] to [part, head, channel].
+    weight = _prepared(block.attn_qkv).unflatten(0, (heads, channels, 3))
+    weight = weight.movedim(2, 0).flatten(0, 2)
+    qkv = record.map(x.size, (channels,) * (3 * heads))
+    record.convolve(f"{name} attn_qkv", weight, source, rows=qkv.runs, out=qkv)
+    mixed = record.map(x.size, (channels,) * heads, clip=PLAIN)
+    keys = pack.padded(pixels)
+    record.add(
+        "attend", name, 4.0 * heads * channels * pixels**2, qkv=qkv, out=mixed, heads=heads,
+        head_channels=channels, head_stride=stride, pixels_stride=keys,
+        q=Floats(heads * pixels * stride), k=Floats(heads * stride * keys),
+        v=Floats(heads * pixels * stride),
+    )  # fmt: skip
+    out = record.map(x.size, (width,), border=border)
+    keep, add = _balance(block.attn_balance)
+    record.convolve(f"{name} attn_proj", _prepared(block.attn_proj), mixed, factor=add, sum=x,
+                    sum_weight=keep, out=out, limit=limit)  # fmt: skip
+    return out

@@ -1,0 +1,108 @@
+"""Weights in the order in which the engine's loops read them.
+
+The loops take 16 output channels at a time (a panel) and four bytes of input at a step: one
+float32, two bfloat16 or four int8. So a packed weight is `[panel, tap, step, 16, values of a
+step]`, each step 64 bytes, and Winograd's `[36, panel, channel, 16]`.
+"""
+
+import math
+
+import torch
+
+LANES = 16
+STEP = {"f32": (1, torch.float32), "bf16": (2, torch.bfloat16), "u8": (4, torch.int8)}
+
+
+def padded(channels):
+    """`channels` rounded up to whole panels."""
+    return math.ceil(channels / LANES) * LANES
+
+
+def spread(weight, rows, columns):
+    """Place a weight `[K, C, kh, kw]` among zeros.
+
+    Args:
+        weight (Tensor): Prepared float32 weight.
+        rows, columns (sequence of (start, count)): Where runs of its outputs and inputs go, each
+            padded to whole panels; together they cover `K` and `C`, in order.
+
+    Returns:
+        Tensor [padded K, padded C, kh * kw].
+    """
+    k, c = (sum(padded(count) for count in runs) for runs in (rows, columns))
+    out = weight.new_zeros(k, c, weight[0, 0].numel())
+    weight = weight.flatten(2)
+    row = to_row = 0
+    for row_count in rows:
+        column = to_column = 0
+        for count in columns:
+            block = weight[row : row + row_count, column : column + count]
+            out[to_row : to_row + row_count, to_column : to_column + count] = block
+            column, to_column = column + count, to_column + padded(count)
+        row, to_row = row + row_count, to_row + padded(row_count)
+    return out
+
+
+def direct(weight, cell):
+    """Pack `[K, C, taps]` for the direct convolution; float32, bfloat16, or int8 as it is."""
+    values, dtype = STEP[cell]
+    k, c, taps = weight.shape
+    weight = weight.reshape(k // LANES, LANES, c // values, values, taps)
+    return weight.permute(0, 4, 2, 1, 3).to(dtype).contiguous()
+
+
+# The points of Winograd's F(4x4, 3x3) of csrc/winograd.h, in its order; infinity comes last.
+POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
+
+
+def _weight_transform():
+    rows = []
+    for point in POINTS:
+        others = math.prod(point - other for other in POINTS if other != point)
+        rows.append([point**power / others for power in range(3)])
+    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def winograd(weight):
+    """Transform `[K, C, 9]` to the 36 points, in float64, and pack it as float32."""
+    k = len(weight)
+    g = _weight_transform()
+    weight = weight.double().unflatten(2, (3, 3))
+    points = torch.einsum("ia,kcab,jb->ijkc", g, weight, g).flatten(0, 1)
+    points = points.unflatten(1, (k // LANES, LANES)).transpose(2, 3)
+    return points.to(torch.float32).contiguous()
+
+
+def quantised(weight, zero):
+    """Round `[K, C, taps]` to int8 with one scale for each output.
+
+    Returns:
+        The integers as a float32 tensor like `weight`, and float32 `[2, K]`: what a sum of products
+        must be multiplied with (apart from the input's scale), and what must be subtracted before,
+        because the input's integers stand `zero` too high.
+    """
+    scale = weight.abs().amax(dim=(1, 2)).clamp_min(1e-12) / 127
+    integers = (weight / scale[:, None, None]).round()
+    return integers, torch.stack([scale, zero * integers.sum(dim=(1, 2))])
+
+
+class Packer:
+    """Collects packed weights into one block of bytes."""
+
+    ALIGNMENT = 64
+
+    def __init__(self):
+        self.parts, self.bytes = [], 0
+
+    def add(self, tensor):
+        """Append `tensor`; return its offset."""
+        offset = self.bytes
+        data = tensor.flatten().view(torch.uint8)
+        filler = -len(data) % self.ALIGNMENT
+        self.parts += [data, data.new_zeros(filler)]
+        self.bytes += len(data) + filler
+        return offset
+
+    def block(self):
+        """All of it, uint8 `[bytes]`."""
+        return torch.cat(self.parts)

@@ -1,0 +1,131 @@
+"""One network made ready: its plan, its packed weights, its embedding."""
+
+import math
+import threading
+
+import torch
+
+from ..guidance import Unlabelled
+from ..networks import Precond
+from .embedding import Embedding
+from .lower import lower
+
+CELLS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
+
+# Bytes of feature maps that a thread works on at a time: beyond, they no longer stay in its share
+# of the cache; below, weights are read again for every few images.
+_CHUNK_BYTES, _CHUNK_IMAGES = 8 << 20, 8
+
+
+class Arena:
+    """The memory in which plans run, one at a time; grows to what the largest needs and stays."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.block = torch.empty(0, dtype=torch.uint8)
+
+    def at_least(self, size):
+        """A block of `size` bytes or more; to be called with the lock held."""
+        if self.block.numel() < size:
+            self.block = torch.empty(size, dtype=torch.uint8)
+        return self.block
+
+
+class PreparedNet:
+    """A denoiser `(x, sigma, class_labels) -> D` that a plan runs; a snapshot of a `Precond`.
+
+    `shared` is one of the same net, whose plan and weights it then uses.
+    """
+
+    def __init__(self, net, dtype, arena, shared=None):
+        self.unlabelled = isinstance(net, Unlabelled)
+        self.encoder = net.encoder
+        net = bare(net)
+        self.img_resolution, self.img_channels = net.img_resolution, net.img_channels
+        self.label_dim = 0 if self.unlabelled else net.label_dim
+        self.sigma_data = float(net.sigma_data)
+        with torch.inference_mode():
+            self.embedding = shared.embedding if shared else Embedding(net)
+            self.lowered = shared.lowered if shared else lower(net, CELLS[dtype])
+        self.arena = arena
+
+    @property
+    def weight_bytes(self):
+        """Memory of the packed weights."""
+        return self.lowered.weights.nbytes + self.embedding.bytes
+
+    def __call__(self, x, sigma, class_labels=None):
+        """Denoise `x [N, C, H, W]` at `sigma` (0-dim or [N]), as `Precond.forward` does.
+
+        Returns float32 `[N, C, H, W]`; not differentiable.
+        """
+        with torch.inference_mode():
+            x = x.to(torch.float32)
+            sigma = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
+            rows = self.modulations(sigma, class_labels)
+            # One row an image: [levels, 1, :], [1, rows, :], or the diagonal of both.
+            if rows.shape[1] == 1:
+                rows = rows[:, 0]
+            elif len(rows) == 1:
+                rows = rows[0]
+            else:
+                rows = rows.diagonal().T.contiguous()
+            sigma = sigma.reshape(-1, 1, 1, 1)
+            total = sigma**2 + self.sigma_data**2
+        raw = torch.empty(x.shape)
+        self.evaluate(x / total.sqrt(), 1.0, rows, raw)
+        return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * raw
+
+    def modulations(self, levels, class_labels):
+        """What noise levels and labels say to the blocks, `[levels, N or 1, modulations]`."""
+        return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
+
+    def evaluate(self, x, c_in, modulations, result, times=None):
+        """Write `F(c_in x)` into `result`, float32 `[N, C, H, W]`.
+
+        Args:
+            x (Tensor [N, C, H, W]): float32 or float64.
+            c_in (float)
+            modulations (Tensor [N or 1, modulations]): One noise level's, of `modulations`.
+            result (Tensor): Contiguous.
+            times (Tensor, optional): float64, one for each instruction; grows by its seconds.
+        """
+        threads = torch.get_num_threads()
+        with self.arena.lock, torch.inference_mode():
+            torch.ops.autoguide_fast.evaluate.default(
+                self.lowered.plan.number, x, c_in, self.lowered.weights, modulations,
+                self.arena.at_least(self.arena_bytes(len(x), threads)), result, threads,
+                self._chunk(len(x), threads), times,
+            )  # fmt: skip
+
+    def arena_bytes(self, images, threads):
+        """Bytes of the arena for a batch: bounded, because threads take a few images at a time."""
+        teams = threads if images >= 4 * threads else math.gcd(images, threads)
+        maps = teams * self._chunk(images, threads) * self.lowered.image_bytes
+        return maps + threads * self.lowered.plan.scratch_bytes
+
+    def _chunk(self, images, threads):
+        share = -(-images // threads) if images >= threads else images
+        return max(1, min(share, _CHUNK_IMAGES, _CHUNK_BYTES // self.lowered.image_bytes))
+
+
+def bare(net):
+    """`net` without an `unlabelled` around it."""
+    return net.net if isinstance(net, Unlabelled) else net
+
+
+def objection(net):
+    """What keeps `net` from being prepared, as the end of a message, or None."""
+    net = bare(net)
+    if not isinstance(net, Precond):
+        return f"{type(net).__name__}; sample runs any callable, without an engine"
+    if type(net).forward is not Precond.forward or "forward" in vars(net):
+        return "one with a forward of its own; sample runs it without an engine"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):
+        return "one with hooks; remove them, or let sample run it without an engine"
+    parameters = list(net.parameters())
+    if any(p.dtype != torch.float32 for p in parameters):
+        return "parameters of another type; convert it with .float()"
+    if any(p.device.type != "cpu" for p in parameters):
+        return f"one on {parameters[0].device}; move it with .cpu()"
+    return None

@@ -1,0 +1,64 @@
+// Writing a run of float values into a map, whatever its cells, and the border around its pixels.
+#pragma once
+#include <cstring>
+
+#include "cpu/chunks.h"
+#include "engine/plan.h"
+
+namespace agf::AGF_ISA {
+
+// `count` values, a multiple of kLanes, to the address `to` in a map with these cells.
+inline void put(const float* values, char* to, int64_t count, const Map& map) {
+  switch (map.cell) {
+    case Cell::f32:
+      std::memcpy(to, values, count * 4);
+      break;
+    case Cell::bf16:
+      narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count));
+      break;
+    case Cell::u8: {
+      auto* out = reinterpret_cast<unsigned char*>(to);
+      const float inverse = 1 / map.scale, shift = map.zero + 0.5f;
+      AGF_VECTORISE
+      for (int64_t j = 0; j < count; ++j) {
+        float cell = values[j] * inverse + shift;
+        cell = cell < 255.0f ? cell : 255.0f;
+        cell = cell > 0.0f ? cell : 0.0f;
+        out[j] = static_cast<unsigned char>(static_cast<int>(cell));
+      }
+    }
+  }
+}
+
+// Sets the border next to line `y` to what stands for zero, for channels [begin, begin + count).
+inline void clear_border(const Frame& f, const Map& map, int64_t image, int64_t y,
+                         int64_t begin, int64_t count) {
+  if (!map || map.border == 0) return;
+  const int64_t size = cell_bytes(map.cell);
+  const int zero = map.cell == Cell::u8 ? static_cast<int>(map.zero) : 0;
+  const auto clear = [&](int64_t line, int64_t x) {
+    std::memset(f.pixel(map, image, line, x) + begin * size, zero, count * size);
+  };
+  clear(y, -1);
+  clear(y, map.width);
+  for (const int64_t line : {int64_t{-1}, map.height}) {
+    if (line == -1 ? y != 0 : y != map.height - 1) continue;
+    for (int64_t x = -1; x <= map.width; ++x) clear(line, x);
+  }
+}
+
+// A walk over the pixels of all images, line by line.
+struct Walk {
+  int64_t image, y, x, height, width;
+  Walk(int64_t pixel, int64_t h, int64_t w)
+      : image(pixel / w / h), y(pixel / w % h), x(pixel % w), height(h), width(w) {}
+  void next() {
+    if (++x < width) return;
+    x = 0;
+    if (++y < height) return;
+    y = 0;
+    ++image;
+  }
+};
+
+}  // namespace agf::AGF_ISA

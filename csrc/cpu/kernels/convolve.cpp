@@ -1,0 +1,77 @@
+// Direct 1x1 and 3x3 convolution, float32, bf16 or int8: each tile of pixels is multiplied with
+// panels of packed weights straight from the input map, with no matrix of patches in between.
+#include "finish.h"
+#include "cpu/engine_kernels.h"
+#include "tile.h"
+
+namespace agf::AGF_ISA {
+namespace {
+
+// Splits the work over output channels where weights are the larger part of what is read, so that
+// each thread reads only its own, else over pixels; either only if it keeps all threads busy.
+bool split_channels(const Convolve& c, const Frame& f, int64_t blocks, int64_t panels) {
+  if (f.threads == 1) return false;
+  const auto longest = [&](int64_t count) {
+    return static_cast<double>((count + f.threads - 1) / f.threads * f.threads) / count;
+  };
+  const int64_t weight_bytes = c.taps * c.in_channels * panels * kLanes;
+  const int64_t input_bytes = f.images * c.in.height * c.in.width * c.in.channels;
+  const double preference = weight_bytes > input_bytes ? 1.1 : 0.9;
+  return longest(panels) < preference * longest(blocks);
+}
+
+template <Cell cell>
+void convolve_cells(const Convolve& c, const Frame& f) {
+  const Map& result = c.out ? c.out : c.act;
+  const int64_t pixels = f.images * c.in.height * c.in.width;
+  const int64_t blocks = (pixels + kPixels - 1) / kPixels;
+  const int64_t panels = result.channels / kLanes;
+  const int64_t tap_bytes = c.in_channels * cell_bytes(cell);
+  const int64_t panel_bytes = c.taps * tap_bytes * kLanes;
+  const int64_t reach = c.taps == 9 ? 1 : 0;
+  int64_t taps[9];
+  for (int64_t t = 0; t < c.taps; ++t) {
+    taps[t] = t / 3 * c.in.line_bytes() + t % 3 * c.in.pixel_bytes();
+  }
+
+  const bool channels = split_channels(c, f, blocks, panels);
+  const Share mine(channels ? panels : blocks, f);
+  const int64_t first_block = channels ? 0 : mine.begin, last_block = channels ? blocks : mine.end;
+  const int64_t first_panel = channels ? mine.begin : 0, last_panel = channels ? mine.end : panels;
+  Tile tile;
+  for (int64_t panel = first_panel; panel < last_panel;) {
+    const int taken = next_panels(last_panel - panel);
+    Walk walk(first_block * kPixels, c.in.height, c.in.width);
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t left = pixels - block * kPixels;
+      const int valid = left < kPixels ? static_cast<int>(left) : kPixels;
+      const char* at[kPixels];
+      const Walk start = walk;
+      for (int p = 0; p < kPixels; ++p) {
+        at[p] = f.pixel(c.in, walk.image, walk.y - reach, walk.x - reach);
+        if (p + 1 < valid) walk.next();  // the last pixel stands in for those past the end
+      }
+      multiply<cell>(taken, at, taps, c.taps, tap_bytes, f.weights + c.weights + panel * panel_bytes,
+                     kLanes * 4, panel_bytes, tile.sums);
+      walk.next();
+      Walk to = start;
+      for (int p = 0; p < valid; ++p, to.next()) {
+        finish(c, f, to, panel * kLanes, taken * kLanes, tile.sums + p * taken * kLanes);
+      }
+    }
+    panel += taken;
+  }
+}
+
+void convolve(const Convolve& c, const Frame& f) {
+  switch (c.in.cell) {
+    case Cell::f32: return convolve_cells<Cell::f32>(c, f);
+    case Cell::bf16: return convolve_cells<Cell::bf16>(c, f);
+    case Cell::u8: return convolve_cells<Cell::u8>(c, f);
+  }
+}
+
+const RegisterCpuKernel registered[] = {{convolve_kernel, Isa::AGF_ISA, convolve}};
+
+}  // namespace
+}  // namespace agf::AGF_ISA

@@ -1,0 +1,66 @@
+// The entry of a block in one pass: resampling, concatenation, pixel norm, MP-SiLU, and the
+// borders that the next convolution reads. The textbook makes up to five passes of it.
+#include "cells.h"
+#include "cpu/engine_kernels.h"
+#include "mp_silu.h"
+#include "normalize.h"
+
+namespace agf::AGF_ISA {
+namespace {
+
+constexpr float kEps = 1e-4f;  // of the pixel norm (EDM2 eq. 30)
+
+// values = weight * resample(map) at one pixel of the resampled map.
+void gather(const Frame& f, const Map& map, int resample, float weight, const Walk& at,
+            float* values) {
+  const auto source = [&](int64_t y, int64_t x) {
+    return reinterpret_cast<const float*>(f.pixel(map, at.image, y, x));
+  };
+  if (resample == -1) {
+    const float* a = source(2 * at.y, 2 * at.x);
+    const float* b = source(2 * at.y, 2 * at.x + 1);
+    const float* c = source(2 * at.y + 1, 2 * at.x);
+    const float* d = source(2 * at.y + 1, 2 * at.x + 1);
+    const float quarter = 0.25f * weight;
+    AGF_VECTORISE
+    for (int64_t j = 0; j < map.channels; ++j) values[j] = (a[j] + b[j] + c[j] + d[j]) * quarter;
+    return;
+  }
+  const float* a = resample == 1 ? source(at.y / 2, at.x / 2) : source(at.y, at.x);
+  AGF_VECTORISE
+  for (int64_t j = 0; j < map.channels; ++j) values[j] = a[j] * weight;
+}
+
+void enter(const Enter& e, const Frame& f) {
+  const Map& shape = e.main ? e.main : e.act ? e.act : e.raw;
+  const int64_t channels = e.x.channels + (e.skip ? e.skip.channels : 0);
+  float* values = reinterpret_cast<float*>(f.scratch);
+  const Share mine(f.images * shape.height, f);
+  Walk at(mine.begin * shape.width, shape.height, shape.width);
+  for (int64_t i = mine.begin * shape.width; i < mine.end * shape.width; ++i, at.next()) {
+    gather(f, e.x, e.resample, e.weight, at, values);
+    if (e.skip) gather(f, e.skip, 0, e.skip_weight, at, values + e.x.channels);
+    if (e.normalised) {
+      const float squares = sum_of_squares(values, static_cast<int>(channels));
+      const float factor = normalize_factor(squares, static_cast<float>(e.normalised), kEps);
+      AGF_VECTORISE
+      for (int64_t j = 0; j < channels; ++j) values[j] *= factor;
+    }
+    for (const Map* map : {&e.main, &e.raw}) {
+      if (!*map) continue;
+      put(values, f.pixel(*map, at.image, at.y, at.x), channels, *map);
+      if (at.x == 0) clear_border(f, *map, at.image, at.y, 0, channels);
+    }
+    if (e.act) {
+      AGF_VECTORISE
+      for (int64_t j = 0; j < channels; ++j) values[j] = mp_silu(values[j]);
+      put(values, f.pixel(e.act, at.image, at.y, at.x), channels, e.act);
+      if (at.x == 0) clear_border(f, e.act, at.image, at.y, 0, channels);
+    }
+  }
+}
+
+const RegisterCpuKernel registered[] = {{enter_kernel, Isa::AGF_ISA, enter}};
+
+}  // namespace
+}  // namespace agf::AGF_ISA

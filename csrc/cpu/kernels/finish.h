@@ -1,0 +1,39 @@
+// What becomes of a convolution's sums while they are in L1: scales of int8, modulation and
+// MP-SiLU, or the sum with the main path and the clip; then they are stored, once. Each of these
+// would otherwise read and write the whole feature map again.
+#pragma once
+#include "cells.h"
+#include "mp_silu.h"
+#include "mp_sum.h"
+
+namespace agf::AGF_ISA {
+
+// r [count] are the sums of channels [begin, begin + count) at one pixel; overwritten.
+inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t begin,
+                   int64_t count, float* r) {
+  if (c.dequantise >= 0) {
+    const int64_t channels = (c.out ? c.out : c.act).channels;
+    const float* scale = reinterpret_cast<const float*>(f.weights + c.dequantise) + begin;
+    const float* shift = scale + channels;
+    AGF_VECTORISE
+    for (int64_t j = 0; j < count; ++j) r[j] = (r[j] - shift[j]) * scale[j];
+  }
+  if (c.modulation >= 0) {
+    const float* m = f.modulations + at.image * f.modulation_stride + c.modulation + begin;
+    AGF_VECTORISE
+    for (int64_t j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
+  }
+  if (c.sum) {
+    const float* s = reinterpret_cast<const float*>(f.pixel(c.sum, at.image, at.y, at.x)) + begin;
+    const float weight = c.sum_weight, limit = c.limit;
+    AGF_VECTORISE
+    for (int64_t j = 0; j < count; ++j) r[j] = clip(r[j] + weight * s[j], limit);
+  }
+  for (const Map* map : {&c.out, &c.act}) {
+    if (!*map) continue;
+    put(r, f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell), count, *map);
+    if (at.x == 0) clear_border(f, *map, at.image, at.y, begin, count);
+  }
+}
+
+}  // namespace agf::AGF_ISA

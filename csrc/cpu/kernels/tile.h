@@ -1,0 +1,150 @@
+// The inner loop of every matrix product of the engine: kPixels pixels times up to kMaxPanels
+// panels of 16 output channels, accumulated in registers over input channels and taps.
+//
+// A step takes four bytes of each pixel (one float, two bf16 or four u8), which are multiplied with
+// the matching 64 bytes of weights. Per step that is kPixels broadcasts and one or two vector
+// loads for kPixels times as many fused multiply-adds: the loads stay below the two a cycle that
+// the processor has, and the sums are enough to cover the latency of the adds.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "engine/plan.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace agf::AGF_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16, kPixels = 8, kMaxPanels = 3;  // 24 of 32 registers hold sums
+#elif defined(__AVX2__)
+constexpr int kWidth = 8, kPixels = 4, kMaxPanels = 1;  // 8 of 16
+#else
+constexpr int kWidth = 4, kPixels = 2, kMaxPanels = 1;
+#endif
+constexpr int kVectors = kLanes / kWidth;  // of a panel
+
+using Floats = float __attribute__((vector_size(kWidth * 4), may_alias));
+using Ints = std::int32_t __attribute__((vector_size(kWidth * 4), may_alias));
+
+template <class T>
+inline T load_as(const void* p) {
+  T value;
+  std::memcpy(&value, p, sizeof(value));
+  return value;
+}
+
+// sum + x . w for each lane, x four bytes of a pixel and w the lane's four bytes of weights.
+template <Cell>
+struct Dot;
+
+template <>
+struct Dot<Cell::f32> {
+  using Sum = Floats;
+  static Sum add(Sum sum, const char* x, Ints w) {
+    return sum + load_as<float>(x) * (Floats)w;
+  }
+  static Floats value(Sum sum) { return sum; }
+};
+
+template <>
+struct Dot<Cell::bf16> {
+  using Sum = Floats;
+  static Sum add(Sum sum, const char* x, Ints w) {
+    const std::int32_t pair = load_as<std::int32_t>(x);
+#if defined(__AVX512BF16__)
+    return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)w);
+#else
+    // The upper half of a float is its bf16.
+    const std::int32_t low = pair << 16, high = pair & ~0xffff;
+    const Ints w_low = w << 16, w_high = w & ~0xffff;
+    sum += load_as<float>(&low) * (Floats)w_low;
+    return sum + load_as<float>(&high) * (Floats)w_high;
+#endif
+  }
+  static Floats value(Sum sum) { return sum; }
+};
+
+template <>
+struct Dot<Cell::u8> {
+  using Sum = Ints;
+  static Sum add(Sum sum, const char* x, Ints w) {
+#if defined(__AVX512VNNI__)
+    return (Sum)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(load_as<std::int32_t>(x)),
+                                    (__m512i)w);
+#else
+    for (int i = 0; i < 4; ++i) {
+      sum += static_cast<std::int32_t>(static_cast<unsigned char>(x[i])) * ((w << (24 - 8 * i)) >> 24);
+    }
+    return sum;
+#endif
+  }
+  static Floats value(Sum sum) { return __builtin_convertvector(sum, Floats); }
+};
+
+// Sums [kPixels][panels * 16] in memory, L1.
+struct Tile {
+  alignas(64) float sums[kPixels * kMaxPanels * kLanes];
+};
+
+// sums = pixels x weights. Taps are byte offsets from each pixel's address, of `tap_bytes` each;
+// the weights of consecutive steps lie `step` bytes apart, those of consecutive panels `panel`.
+template <Cell cell, int panels>
+__attribute__((noinline)) void multiply(const char* const* pixels, const int64_t* taps,
+                                        int64_t num_taps, int64_t tap_bytes,
+                                        const char* weights, int64_t step, int64_t panel,
+                                        float* out) {
+  using D = Dot<cell>;
+  constexpr int vectors = panels * kVectors;
+  typename D::Sum sums[kPixels][vectors] = {};
+  const char* base[kPixels];
+  for (int p = 0; p < kPixels; ++p) base[p] = pixels[p];
+  for (int64_t t = 0; t < num_taps; ++t) {
+    const int64_t end = taps[t] + tap_bytes;
+    for (int64_t i = taps[t]; i < end; i += 4) {
+      Ints w[vectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) {
+        w[v] = *reinterpret_cast<const Ints*>(weights + v / kVectors * panel +
+                                              v % kVectors * (kWidth * 4));
+      }
+#pragma GCC unroll 16
+      for (int p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; ++v) sums[p][v] = D::add(sums[p][v], base[p] + i, w[v]);
+      }
+      weights += step;
+    }
+  }
+  for (int p = 0; p < kPixels; ++p) {
+    for (int v = 0; v < vectors; ++v) {
+      *reinterpret_cast<Floats*>(out + (p * vectors + v) * kWidth) = D::value(sums[p][v]);
+    }
+  }
+}
+
+template <Cell cell>
+inline void multiply(int panels, const char* const* pixels, const int64_t* taps,
+                     int64_t num_taps, int64_t tap_bytes, const char* weights,
+                     int64_t step, int64_t panel, float* out) {
+  const auto run = [&](auto count) {
+    multiply<cell, decltype(count)::value>(pixels, taps, num_taps, tap_bytes, weights, step, panel,
+                                           out);
+  };
+  if constexpr (kMaxPanels == 3) {
+    if (panels == 3) return run(std::integral_constant<int, 3>{});
+    if (panels == 2) return run(std::integral_constant<int, 2>{});
+  }
+  run(std::integral_constant<int, 1>{});
+}
+
+// How many panels the next product takes of those that are left: threes, or twos where the last
+// would stand alone.
+inline int next_panels(int64_t left) {
+  if (kMaxPanels == 1) return 1;
+  return left == 4 || left == 2 ? 2 : left == 1 ? 1 : 3;
+}
+
+}  // namespace agf::AGF_ISA

@@ -1,0 +1,125 @@
+// One evaluation of a U-Net as a list of instructions over an arena, what the engine runs.
+//
+// Every image has a part of the arena to itself, laid out the same way, so that one plan serves any
+// number of images, and images can be spread over threads that never meet. Feature maps are
+// channels-last and their channels padded with zeros to a multiple of 16; those that a 3x3
+// convolution reads have a border of zeros around them. autoguide_fast/engine/ writes plans.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+// Small functions of the variants for different instruction sets must not be shared by the linker.
+#define AGF_INLINE inline __attribute__((always_inline))
+
+namespace agf {
+
+using std::int64_t;
+
+constexpr int kLanes = 16;  // channels of a panel of weights, and what channel counts are padded to
+
+// The type of a map's values. u8: value = scale * (cell - zero), with constants of the plan.
+enum class Cell : int { f32 = 0, bf16 = 1, u8 = 2 };
+constexpr int kCells = 3;
+AGF_INLINE int64_t cell_bytes(Cell cell) { return cell == Cell::f32 ? 4 : cell == Cell::bf16 ? 2 : 1; }
+
+struct Map {
+  int64_t offset = -1;  // bytes from the start of the image's part of the arena; -1: no map
+  int64_t height = 0, width = 0, channels = 0, border = 0;
+  Cell cell = Cell::f32;
+  float scale = 1, zero = 0;
+
+  AGF_INLINE explicit operator bool() const { return offset >= 0; }
+  AGF_INLINE int64_t pixel_bytes() const { return channels * cell_bytes(cell); }
+  AGF_INLINE int64_t line_bytes() const { return (width + 2 * border) * pixel_bytes(); }
+  AGF_INLINE int64_t bytes() const { return (height + 2 * border) * line_bytes(); }
+};
+
+// The images and a plane of ones, times c_in, into `out`.
+struct Load {
+  Map out;
+  int64_t image_channels;
+};
+
+// The entry of a block: [weight x, skip_weight skip] resampled, normalised and activated.
+struct Enter {
+  Map x, skip;          // skip: none unless the block concatenates
+  Map main, act, raw;   // what the sum at the block's end needs; mp_silu of it; a copy in cells
+  int resample;         // -1 down, 0 keep, 1 up
+  float weight, skip_weight;
+  int64_t normalised;   // number of channels of the pixel norm; 0 for none
+};
+
+// A convolution, 1x1 or 3x3, and all that happens to its result before anything else reads it.
+struct Convolve {
+  Map in, sum, out, act;
+  int64_t taps;            // 1 or 9
+  int64_t in_channels;     // that count; a multiple of 4, at most in.channels
+  int64_t weights;         // byte offset of the packed weights
+  int64_t winograd;        // byte offset of those transformed for F(4x4, 3x3); -1: none
+  int64_t dequantise;      // u8: byte offset of [2, out channels]: scale, and sum of weights * zero
+  int64_t modulation;      // r = mp_silu(r * modulation), at this channel of all; -1: not
+  float sum_weight, limit;  // r = clip(r + sum_weight * sum, limit) where there is `sum`
+};
+
+// Queries, keys and values from the first convolution of an attention, normalised per head.
+struct SplitHeads {
+  Map qkv;                  // channels [3, heads, head_stride]
+  int64_t heads, head_channels, head_stride;
+  int64_t q, k, v;          // byte offsets: q, v [heads, pixels, head_stride], k [heads, head_stride,
+  int64_t pixels_stride;    // pixels_stride]
+};
+
+// out = softmax(q k^T / sqrt(head_channels)) v
+struct Attend {
+  SplitHeads from;
+  Map out;
+};
+
+// The result, from the first channels of `in` to a contiguous image.
+struct Store {
+  Map in;
+  int64_t image_channels;
+};
+
+using Instruction = std::variant<Load, Enter, Convolve, SplitHeads, Attend, Store>;
+
+struct Plan {
+  std::vector<Instruction> instructions;
+  int64_t image_bytes = 0;    // of an image's part of the arena
+  int64_t scratch_bytes = 0;  // for each thread
+  int64_t weight_bytes = 0, modulations = 0;
+  int64_t resolution = 0, image_channels = 0;
+};
+
+// What one thread of one team knows while it runs a plan over its images.
+struct Frame {
+  char* arena;                // of the team's first image
+  int64_t image_bytes;
+  const char* weights;
+  const float* modulations;   // of the team's first image
+  int64_t modulation_stride;  // floats from image to image; 0 where one row serves all
+  int64_t images;
+  int thread, threads;        // of the team
+  char* scratch;              // this thread's own
+  const void* x;              // the team's first image, float32 or float64
+  bool x_is_double;
+  int64_t x_strides[4];       // in elements
+  double c_in;
+  float* result;              // of the team's first image
+
+  AGF_INLINE char* pixel(const Map& map, int64_t image, int64_t y, int64_t x) const {
+    return arena + image * image_bytes + map.offset + (y + map.border) * map.line_bytes() +
+           (x + map.border) * map.pixel_bytes();
+  }
+};
+
+// A thread's share [begin, end) of `count` items.
+struct Share {
+  int64_t begin, end;
+  AGF_INLINE Share(int64_t count, const Frame& f)
+      : begin(count * f.thread / f.threads), end(count * (f.thread + 1) / f.threads) {}
+};
+
+}  // namespace agf

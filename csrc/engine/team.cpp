@@ -1,0 +1,113 @@
+// Threads that look for work for about 50 microseconds before they sleep.
+#include "engine/team.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace agf {
+namespace {
+
+constexpr int kSpins = 1000;  // of about 50 ns: longer than most instructions of a plan
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#endif
+}
+
+// Returns once ready() holds. Spins first, then gives the core to whoever else wants it.
+template <class Ready>
+void spin_until(const Ready& ready) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (ready()) return;
+    relax();
+  }
+  while (!ready()) sched_yield();
+}
+
+class Workers {
+ public:
+  void run(int threads, const std::function<void(int)>& body) {
+    const std::lock_guard<std::mutex> one_at_a_time(running_);
+    while (static_cast<int>(workers_.size()) < threads - 1) {
+      const int number = static_cast<int>(workers_.size()) + 1;
+      const unsigned seen = job_.load();
+      workers_.emplace_back([this, number, seen] { work(number, seen); });
+      workers_.back().detach();
+    }
+    body_ = &body;
+    threads_ = threads;
+    busy_.store(static_cast<int>(workers_.size()));
+    {
+      const std::lock_guard<std::mutex> lock(sleeping_);
+      job_.fetch_add(1);
+    }
+    wake_.notify_all();
+    body(0);
+    spin_until([&] { return busy_.load(std::memory_order_acquire) == 0; });
+  }
+
+ private:
+  void work(int number, unsigned seen) {
+    for (;;) {
+      for (int i = 0; i < kSpins && job_.load(std::memory_order_acquire) == seen; ++i) relax();
+      if (job_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(sleeping_);
+        wake_.wait(lock, [&] { return job_.load() != seen; });
+      }
+      ++seen;
+      if (number < threads_) (*body_)(number);
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex running_, sleeping_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+  std::atomic<unsigned> job_{0};
+  std::atomic<int> busy_{0};
+  const std::function<void(int)>* body_ = nullptr;
+  int threads_ = 0;
+};
+
+}  // namespace
+
+void run_threads(int threads, const std::function<void(int)>& body) {
+  if (threads == 1) return body(0);
+  // Never destroyed: sleeping threads must not outlive it. A forked child has no threads but its
+  // own and starts afresh.
+  static Workers* workers = nullptr;
+  static pid_t owner = 0;
+  static std::mutex starting;
+  Workers* current;
+  {
+    const std::lock_guard<std::mutex> lock(starting);
+    if (owner != getpid()) {
+      workers = new Workers;
+      owner = getpid();
+    }
+    current = workers;
+  }
+  current->run(threads, body);
+}
+
+void Barrier::wait() {
+  if (threads_ == 1) return;
+  const unsigned round = round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
+}
+
+}  // namespace agf

@@ -1,0 +1,215 @@
+"""Plans of a few instructions: each product against the sum that defines it, and bad plans."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import relative_error
+
+from autoguide_fast._extension import Map, Plan
+from autoguide_fast.engine import memory, pack
+from autoguide_fast.engine.lower import Recorder
+
+
+def convolve(x, weight, cell="f32", clip=(-8.0, 8.0), threads=1):
+    """The plan load, copy, convolve, store on images of 15 channels or more."""
+    images, channels, size, _ = x.shape
+    record = Recorder(cell)
+    image = record.map(size, (channels + 1,))
+    record.add("load", "image", out=image, image_channels=channels)
+    copy = record.map(size, image.runs, border=1, clip=clip)
+    record.add("enter", "copy", x=image, raw=copy)
+    out = record.map(size, (channels,))
+    weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # nothing of the plane of ones
+    record.convolve("conv", weight, copy, out=out)
+    record.add("store", "image", in_=out, image_channels=channels)
+    lowered = record.finish(SimpleNamespace(img_resolution=size, img_channels=channels))
+    arena = torch.empty(
+        threads * images * lowered.image_bytes + threads * lowered.plan.scratch_bytes,
+        dtype=torch.uint8,
+    ).fill_(0xFF)  # NaN wherever nothing was written
+    result = torch.empty_like(x)
+    torch.ops.autoguide_fast.evaluate(
+        lowered.plan.number, x, 1.0, lowered.weights, torch.empty(1, 0), arena, result, threads,
+        images, None,
+    )  # fmt: skip
+    return result
+
+
+def case(channels, size, images, kernel=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, channels, size, size, generator=generator)
+    weight = torch.randn(channels, channels, kernel, kernel, generator=generator)
+    return x, weight / (channels * kernel**2) ** 0.5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels, size, images", [(15, 1, 1), (15, 5, 3), (47, 3, 2), (63, 8, 1)])
+def test_direct_convolution(channels, size, images, kernel, threads, isa):
+    x, weight = case(channels, size, images, kernel)
+    expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
+    assert relative_error(convolve(x, weight, threads=threads), expected) < 2e-6
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("channels, size, images", [(31, 12, 1), (63, 16, 2), (95, 8, 7)])
+def test_winograd_convolution(channels, size, images, threads, isa):
+    x, weight = case(channels, size, images)
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    result = convolve(x, weight, threads=threads)
+    assert relative_error(result, expected) < 5e-6
+    direct = F.conv2d(x, weight, padding=1)
+    error = (result - expected).std()
+    assert error < 6 * (direct - expected).std()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_int8_convolution_is_exact(kernel, isa):
+    """Integers that int8 holds exactly give the exact sum."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = -8.0, 8.0 - 16 / 256
+    scale = (high - low) / 255
+    x = torch.randint(-100, 100, (2, 15, 6, 6), generator=generator) * scale
+    weight = torch.randint(-127, 128, (15, 15, kernel, kernel), generator=generator).float()
+    weight[:, 0, 0, 0] = 127  # so that the scale of every output is 1
+    result = convolve(x, weight, "u8", (low, high))
+    expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
+    assert relative_error(result, expected) < 1e-6
+
+
+def test_int8_range_is_clipped(isa):
+    weight = torch.eye(15)[:, :, None, None]
+    x = torch.linspace(-20, 20, 15 * 64).reshape(1, 15, 8, 8)
+    result = convolve(x, weight, "u8")
+    assert (result - x.clamp(-8, 8)).abs().max() < 16 / 255
+    assert result.min() < -7.9 and result.max() > 7.9
+
+
+def test_bfloat16_convolution(isa):
+    x, weight = (t.bfloat16().float() for t in case(31, 6, 2))
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    assert relative_error(convolve(x, weight, "bf16"), expected) < 1e-6
+
+
+def test_transformed_weights_give_the_convolution_back():
+    """The transforms of csrc/winograd.h and of `pack.winograd` belong together: in float64."""
+    points = torch.tensor(pack.POINTS, dtype=torch.float64)
+    values = torch.stack([points**i for i in range(4)])
+    output = torch.cat([values, torch.tensor([[0.0], [0], [0], [1]])], dim=1)
+    full = torch.cat([torch.stack([points**i for i in range(6)], dim=1), torch.eye(6)[5:].double()])
+    differences = points[:, None] - points + torch.eye(5)
+    scale = torch.cat([differences.prod(dim=1), torch.ones(1)])
+    to_points = torch.linalg.inv(full).T * scale[:, None]
+    x, weight = torch.randn(6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    result = output @ ((pack._weight_transform() @ weight) * (to_points @ x))
+    expected = torch.stack([weight @ x[i : i + 3] for i in range(4)])
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_quantised_weights():
+    weight = torch.randn(16, 16, 9)
+    weight[3] = 0
+    integers, (scale, shift) = pack.quantised(weight, 10)
+    assert integers.abs().max() == 127
+    assert ((integers * scale[:, None, None] - weight).abs() <= scale[:, None, None] / 2).all()
+    assert torch.equal(shift, 10 * integers.sum(dim=(1, 2)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_places_do_not_overlap(seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 5000, (40,), generator=generator).tolist()
+    spans = [sorted(s) for s in torch.randint(0, 60, (40, 2), generator=generator).tolist()]
+    blocks = [(size, *span) for size, span in zip(sizes, spans, strict=True)]
+    offsets, total = memory.place(blocks)
+    placed = list(zip(blocks, offsets, strict=True))
+    for (size, first, last), offset in placed:
+        assert offset % memory.ALIGNMENT == 0 and offset + size <= total
+        assert first <= last
+    for ((size, first, last), offset), (
+        (other_size, other_first, other_last),
+        other,
+    ) in itertools.combinations(placed, 2):
+        alive_together = first <= other_last and other_first <= last
+        assert not alive_together or offset + size <= other or other + other_size <= offset
+    alive = max(sum(s for s, first, last in blocks if first <= i <= last) for i in range(60))
+    assert total <= 1.5 * alive + 64 * 40
+
+
+def make_plan(image_bytes=4096, weight_bytes=16 * 16 * 4):
+    return Plan(resolution=2, image_channels=3, image_bytes=image_bytes, weight_bytes=weight_bytes,
+                modulations=0)  # fmt: skip
+
+
+def make_map(**options):
+    return Map(**{"offset": 0, "height": 2, "width": 2, "channels": 16, **options})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"out": {"offset": 4096}}, "within the image's part"),
+        ({"out": {"offset": 8}}, "multiple of 64 bytes"),
+        ({"out": {"channels": 20}}, "multiple of 16 channels"),
+        ({"out": {"height": 4}}, "maps of a convolution must be of one size"),
+        ({"out": {"channels": 32}}, "within the packed weights"),
+        ({"taps": 9}, "9 and a border"),
+        ({"in_channels": 17}, "1 tap, or 9"),
+        ({"in_": {"cell": "u8"}}, "u8 cells need scales"),
+        ({"winograd": 0}, "Winograd needs 9 taps"),
+        ({"modulation": 0}, "a modulation must be one of the plan's"),
+        ({"weights": 64}, "within the packed weights"),
+    ],
+)
+def test_bad_instruction(change, message):
+    arguments = {"in_": {}, "out": {"offset": 1024}, "weights": 0, "taps": 1, "in_channels": 16}
+    for name, value in change.items():
+        arguments[name] = {**arguments[name], **value} if isinstance(value, dict) else value
+    arguments = {k: make_map(**v) if isinstance(v, dict) else v for k, v in arguments.items()}
+    with pytest.raises(ValueError, match=f"Plan: .*{message}"):
+        make_plan().convolve(**arguments)
+
+
+def evaluate(plan, **changes):
+    arguments = {
+        "x": torch.zeros(1, 3, 2, 2), "c_in": 1.0, "weights": torch.zeros(1024, dtype=torch.uint8),
+        "modulations": torch.zeros(1, 0), "arena": torch.zeros(8192, dtype=torch.uint8),
+        "result": torch.zeros(1, 3, 2, 2), "threads": 1, "chunk": 1, "times": None,
+    }  # fmt: skip
+    torch.ops.autoguide_fast.evaluate(plan, **{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"x": torch.zeros(1, 3, 4, 4)}, "x must be float32 or float64 images of the plan's size"),
+        ({"x": torch.zeros(3, 2, 2)}, "x must be an image batch"),
+        ({"x": torch.zeros(1, 3, 2, 2).half()}, "x must be float32 or float64 images"),
+        ({"result": torch.zeros(2, 3, 2, 2)}, "result must be contiguous float32"),
+        ({"weights": torch.zeros(64, dtype=torch.uint8)}, "weights must be the plan's, got 64"),
+        ({"modulations": torch.zeros(1, 5)}, "modulations must be float32"),
+        ({"arena": torch.zeros(64, dtype=torch.uint8)}, "arena must have 4096 bytes, got 64"),
+        ({"threads": 0}, "threads and chunk must be positive"),
+        ({"times": torch.zeros(3)}, "times must be float64"),
+    ],
+)
+def test_bad_evaluation(changes, message):
+    plan = make_plan()
+    plan.load(out=make_map(), image_channels=3)
+    evaluate(plan.number)
+    with pytest.raises(RuntimeError, match=f"evaluate: {message}"):
+        evaluate(plan.number, **changes)
+
+
+def test_plan_lives_as_long_as_its_owner():
+    plan = make_plan()
+    plan.load(out=make_map(), image_channels=3)
+    number = plan.number
+    with pytest.raises(RuntimeError, match="Plan: a plan that runs cannot grow"):
+        plan.load(out=make_map(), image_channels=3)
+    del plan
+    with pytest.raises(RuntimeError, match="evaluate: plan must be alive"):
+        evaluate(number)
