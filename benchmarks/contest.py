@@ -6,7 +6,6 @@ A contestant has the calls `denoise`, `stepper` and `sample` of `autoguide_fast.
 import pairs
 import rivals
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import autoguide_fast
 from autoguide_fast.sampler import plan_steps
@@ -14,15 +13,15 @@ from autoguide_fast.schedules import rho_schedule
 
 GUIDANCE = 2.0
 NUM_STEPS = 32
-MIDDLE = 12  # a step with both halves, at noise levels where the net has work to do
+MIDDLE = 20  # a step with both halves, from sigma 0.6: state and net's output weigh alike
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 # How far a contestant may lie from the textbook pair in float32: root mean square of the
 # difference over that of the textbook's images, by task and type.
 TOLERANCES = {
-    "denoiser": {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.int8: 1e-1},
-    "step": {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.int8: 1e-1},
-    "sampling": {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.int8: 3e-1},
+    "denoiser": {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.int8: 6e-2},
+    "step": {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.int8: 3e-2},
+    "sampling": {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.int8: 1e-1},
 }
 
 
@@ -74,15 +73,16 @@ _EVALUATIONS = {"denoiser": (1, 0), "step": (2, 2), "sampling": (2 * NUM_STEPS -
 
 def gflop(task, net_name, batch):
     """Return the GFLOP of a task: products and convolutions of the textbook nets."""
-    total = 0
-    pair = rivals.eager(*pairs.pair(net_name))
-    noise, labels = pairs.inputs(pairs.pair(net_name)[0], batch)
-    for net, evaluations in zip((pair.model, pair.guide), _EVALUATIONS[task], strict=True):
-        if evaluations:
-            with FlopCounterMode(display=False) as counter:
-                net(noise, torch.tensor(1.5), labels)
-            total += evaluations * counter.get_total_flops()
-    return total / 1e9
+    model, guide = pairs.pair(net_name)
+    noise, labels = pairs.inputs(model, batch)
+    textbook = rivals.eager(model, guide)
+    return sum(
+        evaluations * rivals.gflop(net, noise, torch.tensor(1.5), labels)
+        for net, evaluations in zip(
+            (textbook.model, textbook.guide), _EVALUATIONS[task], strict=True
+        )
+        if evaluations
+    )
 
 
 def check(name, value, expected, tolerance):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pairs
 import torch
 from pinning import unpinned
+from torch.utils.flop_counter import FlopCounterMode
 
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
@@ -67,6 +68,19 @@ SETTINGS = {
 }
 
 
+PRERACE_SECONDS = 2
+# Up to this size of one evaluation, plain convolutions, which start faster than packed ones, may
+# make up for weights that are prepared at every call; above, it would only be a long compilation.
+SMALL_GFLOP = 1
+
+
+def gflop(denoiser, x, sigma, labels):
+    """Return the GFLOP of one evaluation: its products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        denoiser(x, sigma, labels)
+    return counter.get_total_flops() / 1e9
+
+
 def _with_code_of_its_own(function):
     """A copy of `function` whose compiled code dynamo keeps apart from that of other copies."""
     code = function.__code__.replace()
@@ -97,15 +111,16 @@ def _compiled(net, settings, dtype, x, sigma, labels):
     return lambda x, sigma, labels: run(x.contiguous(memory_format=layout), sigma, labels)
 
 
-def _seconds(function):
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-        if sum(times) > 5:
-            break
-    return min(times)
+def _fastest(functions):
+    """The key of the fastest of `functions`, from a few interleaved calls."""
+    best = dict.fromkeys(functions, float("inf"))
+    stop = time.perf_counter() + PRERACE_SECONDS
+    while time.perf_counter() < stop or float("inf") in best.values():
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return min(best, key=best.get)
 
 
 @functools.lru_cache(maxsize=1)
@@ -121,13 +136,15 @@ def compiled(net_name, batch, dtype, how=None):
     model, guide = pairs.pair(net_name)
     x, labels = pairs.inputs(model, batch)
     arguments = (x, torch.tensor(1.5), labels)
+    small = gflop(eager(model, guide).model, *arguments) < SMALL_GFLOP
     made = {
         name: _compiled(model, settings, dtype, *arguments)
         for name, settings in SETTINGS.items()
-        if how in (None, name)
+        if how == name or (how is None and (settings.freezing or small))
     }
     if how is None:
-        how = min(made, key=lambda name: _seconds(lambda: made[name](*arguments)))
+        calls = {name: functools.partial(run, *arguments) for name, run in made.items()}
+        how = _fastest(calls)
     guide = _compiled(guide, SETTINGS[how], dtype, *arguments)
     return Pair(made[how], guide, dtype, how)
 
