@@ -18,45 +18,60 @@ def lines(rows, saved):
     before = {}
     for benchmarks in saved.values():  # the latest wins
         before.update(benchmarks)
-    shown = [name for name in RIVALS if any(f"ratio_to_{name}" in r.extra_info for r in rows)]
-    width = max(len(_name(row)) for row in rows) + 2
     yield (
         f"{torch.get_num_threads()} threads, {pinning.describe()}; "
         f"{torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; {_ceilings(rows)}"
     )
-    head = f"{'':<{width}}{'ours':>11}" + "".join(f"{'x ' + name:>12}" for name in shown)
-    head += f"{'x saved':>9}" if before else ""
-    head += f"{'rate':>15}{'ceiling':>9}{'peak memory, MiB':>30}{'dropped':>9}  compile is"
     for group in dict.fromkeys(row.group for row in rows):
-        yield ""
-        yield head.replace(" " * len(group), group, 1)
-        for row in rows:
-            if row.group == group:
-                yield _line(row, shown, before, width)
+        yield from _table([row for row in rows if row.group == group], before)
     yield ""
     yield "x: their time over ours, medians of paired samples, so above 1 we are faster."
     if any(row.extra_info["noisy"] for row in rows):
         yield "!: other programs kept disturbing this row; nothing was left out of it."
 
 
+def _table(rows, before):
+    """One group: a list of columns, each a heading and a cell a row; empty ones are left out."""
+    infos = [row.extra_info for row in rows]
+    columns = [(rows[0].group, [_name(row) for row in rows])]
+    columns.append(("ours", [_time(info["ours_median_s"]) for info in infos]))
+    for rival in RIVALS:
+        columns.append((f"x {rival}", [_ratio(info.get(f"ratio_to_{rival}")) for info in infos]))
+    columns.append(("x saved", [_ratio(_gain(row, before)) for row in rows]))
+    columns.append(("rate", [f"{info['rate']:.1f} {info['unit']}" for info in infos]))
+    columns.append(("ceiling", [_share(info.get("share_of_ceiling")) for info in infos]))
+    columns.append(("planned", [_mebibytes(info.get("engine_bytes")) for info in infos]))
+    for name in ("ours", *RIVALS):
+        columns.append((f"{name} uses", [_mebibytes(info.get(f"{name}_bytes")) for info in infos]))
+    columns.append(("dropped", [f"{i['dropped']}{'!' if i['noisy'] else ' '}" for i in infos]))
+    columns.append(("compile is", [info.get("compile_settings", "") for info in infos]))
+    columns = [[head, *cells] for head, cells in columns if any(cells)]
+    widths = [max(map(len, column)) for column in columns]
+    yield ""
+    for cells in zip(*columns, strict=True):
+        first, *rest = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join([first.strip().ljust(widths[0]), *rest]).rstrip()
+
+
 def _name(row):
-    return row.name.split("[", 1)[-1].rstrip("]")
+    return row.name.split("[", 1)[-1].rstrip("]").removeprefix(f"{row.group}-")
 
 
-def _line(row, shown, before, width):
-    info = row.extra_info
-    line = f"{_name(row):<{width}}{_time(info['ours_median_s']):>11}"
-    for name in shown:
-        ratio = info.get(f"ratio_to_{name}")
-        line += f"{ratio:>12.2f}" if ratio else f"{'-':>12}"
-    if before:
-        old = before.get(row.fullname, {}).get("extra_info", {}).get("ours_median_s")
-        line += f"{old / info['ours_median_s']:>9.2f}" if old else f"{'-':>9}"
-    line += f"{info['rate']:>7.1f} {info['unit']:<7}"
-    share = info.get("share_of_ceiling")
-    line += f"{100 * share:>7.0f} %" if share else f"{'none':>9}"
-    line += f"{_memory(info, shown):>30}{info['dropped']:>8}{'!' if info['noisy'] else ' '}"
-    return line + f"  {info.get('compile_settings', '')}"
+def _gain(row, before):
+    old = before.get(row.fullname, {}).get("extra_info", {}).get("ours_median_s")
+    return old and old / row.extra_info["ours_median_s"]
+
+
+def _ratio(value):
+    return f"{value:.2f}" if value else ""
+
+
+def _share(value):
+    return f"{100 * value:.0f} %" if value else ""
+
+
+def _mebibytes(value):
+    return f"{value / 2**20:.0f} MiB" if value else ""
 
 
 def _time(seconds):
@@ -64,14 +79,6 @@ def _time(seconds):
         if seconds >= size:
             return f"{seconds / size:.4g} {unit}"
     return f"{seconds * 1e9:.4g} ns"
-
-
-def _memory(info, shown):
-    known = [(n, info.get(f"{n}_bytes")) for n in ("ours", *shown)]
-    if not any(size for _, size in known):
-        planned = info.get("engine_bytes")
-        return f"{planned / 2**20:.0f} planned" if planned else ""
-    return " ".join(f"{n} {size / 2**20:.0f}" for n, size in known if size)
 
 
 def _ceilings(rows):
