@@ -38,7 +38,7 @@ def draw(rows, path):
     figure, axes = plt.subplots(
         len(groups),
         len(panels),
-        figsize=(2 + 3.2 * len(panels), ROW_INCHES * sum(heights) + 0.9 * len(groups) + 0.4),
+        figsize=(2 + 3.2 * len(panels), ROW_INCHES * sum(heights) + 1.1 * len(groups) + 0.4),
         height_ratios=heights,
         squeeze=False,
         sharey="row",
@@ -46,10 +46,12 @@ def draw(rows, path):
     )
     for line, group, table in zip(axes, groups, tables, strict=True):
         for axis, panel in zip(line, panels, strict=True):
-            _bars(axis, table, panel)
+            if any(panel in info for bars in table.values() for _, info in bars):
+                _bars(axis, table, panel)
+                axis.set_xlabel(PANELS[panel])
+            else:
+                axis.set_axis_off()
         line[0].set_title(TASKS[group], loc="left", fontweight="bold", fontsize=10)
-    for axis, panel in zip(axes[-1], panels, strict=True):
-        axis.set_xlabel(PANELS[panel])
     used = [d for d in COLOURS if any(row["name"].rstrip("]").endswith(d) for row in rows)]
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[dtype]) for dtype in used]
     if used:
