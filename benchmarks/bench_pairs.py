@@ -34,28 +34,25 @@ def bench_pair(task, net_name, batch, dtype, benchmark, request):
     rivals = {name: contest.rival(name, net_name, batch, dtype, path) for name in names}
     engine = contest.ours(net_name, dtype)
     info = benchmark.extra_info
-    try:
-        run = {
-            name: contest.TASKS[task](contestant, noise, labels)
-            for name, contestant in {"ours": engine, **rivals}.items()
-        }
-        expected = run["eager"]().clone()
-        for name in ("ours", *names[1:]):
-            own = dtype if name == "ours" else rivals[name].dtype
-            error = contest.check(name, run[name](), expected, contest.TOLERANCES[task][own])
-            info[f"{name}_error"] = error
-        benchmark.group = task
-        race(
-            benchmark,
-            run.pop("ours"),
-            run,
-            arithmetic(dtype),
-            contest.gflop(task, net_name, batch),
-        )
-        info["compile_settings"] = rivals["compile"].how
-        info["engine_bytes"] = engine.peak_memory(batch)
-    finally:
-        engine.close()
+    run = {
+        name: contest.TASKS[task](contestant, noise, labels)
+        for name, contestant in {"ours": engine, **rivals}.items()
+    }
+    expected = run["eager"]().clone()
+    for name in ("ours", *names[1:]):
+        own = dtype if name == "ours" else rivals[name].dtype
+        error = contest.check(name, run[name](), expected, contest.TOLERANCES[task][own])
+        info[f"{name}_error"] = error
+    benchmark.group = task
+    race(
+        benchmark,
+        run.pop("ours"),
+        run,
+        arithmetic(dtype),
+        contest.gflop(task, net_name, batch),
+    )
+    info["compile_settings"] = rivals["compile"].how
+    info["engine_bytes"] = engine.peak_memory(batch)
     if request.config.getoption("--benchmark-memory"):
         for name in ("ours", *names):
             info[f"{name}_bytes"] = memory.measured(

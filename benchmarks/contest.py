@@ -1,6 +1,6 @@
 """What is raced: the contestants over one pair of nets, and the tasks that each is given.
 
-A contestant has the calls `denoise`, `stepper` and `sample` of `autoguide_fast.Engine`.
+A contestant has `model`, `stepper` and `sample` as `autoguide_fast.Engine` has them.
 """
 
 import pairs
@@ -44,7 +44,7 @@ def rival(name, net_name, batch, dtype, path=None, how=None):
 def _denoiser(contestant, noise, labels):
     sigma = torch.tensor(1.5)
     x = noise * 1.6
-    return lambda: contestant.denoise(x, sigma, labels)
+    return lambda: contestant.model(x, sigma, labels)
 
 
 def _step(contestant, noise, labels):

@@ -20,7 +20,7 @@ from autoguide_fast.textbook import TextbookPrecond
 
 
 class Pair:
-    """Two denoisers driven eagerly, with the calls of `autoguide_fast.Engine`.
+    """Two denoisers driven eagerly, with the face of `autoguide_fast.Engine`.
 
     Args:
         model, guide: callables `(x, sigma, class_labels) -> D`.
@@ -30,9 +30,6 @@ class Pair:
 
     def __init__(self, model, guide, dtype=torch.float32, how=None):
         self.model, self.guide, self.dtype, self.how = model, guide, dtype, how
-
-    def denoise(self, x, sigma, class_labels=None):
-        return self.model(x, sigma, class_labels)
 
     def stepper(self, guidance, class_labels, steps):
         return EagerStepper(self.model, self.guide, guidance, class_labels)
