@@ -1,59 +1,54 @@
-"""Fixtures and the report of the benchmark suites."""
-import ceilings
+"""Selection, fixtures and report of the benchmark suites; their options are in ../conftest.py."""
+
+import pinning
+import plot
 import pytest
+import racing
+import report
 import torch
 
 
+def pytest_configure(config):
+    """Say what the marker is for."""
+    config.addinivalue_line("markers", "long: runs with -k, a full name or --benchmark-all")
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave the races alone unless they were asked for."""
+    """Leave the races alone unless they were asked for, and the long ones unless by name."""
     if not config.getoption("--benchmark"):
         skip = pytest.mark.skip(reason="benchmarks run with `pytest --benchmark`")
         for item in items:
             item.add_marker(skip)
+        return
+    torch.set_num_threads(pinning.threads())
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=racing.clock))
+    named = config.option.keyword or any("::" in argument for argument in config.args)
+    if named or config.getoption("--benchmark-all"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(autouse=True)
 def _inference():
-    torch._dynamo.reset()
     with torch.no_grad():
         yield
 
 
-def _row(bench):
-    info = bench.extra_info
-    if "gb_per_s" in info:
-        rate, ceiling, unit = info["gb_per_s"], ceilings.copy_gb_per_s(), "GB/s"
-    else:
-        rate, ceiling, unit = info["gflop_per_s"], ceilings.arithmetic_gflop_per_s(), "GFLOP/s"
-    info["ceiling"], info["share_of_ceiling"] = ceiling, rate / ceiling
-    micro = info["median_s"] * 1e6
-    return (
-        f"{bench.name.removeprefix('bench_'):<52}{micro:>11.1f}"
-        f"{info['ratio_to_eager']:>10.2f}{info['ratio_to_compile']:>10.2f}"
-        f"{rate:>10.1f} {unit:<8}{100 * rate / ceiling:>5.0f} %"
-    )
-
-
 def pytest_terminal_summary(terminalreporter, config):
-    """Print one line a race: our time, the ratio to each rival and the share of the ceiling."""
+    """Print the table, and draw the plot where one was asked for."""
     session = getattr(config, "_benchmarksession", None)
-    rows = [b for b in session.benchmarks if "median_s" in b.extra_info] if session else []
+    rows = [b for b in session.benchmarks if "rate" in b.extra_info] if session else []
     if not rows:
         return
-    lines = [_row(bench) for bench in rows]
-    write = terminalreporter.write_line
     terminalreporter.section("races, medians of interleaved rounds")
-    write(
-        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; "
-        f"ceilings of this run: copy {ceilings.copy_gb_per_s():.1f} GB/s, "
-        f"matmul {ceilings.matmul_gflop_per_s():.0f} and "
-        f"convolution {ceilings.convolution_gflop_per_s():.0f} GFLOP/s (float32)"
-    )
-    write(f"{'':<52}{'ours, us':>11}{'x eager':>10}{'x compile':>10}{'rate':>14}{'ceiling':>12}")
-    for line in lines:
-        write(line)
-
-
-def pytest_configure(config):
-    """Leave the table to the summary above, which pairs each time with its rivals'."""
-    config.option.benchmark_quiet = True
+    for line in report.lines(rows, session.compared_mapping):
+        terminalreporter.write_line(line)
+    path = config.getoption("--benchmark-plot")
+    if path:
+        plot.draw(
+            [{"name": b.name, "group": b.group, "extra_info": b.extra_info} for b in rows], path
+        )
+        terminalreporter.write_line(f"drawn: {path}")
