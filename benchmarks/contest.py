@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 # difference over that of the textbook's images, by task and type.
 TOLERANCES = {
     "denoiser": {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.int8: 6e-2},
-    "step": {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.int8: 3e-2},
+    "step": {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.int8: 5e-2},
     "sampling": {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.int8: 1e-1},
 }
 
