@@ -16,10 +16,10 @@ from autoguide_fast.engine.lower import Recorder
 def convolve(x, weight, cell="f32", clip=(-8.0, 8.0), threads=1):
     """The plan load, copy, convolve, store on images of 15 channels or more."""
     images, channels, size, _ = x.shape
-    record = Recorder(cell)
+    record = Recorder(cell, {"conv": clip})
     image = record.map(size, (channels + 1,))
     record.add("load", "image", out=image, image_channels=channels)
-    copy = record.map(size, image.runs, border=1, clip=clip)
+    copy = record.map(size, image.runs, border=1, reader="conv")
     record.add("enter", "copy", x=image, raw=copy)
     out = record.map(size, (channels,))
     weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # nothing of the plane of ones
@@ -159,7 +159,7 @@ def make_map(**options):
         ({"taps": 9}, "9 and a border"),
         ({"in_channels": 17}, "1 tap, or 9"),
         ({"in_": {"cell": "u8"}}, "u8 cells need scales"),
-        ({"winograd": 0}, "Winograd needs 9 taps"),
+        ({"winograd": True}, "Winograd needs 9 taps"),
         ({"modulation": 0}, "a modulation must be one of the plan's"),
         ({"weights": 64}, "within the packed weights"),
     ],

@@ -44,6 +44,7 @@ class Job:
     images: int
     steps: int
     seed: int
+    dtype: str = "float32"
 
 
 def add_command(subparsers) -> None:
@@ -66,6 +67,8 @@ def add_command(subparsers) -> None:
         help=f"first of the seeds (default: {FIRST_SEED})")  # fmt: skip
     add("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="M",
         help=f"which of {', '.join(METHODS)} (default: all)")  # fmt: skip
+    add("--dtype", choices=("float32", "bfloat16", "int8"), default="float32",
+        help="what the engine's convolutions multiply (default: float32)")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--out", type=Path, metavar="FILE", help="write every figure as JSON")
     parser.set_defaults(run=run)
@@ -80,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = str(arguments.pair) if arguments.pair else None
     jobs = [
         Job(folder, method, repeat, arguments.images, arguments.steps,
-            arguments.seed + repeat * arguments.images)
+            arguments.seed + repeat * arguments.images, arguments.dtype)
         for repeat in range(arguments.repeats)
         for method in arguments.methods
     ]  # fmt: skip
@@ -107,7 +110,9 @@ def load_nets(folder: str | os.PathLike | None = None) -> dict[str, object]:
 
 def judge(job: Job) -> dict:
     """Draws one set of samples and measures it against training and held-out digits."""
-    from autoguide_fast import metrics, sample
+    import torch
+
+    from autoguide_fast import Engine, metrics
     from autoguide_fast.digits import NUM_CLASSES, load_digits
 
     nets = load_nets(job.folder)
@@ -118,9 +123,9 @@ def judge(job: Job) -> dict:
     }[job.method]
     classes = [i % NUM_CLASSES for i in range(job.images)]
     started = time.perf_counter()
-    images = sample(
-        nets["digits"], guide, weight, class_labels=classes,
-        seeds=range(job.seed, job.seed + job.images), num_steps=job.steps, batch_size=128,
+    images = Engine(nets["digits"], guide, getattr(torch, job.dtype)).sample(
+        guidance=weight, class_labels=classes, num_steps=job.steps, batch_size=128,
+        seeds=range(job.seed, job.seed + job.images),
     )  # fmt: skip
     seconds = time.perf_counter() - started
 
@@ -132,6 +137,7 @@ def judge(job: Job) -> dict:
     return {
         "method": job.method,
         "w": float(weight),
+        "dtype": job.dtype,
         "repeat": job.repeat,
         "images": job.images,
         "fd_train": quality.frechet,

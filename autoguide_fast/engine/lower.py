@@ -12,7 +12,7 @@ import torch
 
 from .. import ops
 from .._extension import Map, Plan
-from . import memory, pack
+from . import calibrate, memory, pack
 
 
 @dataclass(eq=False)
@@ -65,11 +65,6 @@ class Floats:
         return self.offset
 
 
-# What int8 maps cover. Magnitude preservation keeps activations near unit variance, whatever the
-# weights: after MP-SiLU, whose least value is -0.467, and before it.
-ACTIVATED, PLAIN = (-0.4672, 12.0), (-8.0, 8.0)
-
-
 @dataclass
 class Lowered:
     """A plan, its weights, and what the profile says of each instruction."""
@@ -86,6 +81,7 @@ class Recorder:
     """Instructions before their maps have a place."""
 
     cell: str
+    ranges: dict = field(default_factory=dict)  # of what a convolution reads, for u8 cells
     packer: pack.Packer = field(default_factory=pack.Packer)
     instructions: list = field(default_factory=list)
     modulations: int = 0
@@ -93,11 +89,11 @@ class Recorder:
     def add(self, kind, name, flops=0.0, **arguments):
         self.instructions.append((kind, name, flops, arguments))
 
-    def map(self, size, runs, border=0, clip=None):
-        """A map that a convolution reads: in cells of the plan's type if `clip` says how."""
-        if clip is None:
+    def map(self, size, runs, border=0, reader=None):
+        """A map of float32, or of the plan's cells if only the convolution `reader` reads it."""
+        if reader is None:
             return Feature(size, runs, border)
-        return Feature(size, runs, border, self.cell, clip)
+        return Feature(size, runs, border, self.cell, self.ranges.get(reader, (0.0, 0.0)))
 
     def convolve(self, name, weight, source, rows=None, factor=1.0, **arguments):
         """A convolution of `source` with a prepared `weight` times `factor`."""
@@ -111,10 +107,11 @@ class Recorder:
             numbers[0] *= scale
             arguments["weights"] = self.packer.add(pack.direct(integers, "u8"))
             arguments["dequantise"] = self.packer.add(numbers)
+        elif _suits_winograd(source, weight):
+            arguments["winograd"] = True
+            arguments["weights"] = self.packer.add(pack.winograd(weight))
         else:
             arguments["weights"] = self.packer.add(pack.direct(weight, source.cell))
-            if _suits_winograd(source, weight):
-                arguments["winograd"] = self.packer.add(pack.winograd(weight))
         self.add("convolve", name, flops, in_=source, taps=taps, in_channels=source.channels,
                  **arguments)  # fmt: skip
 
@@ -145,14 +142,19 @@ class Recorder:
 
 
 def _suits_winograd(source, weight):
-    """Whether F(4x4, 3x3) may pay for some batch; `by_winograd` of csrc decides at each run."""
+    """Whether F(4x4, 3x3) pays: a quarter of the products for four times the weights.
+
+    Those are read once for every few tiles of 4x4 pixels, so there must be many, or the weights
+    must stay in a thread's cache; and with more channels its cache holds too few tiles.
+    """
     outputs, inputs, taps = weight.shape
     return (
         taps == 9
         and source.cell == "f32"
         and source.size % 4 == 0
         and outputs >= 32
-        and 32 <= inputs <= 352  # above, a thread's cache holds too few tiles
+        and 32 <= inputs <= 352
+        and (source.size >= 16 or 36 * 4 * inputs * outputs <= 1 << 20)
     )
 
 
@@ -163,7 +165,7 @@ def lower(net, cell="f32"):
         net (Precond)
         cell ({"f32", "bf16", "u8"}): Type of what the convolutions of the blocks read.
     """
-    record = Recorder(cell)
+    record = Recorder(cell, calibrate.ranges(net) if cell == "u8" else {})
     unet = net.unet
     size = net.img_resolution
     image = record.map(size, (net.img_channels + 1,), border=1)
@@ -211,7 +213,7 @@ def _block(record, name, block, x, skip=None, border=0):
     else:
         x, act = _enter_decoder(record, name, block, x, skip, mode, size)
 
-    modulated = record.map(size, (width,), border=1, clip=ACTIVATED)
+    modulated = record.map(size, (width,), border=1, reader=block.conv_res1)
     record.convolve(f"{name} conv_res0", _prepared(block.conv_res0), act, act=modulated,
                     modulation=record.modulations)  # fmt: skip
     record.modulations += pack.padded(width)
@@ -220,7 +222,9 @@ def _block(record, name, block, x, skip=None, border=0):
     attends = bool(block.num_heads)
     out = record.map(size, (width,), border=0 if attends else border)
     # Attention's first convolution reads a copy in the plan's cells.
-    copy = record.map(size, (width,), clip=PLAIN) if attends and record.cell != "f32" else None
+    copy = None
+    if attends and record.cell != "f32":
+        copy = record.map(size, (width,), reader=block.attn_qkv)
     record.convolve(
         f"{name} conv_res1", _prepared(block.conv_res1), modulated, factor=add, sum=x,
         sum_weight=keep, out=out, limit=math.inf if attends else limit,
@@ -242,7 +246,7 @@ def _enter_encoder(record, name, block, x, mode, size):
         record.convolve(f"{name} conv_skip", _prepared(block.conv_skip), x, out=narrow)
         x = narrow
     main = record.map(size, x.runs)
-    act = record.map(size, x.runs, border=1, clip=ACTIVATED)
+    act = record.map(size, x.runs, border=1, reader=block.conv_res0)
     record.add("enter", name, x=x, main=main, act=act, resample=mode, normalised=width)
     return main, act
 
@@ -259,9 +263,9 @@ def _enter_decoder(record, name, block, x, skip, mode, size):
             "weight": here * math.sqrt(total / a),
             "skip_weight": there * math.sqrt(total / b),
         }
-    act = record.map(size, runs, border=1, clip=ACTIVATED)
+    act = record.map(size, runs, border=1, reader=block.conv_res0)
     if block.conv_skip is not None:
-        joined = record.map(size, runs, clip=PLAIN)
+        joined = record.map(size, runs, reader=block.conv_skip)
         record.add("enter", name, act=act, raw=joined, **arguments)
         main = record.map(size, (block.conv_skip.weight.shape[0],))
         record.convolve(f"{name} conv_skip", _prepared(block.conv_skip), joined, out=main)
@@ -284,7 +288,7 @@ def _attention(record, name, block, x, source, limit, border):
     weight = weight.movedim(2, 0).flatten(0, 2)
     qkv = record.map(x.size, (channels,) * (3 * heads))
     record.convolve(f"{name} attn_qkv", weight, source, rows=qkv.runs, out=qkv)
-    mixed = record.map(x.size, (channels,) * heads, clip=PLAIN)
+    mixed = record.map(x.size, (channels,) * heads, reader=block.attn_proj)
     keys = pack.padded(pixels)
     record.add(
         "attend", name, 4.0 * heads * channels * pixels**2, qkv=qkv, out=mixed, heads=heads,

@@ -12,9 +12,9 @@ from .lower import lower
 
 CELLS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
 
-# Bytes of feature maps that a thread works on at a time: beyond, they no longer stay in its share
-# of the cache; below, weights are read again for every few images.
-_CHUNK_BYTES, _CHUNK_IMAGES = 8 << 20, 8
+# Images that a thread takes through the plan together, and bytes of their maps: with fewer, the
+# weights are read again too often, which costs more than maps that leave the cache.
+_CHUNK_IMAGES, _CHUNK_BYTES = 16, 24 << 20
 
 
 class Arena:

@@ -21,19 +21,8 @@ AGF_INLINE int64_t winograd_tiles(const Convolve& c) {
   return fit < 8 ? 8 : fit > 64 ? 64 : fit;
 }
 
-// Whether F(4x4, 3x3) pays. It does a quarter of the products, but reads four times the weights
-// for every block of tiles: from a distant cache that costs as much as it saves below 16 tiles;
-// from the L2 cache it pays as soon as the lanes of a product are filled.
-AGF_INLINE bool by_winograd(const Convolve& c, const Frame& f) {
-  if (c.winograd < 0) return false;
-  const int64_t mine = f.images * (c.in.height / 4) * (c.in.width / 4) / f.threads;
-  const int64_t block = winograd_tiles(c), tiles = mine < block ? mine : block;
-  const int64_t weight_bytes = 36 * 4 * c.in.channels * (c.out ? c.out : c.act).channels;
-  return tiles >= (weight_bytes <= (1 << 20) ? 8 : 16);
-}
-
 AGF_INLINE int64_t scratch_bytes(const Convolve& c) {
-  return c.winograd >= 0 ? 36 * 4 * winograd_tiles(c) * (c.in.channels + 3 * kLanes) : 0;
+  return c.winograd ? 36 * 4 * winograd_tiles(c) * (c.in.channels + 3 * kLanes) : 0;
 }
 AGF_INLINE int64_t scratch_bytes(const Enter& e) {
   return 4 * (e.x.channels + (e.skip ? e.skip.channels : 0));

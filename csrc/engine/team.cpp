@@ -1,10 +1,11 @@
-// Threads that look for work for about 50 microseconds before they sleep.
+// Threads that look for work for about 200 microseconds before they sleep.
 #include "engine/team.h"
 
 #include <sched.h>
 #include <unistd.h>
 
 #include <condition_variable>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -13,7 +14,7 @@
 namespace agf {
 namespace {
 
-constexpr int kSpins = 1000;  // of about 50 ns: longer than most instructions of a plan
+constexpr int kSpins = 4000;  // of about 50 ns: longer than what Python does between evaluations
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -31,6 +32,21 @@ void spin_until(const Ready& ready) {
     relax();
   }
   while (!ready()) sched_yield();
+}
+
+// A thread inherits the cores of the one that starts it, and OpenMP may have bound that one to a
+// core of its own; then the new thread takes any of the others.
+void leave_bound_core() {
+#if defined(__linux__)
+  if (!std::getenv("GOMP_CPU_AFFINITY") && !std::getenv("OMP_PROC_BIND")) return;
+  cpu_set_t inherited, others;
+  if (sched_getaffinity(0, sizeof(inherited), &inherited) || CPU_COUNT(&inherited) > 1) return;
+  CPU_ZERO(&others);
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &inherited)) CPU_SET(core, &others);
+  }
+  sched_setaffinity(0, sizeof(others), &others);  // fails, and changes nothing, if there is none
+#endif
 }
 
 class Workers {
@@ -57,6 +73,7 @@ class Workers {
 
  private:
   void work(int number, unsigned seen) {
+    leave_bound_core();
     for (;;) {
       for (int i = 0; i < kSpins && job_.load(std::memory_order_acquire) == seen; ++i) relax();
       if (job_.load(std::memory_order_acquire) == seen) {

@@ -97,7 +97,7 @@ void winograd(const Convolve& c, const Frame& f) {
             at[p] = reinterpret_cast<const char*>(transformed + (point * tiles + tile + p) * channels);
           }
           multiply<Cell::f32>(taken, at, &no_tap, 1, channels * 4,
-                              f.weights + c.winograd + (point * panels + panel) * panel_bytes,
+                              f.weights + c.weights + (point * panels + panel) * panel_bytes,
                               kLanes * 4, panel_bytes,
                               products + (point * tiles + tile) * taken * kLanes);
         }

@@ -1,0 +1,59 @@
+"""The ranges that int8 maps have to cover, measured once on the network itself.
+
+Magnitude preservation keeps activations near unit variance on average, but not each of them at each
+noise level: in the bundled digits network the inputs of second convolutions have standard
+deviations from 0.9 to 5.5, because the embedding's modulation scales them. One constant for all
+maps therefore costs a quarter of the result there; a constant for each map does not.
+"""
+
+import torch
+
+from ..networks import Block
+
+# Noise levels and images that stand for a run; what exceeds the quantile is clipped.
+LEVELS, IMAGES, QUANTILE = (0.005, 0.05, 0.2, 0.5, 1.0, 3.0, 20.0), 4, 0.9999
+
+
+def ranges(net):
+    """Return `{convolution: (low, high)}` of the inputs of a `Precond`'s blocks, 0 included.
+
+    Runs the net on noise of the variance that noisy data have, classes in turn, at a few noise
+    levels. Deterministic.
+    """
+    found = {}
+
+    def watch(convolution, arguments):
+        x = arguments[0].flatten()
+        rank = max(1, round((1 - QUANTILE) * x.numel()))
+        low = x.kthvalue(rank).values.item()
+        high = x.kthvalue(x.numel() + 1 - rank).values.item()
+        before = found.get(convolution, (0.0, 1e-3))
+        found[convolution] = min(low, before[0]), max(high, before[1])
+
+    names = ("conv_res0", "conv_res1", "conv_skip", "attn_qkv", "attn_proj")
+    convolutions = [
+        convolution
+        for block in net.unet.modules()
+        if isinstance(block, Block)
+        for name in names
+        if (convolution := getattr(block, name)) is not None
+    ]
+    hooks = [c.register_forward_pre_hook(watch) for c in convolutions]
+    generator = torch.Generator().manual_seed(0)
+    shape = IMAGES, net.img_channels, net.img_resolution, net.img_resolution
+    training = net.training
+    try:
+        net.eval()
+        for number, level in enumerate(LEVELS):
+            x = torch.randn(shape, generator=generator) * (level**2 + net.sigma_data**2) ** 0.5
+            labels = None
+            if net.label_dim:
+                classes = (torch.arange(IMAGES) + IMAGES * number) % net.label_dim
+                labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
+            with torch.no_grad():
+                net(x, torch.tensor(level), labels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        net.train(training)
+    return found
