@@ -256,6 +256,8 @@ class Precond(torch.nn.Module):
             loaded.
         encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
             None for raw samples.
+        run_dtype (torch.dtype or None): Type that the U-Net runs in, on any device; None leaves it
+            to `use_fp16`. Training in mixed precision sets it; it is not stored.
     """
 
     def __init__(
@@ -292,6 +294,7 @@ class Precond(torch.nn.Module):
         self.use_fp16 = use_fp16
         self.encoder = None
         self.info = {}
+        self.run_dtype = None
         outside = ("resample_filter", "sigma_data", "logvar_channels", "use_fp16")
         self.unet = UNet(**{k: v for k, v in self.config.items() if k not in outside})
         self.logvar_fourier = MPFourier(logvar_channels)
@@ -336,10 +339,13 @@ class Precond(torch.nn.Module):
 
     def _raw(self, x, sigma, class_labels):
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
-        labels = self._labels(x, class_labels, dtype)
+        dtype = self.run_dtype or dtype
+        labels = self._labels(x, class_labels, torch.float32)
         c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
         c_noise = sigma.flatten().log() / 4
-        return self.unet((c_in * x).to(dtype), c_noise.to(dtype), labels).float()
+        # Embedded in float32: in bfloat16 neighbouring noise levels would become one.
+        modulations = [m.to(dtype) for m in self.unet.modulations(c_noise, labels)]
+        return self.unet.run((c_in * x).to(dtype), modulations).float()
 
     def _inputs(self, x, sigma):
         """`x` and `sigma` as float32, the latter `[N or 1, 1, 1, 1]`."""
