@@ -77,13 +77,17 @@ class LatentEncoder:
             )
         return vae.eval().requires_grad_(False)
 
+    def load(self):
+        """Loads the VAE now, so that what is wrong with it shows before any work."""
+        return self._autoencoder
+
     def moments(self, images):
         """uint8 `[N, 3, 8H, 8W]` to float32 `[N, 8, H, W]`: 4 means, 4 standard deviations.
 
         Runs on the images' device. Pixels go in as `x / 255`: that is what `raw_mean` and
         `raw_std` belong to, and what `decode` gets back.
         """
-        vae = self._autoencoder.to(images.device)
+        vae = self.load().to(images.device)
         with torch.no_grad():
             drawn_from = vae.encode(images.to(torch.float32) / 255).latent_dist
         return torch.cat([drawn_from.mean, drawn_from.std], dim=1)
@@ -102,7 +106,7 @@ class LatentEncoder:
     def decode(self, x):
         """Scaled latents `[N, 4, H, W]` to uint8 images `[N, 3, 8H, 8W]`."""
         centre, spread = self._scale(x.device)
-        vae = self._autoencoder.to(x.device)
+        vae = self.load().to(x.device)
         with torch.no_grad():
             images = vae.decode(x.to(torch.float32) * (spread / 0.5) + centre).sample
         return (images.clamp(0, 1) * 255).to(torch.uint8)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .crops import TRANSFORMS
 from .errors import BrokenFileError
@@ -83,9 +82,9 @@ def convert(
     def make(index: int):
         return _convert_one(opened, index, resolution, transform, channels)
 
-    options = {"command": "convert", "source": fingerprint(source, opened),
-               "resolution": _by(resolution), "transform": transform, "channels": channels}  # fmt: skip
-    with open_output(Path(dest), ".png", options) as output:
+    options = {"command": "convert", "files": fingerprint(opened), "resolution": _by(resolution),
+               "transform": transform, "channels": channels}  # fmt: skip
+    with open_output(source, dest, ".png", options) as output:
         todo = [i for i in range(report.total) if not output.has(i)]
         report.resumed = report.total - len(todo)
         results = map_ahead(make, todo, workers, ahead=8 * workers)
@@ -138,10 +137,10 @@ def first_readable(source: Source, read: Callable[[int], object]):
     raise error
 
 
-def fingerprint(path: str | os.PathLike, source: Source) -> str:
-    """A source's place and a checksum of its files' names, which number the output."""
+def fingerprint(source: Source) -> str:
+    """Number of files and a checksum of their names, since these number the output."""
     names = hashlib.sha256("\n".join(source.names).encode()).hexdigest()
-    return f"{Path(path).absolute()} ({len(source.names)} files, {names[:16]})"
+    return f"{len(source.names)} ({names[:16]})"
 
 
 def _convert_one(source: Source, index: int, resolution, transform, channels):

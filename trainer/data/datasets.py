@@ -30,7 +30,7 @@ class FilesData:
         first = self._decode(0)
         self.channels, self.resolution, width = first.shape
         self.encoder_name = "pixels" if first.dtype == np.uint8 else "latents"
-        self.num_classes = source.num_classes
+        self.num_classes, self.classes = source.num_classes, source.classes
         if self.resolution != width:
             raise ValueError(
                 f"dataset: {source.where(0)} must be square, got {width}x{self.resolution} pixels; "
@@ -72,6 +72,7 @@ class DigitsData:
     """The handwritten digits that scikit-learn ships, as `autoguide_fast.digits` splits them."""
 
     name, resolution, channels, num_classes, encoder_name = "digits", 8, 1, 10, "pixels"
+    classes = tuple("0123456789")
 
     def __init__(self, split: str = "train") -> None:
         from autoguide_fast.digits import load_digits

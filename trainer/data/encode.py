@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from autoguide_fast.arguments import present_device
 from autoguide_fast.encoders import STABILITY_VAE, LatentEncoder
 
 from .convert import Report, fingerprint, finish, first_readable, show
@@ -48,6 +49,9 @@ def encode(
             cannot be loaded or does not fit, or the output cannot be written.
         ImportError: diffusers is not installed.
     """
+    if batch_size < 1:
+        raise ValueError(f"dataset: batch_size must be >= 1, got {batch_size}; raise it")
+    device = present_device(device, "dataset")
     opened = open_source(source)
     encoder = LatentEncoder(vae)
 
@@ -61,6 +65,8 @@ def encode(
             f"got {shape[2]}x{shape[1]} with {shape[0]} channels in {opened.where(0)}; run "
             "`autoguide-fast dataset convert` first"
         )
+
+    encoder.load()  # fails before the work
 
     def checked(index: int) -> np.ndarray | BrokenFileError:
         try:
@@ -76,8 +82,8 @@ def encode(
         return image
 
     report = Report(len(opened.names))
-    options = {"command": "encode", "source": fingerprint(source, opened), "vae": str(vae)}
-    with open_output(Path(dest), ".npy", options) as output:
+    options = {"command": "encode", "files": fingerprint(opened), "vae": str(vae)}
+    with _memory(batch_size), open_output(source, dest, ".npy", options) as output:
         todo = [i for i in range(report.total) if not output.has(i)]
         report.resumed = report.total - len(todo)
         results = map_ahead(checked, todo, workers, ahead=batch_size + 8 * workers)
@@ -89,6 +95,17 @@ def encode(
                 output.write(index, encode_array(each))
         report.written = finish(output, opened, report)
     return report
+
+
+@contextlib.contextmanager
+def _memory(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"dataset: batch_size must leave the VAE memory to work in, got {batch_size}; repeat "
+            "the command with a smaller one: it goes on where it stopped"
+        ) from None
 
 
 def _groups(items: Iterator, size: int) -> Iterator[list]:

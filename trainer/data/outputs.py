@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,13 +85,17 @@ class Output:
 
 
 @contextlib.contextmanager
-def open_output(dest: Path, suffix: str, options: dict) -> Iterator[Output]:
+def open_output(
+    source: str | os.PathLike, dest: str | os.PathLike, suffix: str, options: dict
+) -> Iterator[Output]:
     """Opens `dest`, which becomes a ZIP file if it ends in .zip and a folder otherwise.
 
-    On leaving without an exception, the output appears under its name.
+    On leaving without an exception, the output appears under its name. A ValueError says that the
+    data do not fit, so that nothing can be taken up: what was written is removed.
 
     Args:
-        dest: must not exist.
+        source: where the data come from.
+        dest: must not exist, nor lie in the source.
         suffix: of the files in it.
         options: JSON values that a run which takes up another must repeat.
 
@@ -98,12 +103,18 @@ def open_output(dest: Path, suffix: str, options: dict) -> Iterator[Output]:
         ValueError: `dest` exists or cannot be written, another process is writing it, or an
             earlier run began it with other options, each of which is named.
     """
+    source, dest = Path(source), Path(dest)
     partial = dest.with_name(dest.name + PARTIAL)
     record = partial.with_name(partial.name + ".json")
     with _writable(dest):
         if dest.exists():
             raise ValueError(
                 f"dataset: dest must not exist, got {dest}; remove it, or choose another name"
+            )
+        if source.resolve() in dest.resolve().parents:
+            raise ValueError(
+                f"dataset: dest must lie outside the source {source}, got {dest}; choose another "
+                "place"
             )
         if partial.exists() and not record.exists():
             raise ValueError(
@@ -115,9 +126,21 @@ def open_output(dest: Path, suffix: str, options: dict) -> Iterator[Output]:
             _same_options(file, options, partial, record)
             kind = ZipOutput if dest.suffix.lower() == ".zip" else FolderOutput
             with contextlib.closing(kind(partial, stop=LABELS)) as files:
-                yield Output(files, suffix)
+                try:
+                    yield Output(files, suffix)
+                except ValueError:
+                    _remove(partial)
+                    record.unlink()
+                    raise
             os.replace(partial, dest)
             record.unlink()
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink()
 
 
 @contextlib.contextmanager
@@ -125,8 +148,9 @@ def _writable(dest: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or error
         raise ValueError(
-            f"dataset: dest must be a place with room to write, got {dest} ({error.strerror}); "
+            f"dataset: dest must be a place with room to write, got {dest} ({reason}); "
             "make room or choose another, then repeat the command: it goes on where it stopped"
         ) from error
 

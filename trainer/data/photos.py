@@ -32,6 +32,7 @@ class PhotosData:
     """
 
     name, resolution, channels, num_classes, encoder_name = "photos", SIZE, 3, 2, "pixels"
+    classes = CLASSES
 
     def __init__(self, split: str = "train") -> None:
         if split not in ("train", "heldout", "all"):

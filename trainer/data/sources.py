@@ -48,7 +48,7 @@ class Source:
         """Number of classes, 0 where there are no labels."""
         if self.labels is None:
             return 0
-        return len(self.classes) if self.classes else int(self.labels.max()) + 1
+        return max(int(self.labels.max()) + 1, len(self.classes or ()))
 
 
 def open_source(path: str | os.PathLike) -> Source:

@@ -35,7 +35,7 @@ class ZipOutput:
     """
 
     def __init__(self, path: Path, stop: str) -> None:
-        self._file = open(path, "r+b" if path.exists() else "w+b")
+        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._entries: list[tuple[bytes, int, int, int]] = []  # name, checksum, size, place
         self._recover(stop.encode())
         self.names = {name.decode() for name, *_ in self._entries}
