@@ -110,7 +110,9 @@ class Block(torch.nn.Module):
         """Cosine self-attention over the pixels (EDM2 fig. 21)."""
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
         y = F.scaled_dot_product_attention(q, k, v)  # [N, heads, H*W, channels]
-        return self.attn_proj(y.transpose(2, 3).reshape(x.shape))
+        # Attention leaves a pixel's channels side by side, so that this copies nothing.
+        y = y.transpose(1, 2).reshape(x.shape[0], *x.shape[2:], x.shape[1])
+        return self.attn_proj(y.permute(0, 3, 1, 2))
 
 
 class UNet(torch.nn.Module):

@@ -34,8 +34,8 @@ exit code: 0 finished; 75 stopped by Ctrl-C or SIGTERM, saved, go on with --resu
 # Option of TrainOptions -> (flag's metavar, help). The defaults come from the dataclass.
 _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "data": {
-        "data": ("DATA", "'digits' or a dataset"),
-        "split": ("S", "of the digits: 'train' holds a fifth of them out, 'all' does not"),
+        "data": ("DATA", "'digits' or 'photos', which are bundled, or a folder or ZIP file"),
+        "split": ("S", "of what is bundled: 'train' holds a part out, 'all' does not"),
         "resolution": ("N", "that the data must have; 0: any"),
         "img_channels": ("N", "that the data must have; 0: any"),
     },
@@ -87,9 +87,9 @@ def add_command(subparsers) -> None:
         "train",
         help="train a denoiser, or a guided pair",
         description="Trains a denoiser, and with --guide the worse version that guides it, as one "
-        "job. Without --data these are the handwritten digits that scikit-learn ships (8x8 grey, "
-        "10 classes). Ctrl-C saves a checkpoint and stops; --resume goes on from there. Runs on "
-        "several processes under torchrun.",
+        "job, on the handwritten digits that scikit-learn ships (8x8 grey, 10 classes) or on "
+        "--data. Ctrl-C saves a checkpoint and stops; --resume goes on from there. Runs on several "
+        "processes under torchrun.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -230,12 +230,15 @@ def _job(arguments: argparse.Namespace):
     On resuming, what is not given is as the run in --out has it.
     """
     from . import pair
+    from .snapshots import stored_options
 
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainOptions)}
     given = {name: value for name, value in given.items() if value is not None}
     chosen = preset(arguments.preset) if arguments.preset else {}
-    job = pair.stored_job(arguments.out) if arguments.resume and arguments.out else {}
-    main = TrainOptions(**{**job.get("main", {}), **chosen, **given})
+    resumed = arguments.resume and arguments.out
+    job = pair.stored_job(arguments.out) if resumed else {}
+    stored = job.get("main") or (stored_options(arguments.out) if resumed else {})
+    main = TrainOptions(**{**stored, **chosen, **given})
     spec = arguments.guide or job.get("guide")
     if spec is None:
         if arguments.guide_set:

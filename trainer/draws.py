@@ -1,4 +1,4 @@
-"""What a step draws: noise levels, noise, mirrored images, each a function of seed and position."""
+"""What a step draws, noise levels and noise: each a function of seed and position."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ _BLOCK = 64
 
 @dataclass(frozen=True)
 class Draws:
-    """For n images: standard normal `level` [n, 1, 1, 1] and `noise` [n, C, H, W], `flip` bool [n].
+    """Standard normal numbers for n images: `level` [n, 1, 1, 1] and `noise` [n, C, H, W].
 
-    `latent` is standard normal, shaped as the noise, where latents are drawn; else None.
+    `latent` is shaped as the noise, where latents are drawn from their moments; else None.
     """
 
     level: torch.Tensor
     noise: torch.Tensor
-    flip: torch.Tensor
     latent: torch.Tensor | None
 
 
@@ -52,7 +51,6 @@ def _block(seed: int, position: int, shape: tuple[int, ...], latents: bool) -> l
     drawn = [
         torch.randn([_BLOCK, 1, 1, 1], generator=generator),
         torch.randn([_BLOCK, *shape], generator=generator),
-        torch.rand([_BLOCK], generator=generator) < 0.5,
     ]
     if latents:
         drawn.append(torch.randn([_BLOCK, *shape], generator=generator))

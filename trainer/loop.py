@@ -75,10 +75,12 @@ def train(
     """
     out = Path(out)
     processes = processes if processes is not None else Processes()
-    check_folder(out, resume)
-    trainer = Trainer(options, processes=processes)
-    if resume:
-        trainer.load_state_dict(load_checkpoint(out / CHECKPOINTS, _warn))
+    with processes.speaking_once():
+        check_folder(out, resume)
+        trainer = Trainer(options, processes=processes)
+        if resume:
+            report = _warn if processes.first else (lambda text: None)
+            trainer.load_state_dict(load_checkpoint(out / CHECKPOINTS, report))
     processes.wait()  # nobody writes before all have read
     if processes.first:
         prepare_folder(out, options)
@@ -88,7 +90,7 @@ def train(
     try:
         _run(trainer, out, net, log, progress, stop, checkpoint_minutes * 60, on_snapshot)
     finally:
-        trainer.feed.close()
+        trainer.close()
         if own_log:
             log.close()
     return trainer
@@ -106,7 +108,8 @@ def _run(trainer, out, net, log, progress, stop, checkpoint_seconds, on_snapshot
     before = trainer.seconds
     with interruption() as interrupted, bar:
         while trainer.nimg < options.duration:
-            losses.append(trainer.step())
+            with processes.together():
+                losses.append(trainer.step())
             bad = 0 if math.isfinite(losses[-1]) else bad + 1
             if bad == BAD_LOSSES:
                 raise FloatingPointError(

@@ -15,9 +15,9 @@ _FREE = ("duration", "microbatch")
 class TrainOptions:
     """Options of one run; the defaults train a small labelled net on the digits.
 
-    Data: `data` is 'digits' or a path; `split` concerns the digits; `resolution` and `img_channels`
-    are what the data must have (0: whatever they have); `labelled` False leaves the labels out;
-    `flip` mirrors half of the images.
+    Data: `data` is 'digits', 'photos' or a path; `split` concerns the bundled two; `resolution` and
+    `img_channels` are what the data must have (0: whatever they have); `labelled` False leaves the
+    labels out; `flip` mirrors half of the images.
     Network: as in `autoguide_fast.networks.Precond`, where `channels` is model_channels and
     `noise_channels`, `emb_channels` are the widths of Fourier features and embedding in multiples
     of it (0: as there).
@@ -64,7 +64,7 @@ class TrainOptions:
     betas: tuple[float, ...] = (0.9, 0.99)
     eps: float = 1e-8
     precision: str = "fp32"
-    loss_scale: float = 65536.0
+    loss_scale: float = 256.0
     ema: tuple[float, ...] = (0.05, 0.10)
     snapshots: int = 16
     seed: int = 0
@@ -91,7 +91,7 @@ class TrainOptions:
         if not self.sigma_data > 0:
             self._refuse("sigma_data", "be > 0", "0.5 is usual")
         if not self.loss_scale >= 1:
-            self._refuse("loss_scale", "be >= 1", "65536 is usual")
+            self._refuse("loss_scale", "be >= 1", "256 is usual")
         if self.duration % self.batch:
             whole = max(1, round(self.duration / self.batch)) * self.batch
             self._refuse("duration", f"be a multiple of batch={self.batch}", f"for example {whole}")

@@ -157,14 +157,16 @@ def train_pair(
     out = Path(out)
     processes = processes if processes is not None else Processes()
     own = guide.options if guide is not None else None
-    begun = has_run(out) or (own is not None and has_run(out / GUIDE))
-    if resume != begun:
-        check_folder(out / GUIDE if has_run(out / GUIDE) else out, resume)
     asked = guide.asked if guide is not None else NO_GUIDE
-    if begun:
+    begun = has_run(out) or (own is not None and has_run(out / GUIDE))
+    with processes.speaking_once():
+        if resume != begun:
+            check_folder(out / GUIDE if has_run(out / GUIDE) else out, resume)
         stored = stored_job(out)
-        main.refuse_changes(stored.get("main", {}))
-        refuse_changes({k: stored.get(k) for k in asked}, asked)
+        if begun and stored:
+            main.refuse_changes(stored["main"])
+            refuse_changes({k: stored.get(k) for k in asked}, asked)
+    processes.wait()  # nobody writes before all have read
     log = RunLog(out, processes.first)
     if processes.first:
         text = json.dumps({"main": main.as_dict(), **asked}, indent=1) + "\n"

@@ -69,20 +69,21 @@ def plan(
 
 def _kept_bytes(run, net: torch.nn.Module) -> int:
     """Bytes that a forward pass on one image keeps for the backward pass, without the weights."""
-    own = {id(p) for p in net.parameters()}
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         # Weights as they are prepared do not grow with the batch; images and maps have 4 axes and
         # one image in front.
-        if id(tensor) not in own and tensor.ndim and tensor.shape[0] == 1:
-            kept[id(tensor.untyped_storage()._cdata)] = tensor
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own and tensor.ndim and tensor.shape[0] == 1:
+            kept[storage] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = run()
     del out
-    return sum(t.numel() * t.element_size() for t in kept.values())
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
 def convolution_speed(seconds: float = 0.5) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 
 import torch
 import torch.distributed as dist
 
 # How long a process waits for the others before it takes them for lost.
 _TIMEOUT = datetime.timedelta(minutes=30)
+_SAY_SECONDS = 3.0
 
 
 class Processes:
@@ -54,7 +56,10 @@ class Processes:
         """The module to call so that gradients become the mean over all processes."""
         if self.count == 1:
             return net
-        return torch.nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+        # The buffers are constants, drawn from the same seed everywhere.
+        return torch.nn.parallel.DistributedDataParallel(
+            net, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def sum(self, *values: float) -> list[float]:
         """The sums of these numbers over all processes, the same on each."""
@@ -68,6 +73,20 @@ class Processes:
     def wait(self) -> None:
         """Returns when every process has come here."""
         self.sum(0.0)
+
+    @contextlib.contextmanager
+    def speaking_once(self):
+        """For what fails alike in every process: lets only the first say so.
+
+        The others leave a little later, since torchrun ends all when one has gone.
+        """
+        try:
+            yield
+        except ValueError:
+            if self.first:
+                raise
+            time.sleep(_SAY_SECONDS)
+            raise SystemExit(2) from None
 
     @contextlib.contextmanager
     def together(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 
 import torch
@@ -10,13 +11,14 @@ import torch
 from autoguide_fast import encoders
 from autoguide_fast.networks import Precond
 
+from .data import Loader
 from .draws import draw, stream
 from .ema import PowerFunctionEMA
 from .loss import EDM2Loss
 from .options import TrainOptions
 from .processes import Processes
 from .schedule import learning_rate
-from .sources import Feed, check_source, encode, image_channels, open_source
+from .sources import check_source, encode, image_channels, open_source
 
 GRADIENT_LIMIT = 1e5  # what an infinite gradient becomes; far above any that training meets
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -134,8 +136,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.net, options.betas, options.eps)
         self.ema = PowerFunctionEMA(self.net, options.ema)
         self.scale = LossScale(options.precision, options.loss_scale)
-        offset = self.processes.rank * self._share
-        self.feed = Feed(source, options.seed, options.batch, offset, self._share)
+        self._loader: Loader | None = None
         self.nimg = 0
         self.seconds = 0.0  # of training, over all sittings
         self.repaired_steps = self.skipped_steps = 0
@@ -144,8 +145,13 @@ class Trainer:
     def step(self) -> float:
         """One optimiser step; returns the mean loss over all elements of the batch."""
         o = self.options
-        images, classes = self.feed(self.nimg)
         offset = self.processes.rank * self._share
+        if self._loader is None:
+            ranges = (
+                (start + offset, self._share) for start in itertools.count(self.nimg, o.batch)
+            )
+            self._loader = Loader(self.source, ranges, o.seed, o.flip)
+        _, images, classes = next(self._loader)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for start in range(0, self._share, self._micro):
@@ -158,8 +164,7 @@ class Trainer:
                 )
                 # The processes' gradients are averaged, so each share counts `count` times.
                 factor = self.scale.value * self.processes.count / o.batch
-                with self.processes.together():
-                    (loss.sum() * factor).backward()
+                (loss.sum() * factor).backward()
             total += loss.detach().mean().item() * self._micro
         lr = learning_rate(self.nimg, o.batch, o.lr, o.decay, o.rampup)
         if self.scale.unscale(_gradients(self.optimizer)):
@@ -177,19 +182,22 @@ class Trainer:
         shape = (net.img_channels, net.img_resolution, net.img_resolution)
         latents = self.source.encoder_name == "latents"
         drawn = draw(o.seed, self.nimg, offset, len(images), shape, latents)
-        images = encode(self.source, torch.from_numpy(images), drawn.latent)
-        if o.flip:
-            images = torch.where(drawn.flip[:, None, None, None], images.flip(3), images)
+        images = encode(self.source, images, drawn.latent)
         labels = None
         if self.label_dim:
-            labels = torch.from_numpy(classes)
-            labels = torch.nn.functional.one_hot(labels, self.label_dim).to(torch.float32)
+            labels = torch.nn.functional.one_hot(classes, self.label_dim).to(torch.float32)
         sigma = (drawn.level * o.P_std + o.P_mean).exp()
         with torch.random.fork_rng(devices=[]):
             if o.dropout:
                 torch.manual_seed(stream(o.seed, self.nimg + offset, 1))
             images = images.contiguous(memory_format=torch.channels_last)
             return self.loss(self.model, images, labels, sigma=sigma, noise=drawn.noise)
+
+    def close(self) -> None:
+        """Lets go of the threads that read ahead."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs, as plain values and tensors."""
@@ -212,6 +220,7 @@ class Trainer:
             ValueError: the state belongs to a run with other options, each of which is named.
         """
         self.options.refuse_changes(state["options"])
+        self.close()
         self.nimg, self.seconds = state["nimg"], state["seconds"]
         self.repaired_steps = state["repaired_steps"]
         self.skipped_steps = state["skipped_steps"]
