@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -250,6 +251,25 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch, out, after):
     assert report.resumed == resumed and made == list(range(resumed, 12))
     assert content(tmp_path / out) == content(tmp_path / ("whole" + out))
     assert beside(tmp_path / out) == [out]
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_an_end_between_the_last_byte_and_the_name(tmp_path, out):
+    source = write(tmp_path / "source", numbered(4, [0, 1, 0, 1]))
+    convert(source, tmp_path / ("whole" + out))
+    files = content(tmp_path / ("whole" + out))
+    for stop in (True, False):
+        with (
+            pytest.raises(Stopped) if stop else contextlib.nullcontext(),
+            open_output("s", tmp_path / out, ".png", {}) as output,
+        ):
+            assert [output.has(i) for i in range(4)] == [not stop] * 4
+            for index, name in enumerate(sorted(files)[:4]) if stop else ():
+                output.write(index, files[name])
+            output.finish(np.array([0, 1, 0, 1]), None, 4)
+            if stop:
+                raise Stopped
+    assert content(tmp_path / out) == files
 
 
 @pytest.mark.parametrize("lost", [1, 30, 200])
