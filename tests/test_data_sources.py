@@ -92,6 +92,25 @@ def test_deflated_zip(tmp_path):
     assert np.array_equal(open_dataset(path).batch(EVERY)[0], expected())
 
 
+def test_zip_as_others_write_it(tmp_path):
+    """A comment at the end, something before the archive, entries for folders, foreign names."""
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("Löwe") if hasattr(archive, "mkdir") else archive.writestr("Löwe/", b"")
+        archive.writestr("Löwe/1.png", png(picture(1)))
+        with archive.open("ant/0.png", "w", force_zip64=True) as file:
+            file.write(png(picture(0)))
+        archive.comment = b"PK\x05\x06 is not the end" * 3
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    data = open_dataset(path)
+    assert data.classes == ["Löwe", "ant"]
+    assert np.array_equal(data.batch(np.array([1, 0]))[0], expected(2))
+
+
+def test_empty_zip(tmp_path):
+    refused(write(tmp_path / "data.zip", {}), "must hold images .*without any")
+
+
 def test_saved_dataset(tmp_path):
     datasets = pytest.importorskip("datasets")
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -283,5 +302,12 @@ def test_corrupt_zip(tmp_path):
     path.write_bytes(whole[:200])
     with pytest.raises(ValueError, match=r"img00000002\.png must be a whole file"):
         data.batch(np.array([2]))
+    for place in range(len(whole) - 300, len(whole), 7):  # whatever is torn, a message
+        torn = whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :]
+        (tmp_path / "torn.zip").write_bytes(torn)
+        try:
+            open_dataset(tmp_path / "torn.zip").batch(np.arange(3))
+        except ValueError as error:
+            assert str(error).startswith("dataset: ")
     path = write(tmp_path / "bzip.zip", numbered(1), zipfile.ZIP_BZIP2)
     refused(path, "img00000000.png must be stored or deflated, got compression method 12")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -252,6 +253,25 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch, out, after):
     assert beside(tmp_path / out) == [out]
 
 
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_an_end_between_the_last_byte_and_the_name(tmp_path, out):
+    source = write(tmp_path / "source", numbered(4, [0, 1, 0, 1]))
+    convert(source, tmp_path / ("whole" + out))
+    files = content(tmp_path / ("whole" + out))
+    for stop in (True, False):
+        with (
+            pytest.raises(Stopped) if stop else contextlib.nullcontext(),
+            open_output("s", tmp_path / out, ".png", {}) as output,
+        ):
+            assert [output.has(i) for i in range(4)] == [not stop] * 4
+            for index, name in enumerate(sorted(files)[:4]) if stop else ():
+                output.write(index, files[name])
+            output.finish(np.array([0, 1, 0, 1]), None, 4)
+            if stop:
+                raise Stopped
+    assert content(tmp_path / out) == files
+
+
 @pytest.mark.parametrize("lost", [1, 30, 200])
 def test_a_torn_file_is_made_again(tmp_path, lost):
     files = numbered(5)
@@ -272,18 +292,18 @@ def test_a_torn_file_is_made_again(tmp_path, lost):
 
 @pytest.mark.parametrize("out", OUTPUTS)
 def test_a_conversion_survives_kill(tmp_path, monkeypatch, out):
-    """kill -9 at ten moments, then the conversion to its end: as if nothing had happened."""
-    source = write(tmp_path / "source", numbered(200, list(range(200)), size=(32, 32)))
+    """kill -9 at several moments, then the conversion to its end: as if nothing had happened."""
+    source = write(tmp_path / "source", numbered(400, list(range(400)), size=(32, 32)))
     convert(source, tmp_path / ("whole" + out), workers=2)
     real = convert_module._convert_one
 
     def slowly(*arguments):
-        time.sleep(0.002)
+        time.sleep(0.003)
         return real(*arguments)
 
     monkeypatch.setattr(convert_module, "_convert_one", slowly)
     partial, written = tmp_path / (out + ".partial"), [0]
-    for _ in range(10):
+    while len(written) <= 10 and written[-1] < 800_000:  # of 1,200,000 bytes
         arguments = (source, tmp_path / out)
         process = multiprocessing.get_context("fork").Process(target=convert, args=arguments)
         process.start()
@@ -293,7 +313,7 @@ def test_a_conversion_survives_kill(tmp_path, monkeypatch, out):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         written.append(_size(partial))
-    assert written == sorted(written) and written[-1] > 200_000
+    assert written == sorted(written) and len(written) > 4
     assert convert(source, tmp_path / out).resumed > 50
     assert content(tmp_path / out) == content(tmp_path / ("whole" + out))
     assert beside(tmp_path / out) == [out]

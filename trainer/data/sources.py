@@ -6,7 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def open_source(path: str | os.PathLike) -> Source:
         kind, store = "folder", FolderStore(path)
     else:
         kind, store = "ZIP file", ZipStore(path)
-    names = [n for n in store.names if PurePosixPath(n).suffix.lower() in (*IMAGES, LATENTS)]
+    names = [n for n in store.names if n.lower().endswith((*IMAGES, LATENTS))]
     _not_empty(path, names)
     if LABELS in store.names:
         labels, classes = _listed_labels(store, names)
@@ -124,12 +124,12 @@ def _listed_labels(store, names: list[str]) -> tuple[np.ndarray | None, list[str
     _no_stranger(where, "list files that are there", [n for n in table if n not in known],
                  "that are not", "copy them, or remove the entries")  # fmt: skip
     labels = [table[name] for name in names]
-    for name, label in zip(names, labels, strict=True):
-        if not isinstance(label, int) or isinstance(label, bool):
-            raise ValueError(
-                f"dataset: {where} must list integers as classes, got {label!r} for {name}; "
-                "number the classes from 0"
-            )
+    odd = [i for i, label in enumerate(labels) if type(label) is not int]
+    if odd:
+        raise ValueError(
+            f"dataset: {where} must list integers as classes, got {labels[odd[0]]!r} for "
+            f"{names[odd[0]]}; number the classes from 0"
+        )
     return np.array(labels, np.int64), classes
 
 

@@ -6,24 +6,22 @@ A store has `names`, the sorted relative names of its files, `read(name)`, their
 
 from __future__ import annotations
 
+import bisect
 import os
 import struct
 import threading
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from . import zip_format
 from .errors import BrokenFileError
-
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature ... length of the name, of the extra field
-_ENCRYPTED = 1
 
 
 def _visible(name: str) -> bool:
     """False for what file managers leave behind, such as `._img.png` and `__MACOSX/`."""
-    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return not name.startswith((".", "__MACOSX")) and "/." not in name
 
 
 class FolderStore:
@@ -72,27 +70,21 @@ class ZipStore:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                entries = [e for e in archive.infolist() if not e.is_dir() and _visible(e.filename)]
-        except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError) as error:
+            names, table = zip_format.read_table(self.path)
+        except (ValueError, OverflowError, struct.error) as error:
             raise ValueError(
                 f"dataset: {self.path} must be a whole ZIP file, got one that cannot be opened "
                 f"({error}); copy or convert it again"
             ) from None
-        entries.sort(key=lambda entry: entry.filename)
-        for entry in entries:
-            method = entry.compress_type
-            if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                self._refuse(entry.filename, f"compression method {method}")
-            if entry.flag_bits & _ENCRYPTED:
-                self._refuse(entry.filename, "an encrypted file")
-        self.names = [entry.filename for entry in entries]
-        self._row = {name: row for row, name in enumerate(self.names)}
-        # Per file: place of its header, length in the archive, checksum, whether it is deflated.
-        self._table = np.array(
-            [(e.header_offset, e.compress_size, e.CRC, e.compress_type == zipfile.ZIP_DEFLATED)
-             for e in entries], np.int64,
-        ).reshape(-1, 4)  # fmt: skip
+        rows = sorted((i for i, name in enumerate(names) if _visible(name)), key=names.__getitem__)
+        self.names, self._table = [names[i] for i in rows], table[rows]
+        *_, methods, flags = self._table.T
+        for row in np.flatnonzero(
+            (methods != zip_format.STORED) & (methods != zip_format.DEFLATED)
+        ):
+            self._refuse(self.names[row], f"compression method {methods[row]}")
+        for row in np.flatnonzero(flags & zip_format.ENCRYPTED):
+            self._refuse(self.names[row], "an encrypted file")
         self._opening = threading.Lock()
         self._file: int | None = None
 
@@ -108,10 +100,12 @@ class ZipStore:
         Raises:
             BrokenFileError: it cannot be read, or is damaged.
         """
-        offset, size, crc, deflated = self._table[self._row[name]].tolist()
+        # The names are sorted; a dictionary of a million of them would weigh as much again.
+        row = bisect.bisect_left(self.names, name)
+        offset, size, crc, method, _ = self._table[row].tolist()
         try:
             data = self._content(offset, size)
-            data = zlib.decompress(data, -zlib.MAX_WBITS) if deflated else data
+            data = zlib.decompress(data, -zlib.MAX_WBITS) if method == zip_format.DEFLATED else data
             if zlib.crc32(data) != crc:
                 raise ValueError("content that does not match its checksum")
         except (OSError, ValueError, zlib.error) as error:
@@ -122,11 +116,12 @@ class ZipStore:
         with self._opening:
             if self._file is None:
                 self._file = os.open(self.path, os.O_RDONLY)
-        header = os.pread(self._file, _LOCAL_HEADER.size, offset)
-        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+        local = zip_format.LOCAL
+        header = os.pread(self._file, local.size, offset)
+        if len(header) < local.size or not header.startswith(zip_format.LOCAL_MARK):
             raise ValueError("no file where the table of contents has one")
-        _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        start = offset + _LOCAL_HEADER.size + name_length + extra_length
+        *_, name_length, extra_length = local.unpack(header)
+        start = offset + local.size + name_length + extra_length
         parts, have = [], 0
         while have < size:  # one call returns at most 2 GiB
             parts.append(os.pread(self._file, size - have, start + have))
