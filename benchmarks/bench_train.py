@@ -127,14 +127,14 @@ class TextbookLoop:
 
 
 def _compiled(net):
-    # With layout optimisation Inductor computes wrong gradients on CPUs; see autoguide_fast.textbook.
+    # With it Inductor computes wrong gradients on CPUs; see autoguide_fast.textbook.
     torch._inductor.config.layout_optimization = False
     with unpinned():
         return torch.compile(TextbookPrecond(net), fullgraph=True, dynamic=False)
 
 
 def rival_of(name, trainer, dtype, path=None):
-    """Return the textbook loop over a copy of the trainer's net: eager, compiled, the reference's."""
+    """Return the loop of a rival over a copy of the trainer's net."""
     net = copy.deepcopy(trainer.net)
     net.run_dtype = None
     wrap = {"compile": _compiled}.get(name, TextbookPrecond)

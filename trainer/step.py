@@ -238,4 +238,5 @@ def make_net(options: TrainOptions, source) -> Precond:
         net = Precond(source.resolution, image_channels(source), label_dim, **options.net_options())
     net.encoder = encoders.encoder(source.encoder_name)
     net.run_dtype = _DTYPES[options.precision]
-    return net.train()
+    # As the images are: convolutions then take weights, and give their gradients, without a copy.
+    return net.train().to(memory_format=torch.channels_last)
