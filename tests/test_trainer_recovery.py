@@ -197,3 +197,10 @@ def test_the_log_goes_on_where_the_checkpoint_stands(tmp_path):
         file.write(json.dumps({**rows[-1], "nimg": 64}) + '\n{"nimg": 8')
     loop.train(options, run, resume=True, progress=False)
     assert [row["nimg"] for row in read_log(run)] == [16, 32, 48, 64, 80, 96]
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path):
+    run = tmp_path / "run"
+    (run / "log.jsonl").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"the log .*log.jsonl must be written, got Is a directory"):
+        loop.train(TrainOptions(**TINY, duration=32, snapshots=1), run, progress=False)

@@ -20,7 +20,7 @@ from .durable import (
 from .interruption import interruption
 from .options import TrainOptions
 from .processes import Processes
-from .runlog import RunLog, peak_memory_mib, progress_bar
+from .runlog import RunLog, make_folder, peak_memory_mib, progress_bar
 from .snapshots import OPTIONS, SNAPSHOTS, save_average
 from .step import Trainer
 
@@ -98,8 +98,8 @@ def train(
 
 def _run(trainer, out, net, log, progress, stop, checkpoint_seconds, on_snapshot) -> None:
     options, processes = trainer.options, trainer.processes
-    marks = _marks(options, options.snapshots)
-    log_marks = marks | _marks(options, LOG_LINES)
+    snapshot_marks = marks(options, options.snapshots)
+    log_marks = snapshot_marks | marks(options, LOG_LINES)
     bar = progress_bar(net, options.duration, trainer.nimg, progress and processes.first)
     losses: list[float] = []
     bad = 0
@@ -137,15 +137,15 @@ def _run(trainer, out, net, log, progress, stop, checkpoint_seconds, on_snapshot
                 )  # fmt: skip
                 losses, images, logged = [], 0, now
             done = trainer.nimg >= options.duration
-            if processes.first and trainer.nimg in marks:
+            if processes.first and trainer.nimg in snapshot_marks:
                 for sigma_rel, ema in zip(trainer.ema.sigma_rels, trainer.ema.emas, strict=True):
                     save_average(ema, out, trainer.nimg, sigma_rel)
-            if wanted or late or done or trainer.nimg in marks:
+            if wanted or late or done or trainer.nimg in snapshot_marks:
                 if processes.first:
                     save_checkpoint(out / CHECKPOINTS, trainer.nimg, trainer.state_dict())
                 processes.wait()
                 saved = time.perf_counter()
-            if processes.first and trainer.nimg in marks and on_snapshot is not None:
+            if processes.first and trainer.nimg in snapshot_marks and on_snapshot is not None:
                 on_snapshot(trainer)
             if wanted:
                 break
@@ -176,20 +176,14 @@ def prepare_folder(out: Path, options: TrainOptions) -> None:
     Raises:
         OSError: that is not possible.
     """
-    try:
-        (out / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
-        for folder in (out, out / SNAPSHOTS, out / CHECKPOINTS):
-            remove_leftovers(folder)
-        text = json.dumps(options.as_dict(), indent=1) + "\n"
-        write_atomically(out / OPTIONS, lambda path: path.write_text(text))
-    except OSError as error:
-        raise OSError(
-            f"train: out must be a folder that can be written, got {out} "
-            f"({error.strerror or error}); choose another"
-        ) from error
+    make_folder(out / SNAPSHOTS)
+    for folder in (out, out / SNAPSHOTS, out / CHECKPOINTS):
+        remove_leftovers(folder)
+    text = json.dumps(options.as_dict(), indent=1) + "\n"
+    write_atomically(out / OPTIONS, lambda path: path.write_text(text))
 
 
-def _marks(options: TrainOptions, count: int) -> set[int]:
+def marks(options: TrainOptions, count: int) -> set[int]:
     """Image counts that split a run evenly, at whole steps, the last one included."""
     count = min(count, options.steps)
     return {round(options.steps * (k + 1) / count) * options.batch for k in range(count)}

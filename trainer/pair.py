@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .durable import write_atomically
 from .grids import Grids
-from .loop import CHECKPOINT_MINUTES, check_folder, has_run, train
+from .loop import CHECKPOINT_MINUTES, check_folder, has_run, marks, train
 from .options import TrainOptions, refuse_changes
 from .presets import PRESETS, SIZES, preset, sibling
 from .processes import Processes
@@ -80,10 +80,11 @@ def parse_guide(
         name = sibling(main_preset, size) if main_preset else None
         if name not in PRESETS:
             sizes = [s for s in SIZES if main_preset and sibling(main_preset, s) in PRESETS]
-            raise ValueError(
-                f"train: guide must have {'one of the sizes ' + ', '.join(sizes) if sizes else 'a number of channels where there is no --preset'}, "  # noqa: E501
-                f"got {spec!r}; for example {sizes[0] if sizes else max(1, main.channels // 2)}:T/8"
-            )
+            rule = "have one of the sizes " + ", ".join(sizes)
+            if not sizes:
+                rule = "have a number of channels where there is no --preset"
+            example = sizes[0] if sizes else max(1, main.channels // 2)
+            raise ValueError(f"train: guide must {rule}, got {spec!r}; for example {example}:T/8")
         names = ("channels", "lr", "decay", "dropout", "P_mean", "P_std")
         row = {k: v for k, v in preset(name).items() if k in names}
     row.update(
@@ -95,14 +96,12 @@ def parse_guide(
 
 
 def _nearest_mark(main: TrainOptions, nimg: int) -> int:
-    from .loop import _marks
-
     if not main.snapshots:
         raise ValueError(
             "train: snapshots must be >= 1 where the guide is the main net's own past, got 0; "
             "raise it"
         )
-    return min(_marks(main, main.snapshots), key=lambda mark: abs(mark - nimg))
+    return min(marks(main, main.snapshots), key=lambda mark: abs(mark - nimg))
 
 
 def stored_job(out: Path) -> dict:

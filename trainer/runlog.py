@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -30,7 +31,7 @@ class RunLog:
         self.path, self.active = out / LOG, active
         self._board = None
         if active:
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             self._board = _tensorboard(out / TENSORBOARD)
 
     def rewind(self, net: str, nimg: int) -> None:
@@ -52,8 +53,14 @@ class RunLog:
         # JSON has no NaN; a number that is not finite becomes null.
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v
                for k, v in row.items()}  # fmt: skip
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"train: the log {self.path} must be written, got {error.strerror}; what was saved "
+                "before is intact: make room, then add --resume"
+            ) from error
         if self._board is not None:
             for name, value in row.items():
                 if name not in ("net", "nimg") and value is not None:
@@ -71,6 +78,19 @@ class RunLog:
         """Finishes the TensorBoard file."""
         if self._board is not None:
             self._board.close()
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder of a run; raises OSError, in a sentence, where that is not possible."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(
+            f"train: out must be a folder that can be written, got {out} "
+            f"({error.strerror or error}); choose another"
+        ) from error
 
 
 def read_log(out: str | os.PathLike) -> list[dict]:
