@@ -27,8 +27,21 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def make_optimizer(
     net: torch.nn.Module, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
 ) -> torch.optim.Adam:
-    """Adam (EDM2 table 6), fused: one pass over all parameters. The rate is set at each step."""
-    return torch.optim.Adam(net.parameters(), lr=0.0, betas=betas, eps=eps, fused=True)
+    """Adam (EDM2 table 6), fused: one pass over all parameters. The rate is set at each step.
+
+    The fused kernel copies what is not contiguous, to and fro. A channels-last weight is therefore
+    given to it as a contiguous view of the same memory, which `apply_gradients` knows of.
+    """
+    views = [_contiguous_view(p) for p in net.parameters()]
+    return torch.optim.Adam(views, lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def _contiguous_view(p: torch.nn.Parameter) -> torch.Tensor:
+    if p.is_contiguous():
+        return p
+    view = p.detach().permute(0, 2, 3, 1)
+    view.owner = p
+    return view
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, lr: float) -> bool:
@@ -63,7 +76,13 @@ def apply_gradients(optimizer: torch.optim.Optimizer, lr: float) -> float:
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    """The gradients that are there, those of views taken from the parameters that own them."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:
+        owner = getattr(p, "owner", None)
+        if owner is not None:
+            p.grad = None if owner.grad is None else owner.grad.permute(0, 2, 3, 1)
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:
@@ -152,7 +171,7 @@ class Trainer:
             )
             self._loader = Loader(self.source, ranges, o.seed, o.flip)
         _, images, classes = next(self._loader)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.net.zero_grad(set_to_none=True)
         total = 0.0
         for start in range(0, self._share, self._micro):
             part = slice(start, start + self._micro)
