@@ -83,7 +83,7 @@ def save_checkpoint(folder: Path, nimg: int, state: dict) -> Path:
     except OSError as error:
         raise OSError(
             f"train: a checkpoint must be written to {folder}, got {error.strerror or error}; what "
-            "was saved before is intact: make room, then add --resume"
+            "was saved before is intact: make room, then repeat the command with --resume auto"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -59,7 +59,8 @@ class RunLog:
         except OSError as error:
             raise OSError(
                 f"train: the log {self.path} must be written, got {error.strerror}; what was saved "
-                "before is intact: make room, then add --resume"
+                "before is intact: make room, then repeat the "
+                "command with --resume auto"
             ) from error
         if self._board is not None:
             for name, value in row.items():

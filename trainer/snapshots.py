@@ -37,7 +37,7 @@ def save_average(net: Precond, out: Path, nimg: int, sigma_rel: float) -> Path:
         # safetensors has an error class of its own, which a full disk raises too.
         raise OSError(
             f"train: a snapshot must be written to {path}, got {error}; what was saved before is "
-            "intact: make room, then add --resume"
+            "intact: make room, then repeat the command with --resume auto"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
