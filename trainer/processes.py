@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import time
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -56,10 +57,13 @@ class Processes:
         """The module to call so that gradients become the mean over all processes."""
         if self.count == 1:
             return net
-        # The buffers are constants, drawn from the same seed everywhere.
-        return torch.nn.parallel.DistributedDataParallel(
-            net, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        # The buffers are constants, drawn from the same seed everywhere. What torch 2.13 wants
+        # this called, 2.11 does not know.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.nn.parallel.DistributedDataParallel(
+                net, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def sum(self, *values: float) -> list[float]:
         """The sums of these numbers over all processes, the same on each."""

@@ -258,4 +258,7 @@ def make_net(options: TrainOptions, source) -> Precond:
     net.encoder = encoders.encoder(source.encoder_name)
     net.run_dtype = _DTYPES[options.precision]
     # As the images are: convolutions then take weights, and give their gradients, without a copy.
-    return net.train().to(memory_format=torch.channels_last)
+    for p in net.parameters():
+        if p.ndim == 4 and p.shape[-1] > 1:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return net.train()
