@@ -141,7 +141,7 @@ def train_pair(
     """Trains the guide into `out/guide` and then the main net into `out`, with one log in `out`.
 
     The guide, which is the cheaper, comes first: so it is there to draw guided samples from while
-    the main net trains, and only one net is in memory at a time.
+    the main net trains, and only one net at a time has gradients and moments in memory.
 
     Args:
         main, guide: what to train; guide None trains the main net alone.
@@ -182,6 +182,7 @@ def train_pair(
             )  # fmt: skip
             if result.guide.nimg < own.duration:
                 return result
+            result.guide.release()
             grids.guide = result.guide.ema.emas[-1]
         elif guide is not None:
             grids.guide_from = guide.nimg

@@ -218,6 +218,13 @@ class Trainer:
             self._loader.close()
             self._loader = None
 
+    def release(self) -> None:
+        """Lets go of what only further steps need: gradients and the optimiser's moments."""
+        self.close()
+        self.net.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+
     def state_dict(self) -> dict:
         """Everything that a resumed run needs, as plain values and tensors."""
         return {
