@@ -1,6 +1,10 @@
 """What stands between a network's samples and images that one can look at."""
 
+import functools
+
 import torch
+
+STABILITY_VAE = "stabilityai/sd-vae-ft-mse"
 
 
 class PixelEncoder:
@@ -24,7 +28,100 @@ class PixelEncoder:
         return "PixelEncoder()"
 
 
-ENCODERS = {PixelEncoder.name: PixelEncoder}
+class LatentEncoder:
+    """Latents of the Stability VAE, scaled to mean 0 and standard deviation 0.5.
+
+    The VAE maps images of `8H x 8W` pixels to a mean and a standard deviation for each of 4
+    channels of `H x W`, its *moments*, from which latents are drawn. It comes through the package
+    `diffusers` and is loaded when first needed: training on stored moments needs none.
+
+    Args:
+        vae (str or Path): Name of an `AutoencoderKL` for `diffusers` to find or download, or the
+            folder of one.
+    """
+
+    name = "latents"
+    # Of the latents of ImageNet-512, channel by channel.
+    raw_mean = (5.81, 3.25, 0.12, -2.15)
+    raw_std = (4.17, 4.62, 3.71, 3.28)
+    channels = 4
+    pixels = 8  # on a side that become one
+
+    def __init__(self, vae=STABILITY_VAE):
+        self.vae = str(vae)
+
+    @functools.cached_property
+    def _autoencoder(self):
+        try:
+            from diffusers import AutoencoderKL
+        except ImportError:
+            raise ImportError(
+                "LatentEncoder: the VAE must come through the package diffusers, got an "
+                "environment without it; pip install 'autoguide_fast[vae]'"
+            ) from None
+        try:
+            vae = AutoencoderKL.from_pretrained(self.vae)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"LatentEncoder: vae must be an AutoencoderKL that diffusers can load, got "
+                f"{self.vae} ({reason[:200]}); name a folder that holds one, or go online"
+            ) from None
+        options = vae.config
+        pixels = 2 ** (len(options.block_out_channels) - 1)
+        if (options.latent_channels, options.in_channels, pixels) != (4, 3, self.pixels):
+            raise ValueError(
+                f"LatentEncoder: vae must turn 3 channels into 4 and {self.pixels} pixels into 1, "
+                f"got {self.vae}, which turns {options.in_channels} into "
+                f"{options.latent_channels} and {pixels} into 1; use {STABILITY_VAE}"
+            )
+        return vae.eval().requires_grad_(False)
+
+    def load(self):
+        """Loads the VAE now, so that what is wrong with it shows before any work."""
+        return self._autoencoder
+
+    def moments(self, images):
+        """uint8 `[N, 3, 8H, 8W]` to float32 `[N, 8, H, W]`: 4 means, 4 standard deviations.
+
+        Runs on the images' device. Pixels go in as `x / 255`: that is what `raw_mean` and
+        `raw_std` belong to, and what `decode` gets back.
+        """
+        vae = self.load().to(images.device)
+        with torch.no_grad():
+            drawn_from = vae.encode(images.to(torch.float32) / 255).latent_dist
+        return torch.cat([drawn_from.mean, drawn_from.std], dim=1)
+
+    def encode(self, moments, normal=None):
+        """Latents drawn from moments `[N, 8, H, W]`, scaled, float32 `[N, 4, H, W]`.
+
+        `normal` holds the standard normal numbers to draw them with, `[N, 4, H, W]`; without, they
+        are drawn here.
+        """
+        mean, std = moments.to(torch.float32).chunk(2, dim=1)
+        normal = torch.randn_like(mean) if normal is None else normal
+        centre, spread = self._scale(mean.device)
+        return (mean + std * normal - centre) * (0.5 / spread)
+
+    def decode(self, x):
+        """Scaled latents `[N, 4, H, W]` to uint8 images `[N, 3, 8H, 8W]`."""
+        centre, spread = self._scale(x.device)
+        vae = self.load().to(x.device)
+        with torch.no_grad():
+            images = vae.decode(x.to(torch.float32) * (spread / 0.5) + centre).sample
+        return (images.clamp(0, 1) * 255).to(torch.uint8)
+
+    def _scale(self, device):
+        return (
+            torch.tensor(values, device=device).reshape(1, self.channels, 1, 1)
+            for values in (self.raw_mean, self.raw_std)
+        )
+
+    def __repr__(self):
+        return f"LatentEncoder({self.vae!r})"
+
+
+ENCODERS = {each.name: each for each in (PixelEncoder, LatentEncoder)}
 
 
 def encoder(name):

@@ -110,7 +110,9 @@ class Block(torch.nn.Module):
         """Cosine self-attention over the pixels (EDM2 fig. 21)."""
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
         y = F.scaled_dot_product_attention(q, k, v)  # [N, heads, H*W, channels]
-        return self.attn_proj(y.transpose(2, 3).reshape(x.shape))
+        # Attention leaves a pixel's channels side by side, so that this copies nothing.
+        y = y.transpose(1, 2).reshape(x.shape[0], *x.shape[2:], x.shape[1])
+        return self.attn_proj(y.permute(0, 3, 1, 2))
 
 
 class UNet(torch.nn.Module):
@@ -206,7 +208,11 @@ class UNet(torch.nn.Module):
     def run(self, x, modulations):
         """`forward` with its modulations at hand."""
         modulations = iter(modulations)
+        grey = x.shape[1] == 1
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        if grey and self.training:
+            # The layout of one channel says nothing; training runs faster on channels-last.
+            x = x.contiguous(memory_format=torch.channels_last)
         skips = []
         for name, module in self.enc.items():
             x = module(x) if name.endswith("conv") else module(x, next(modulations))
@@ -256,6 +262,8 @@ class Precond(torch.nn.Module):
             loaded.
         encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
             None for raw samples.
+        run_dtype (torch.dtype or None): Type that the U-Net runs in, on any device; None leaves it
+            to `use_fp16`. Training in mixed precision sets it; it is not stored.
     """
 
     def __init__(
@@ -292,6 +300,7 @@ class Precond(torch.nn.Module):
         self.use_fp16 = use_fp16
         self.encoder = None
         self.info = {}
+        self.run_dtype = None
         outside = ("resample_filter", "sigma_data", "logvar_channels", "use_fp16")
         self.unet = UNet(**{k: v for k, v in self.config.items() if k not in outside})
         self.logvar_fourier = MPFourier(logvar_channels)
@@ -336,10 +345,13 @@ class Precond(torch.nn.Module):
 
     def _raw(self, x, sigma, class_labels):
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
-        labels = self._labels(x, class_labels, dtype)
+        dtype = self.run_dtype or dtype
+        labels = self._labels(x, class_labels, torch.float32)
         c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
         c_noise = sigma.flatten().log() / 4
-        return self.unet((c_in * x).to(dtype), c_noise.to(dtype), labels).float()
+        # Embedded in float32: in bfloat16 neighbouring noise levels would become one.
+        modulations = [m.to(dtype) for m in self.unet.modulations(c_noise, labels)]
+        return self.unet.run((c_in * x).to(dtype), modulations).float()
 
     def _inputs(self, x, sigma):
         """`x` and `sigma` as float32, the latter `[N or 1, 1, 1, 1]`."""

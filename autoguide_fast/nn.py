@@ -35,9 +35,19 @@ class MPConv(torch.nn.Module):
     def forward(self, x, gain=1.0):
         """Apply the layer to `x`; `gain` is a float or a 0-dim tensor."""
         prepare = ops.mp_weight_forced if self.training else ops.mp_weight
-        weight = prepare(self.weight, gain=gain, dtype=x.dtype)
+        weight = self.weight
+        # A channels-last weight keeps its layout: its rows are whole, in another order.
+        channels_last = weight.ndim == 4 and not weight.is_contiguous()
+        if channels_last:
+            weight = weight.permute(0, 2, 3, 1)
+        weight = prepare(weight, gain=gain, dtype=x.dtype)
+        if channels_last:
+            weight = weight.permute(0, 3, 1, 2)
         if weight.ndim == 2:
             return x @ weight.t()
+        if weight.shape[-1] == 1 and x.stride(1) == 1:
+            # On channels-last images a product of matrices, which libraries run faster.
+            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     def extra_repr(self):

@@ -1,4 +1,4 @@
-"""The trainer's arithmetic without a net: averages, their reconstruction, the rate, data order."""
+"""The trainer's arithmetic without a net: averages, their reconstruction, the rate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoguide_fast.digits import load_digits
 from autoguide_fast.trainer import ema
-from autoguide_fast.trainer.digits import DigitsData, batch_indices
 from autoguide_fast.trainer.schedule import learning_rate
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "posthoc_ema.npz")
@@ -114,9 +112,6 @@ def test_reconstruction_at_an_earlier_time_ignores_later_snapshots():
         (lambda: learning_rate(float("nan"), 8), "nimg must be >= 0"),
         (lambda: learning_rate(1, 0), "batch_size must be >= 1"),
         (lambda: learning_rate(1, 8, alpha_ref=-1), "alpha_ref must be >= 0"),
-        (lambda: batch_indices(0, 0, 1, 0), "num_images must be >= 1"),
-        (lambda: batch_indices(1, -1, 1, 0), "position must be >= 0"),
-        (lambda: DigitsData("test"), "split must be"),
     ],
 )
 def test_bad_input(call, message):
@@ -126,38 +121,3 @@ def test_bad_input(call, message):
 
 def test_learning_rate_without_ramp_and_decay():
     assert learning_rate(1e12, 8, 0.02, t_ref=0, rampup_nimg=0) == 0.02
-
-
-# --- data ---------------------------------------------------------------------------------------
-
-
-def test_split_is_disjoint_and_whole():
-    everything, train, heldout = (load_digits(s)[0] for s in ("all", "train", "heldout"))
-    rows = {
-        name: [bytes(x.numpy().tobytes()) for x in images]
-        for name, images in (("all", everything), ("train", train), ("heldout", heldout))
-    }
-    assert not set(rows["train"]) & set(rows["heldout"])
-    assert sorted(rows["train"] + rows["heldout"]) == sorted(rows["all"])
-
-
-def test_order_depends_on_seed_and_position_alone():
-    whole = batch_indices(10, 0, 35, seed=3)
-    assert torch.equal(whole[12:20], batch_indices(10, 12, 8, seed=3))
-    for epoch in range(3):
-        assert sorted(whole[10 * epoch : 10 * epoch + 10].tolist()) == list(range(10))
-    assert not torch.equal(whole[:10], whole[10:20])
-    assert not torch.equal(whole, batch_indices(10, 0, 35, seed=4))
-
-
-def test_labels_are_one_hot_or_absent():
-    data = DigitsData()
-    _, classes = load_digits("train")
-    images, labels = data.batch(0, 16, seed=0)
-    chosen = batch_indices(len(data), 0, 16, 0)
-    assert images.dtype == torch.uint8
-    assert torch.equal(labels.argmax(1), classes[chosen])
-    assert torch.equal(labels.sum(1), torch.ones(16))
-    unlabelled = DigitsData(labelled=False)
-    assert unlabelled.label_dim == 0
-    assert unlabelled.batch(0, 4, seed=0)[1] is None

@@ -1,129 +1,295 @@
-"""`autoguide-fast train`: trains a net on the digits; brings `search` and `judge` along."""
+"""`autoguide-fast train`: trains a net, or a guided pair; brings the trainer's commands along."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 
-from .options import TrainOptions
-
-INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+from .interruption import EXIT_CODE
+from .options import PRECISIONS, TrainOptions
+from .presets import PRESETS, preset
 
 _EXAMPLES = """\
 examples:
-  # a small labelled net; a few minutes on one core
-  autoguide-fast train --out runs/main
+  # a labelled net for the digits and a guide of half its width and a quarter of its time
+  autoguide-fast train --out runs/pair --guide 8:T/4 --guide-set channels_per_head=8
 
-  # its guide: half the width, half the time
-  autoguide-fast train --out runs/guide --channels 8 --channels-per-head 8 --duration 102400
+  # a published configuration and its guide; what it would cost, and then for real
+  autoguide-fast train --out runs/s --data latents.zip --preset edm2-img512-s --guide xs:T/16 \\
+      --dry-run
+  torchrun --nproc-per-node 8 --max-restarts 3 -m autoguide_fast.cli train --out runs/s \\
+      --data latents.zip --preset edm2-img512-s --guide xs:T/16 --precision bf16
 
   # a net without labels, for classifier-free guidance
   autoguide-fast train --out runs/uncond --no-labels
 
   # go on after Ctrl-C, or after the power went
   autoguide-fast train --out runs/main --resume
+
+exit code: 0 finished; 75 stopped by Ctrl-C or SIGTERM, saved, go on with --resume; 2 an error
 """
 
 # Option of TrainOptions -> (flag's metavar, help). The defaults come from the dataclass.
 _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "data": {
+        "data": ("DATA", "'digits' or 'photos', which are bundled, or a folder or ZIP file"),
+        "split": ("S", "of what is bundled: 'train' holds a part out, 'all' does not"),
+        "resolution": ("N", "that the data must have; 0: any"),
+        "img_channels": ("N", "that the data must have; 0: any"),
+    },
     "network": {
         "channels": ("N", "base width"),
         "channel_mult": ("M", "width of each level, in multiples of the base width"),
+        "noise_channels": ("M", "width of the Fourier features, likewise; 0: as the first level"),
+        "emb_channels": ("M", "width of the embedding, likewise; 0: as the widest level"),
         "num_blocks": ("N", "encoder blocks per level"),
         "attn_resolutions": ("R", "resolutions with self-attention"),
         "channels_per_head": ("N", "width of an attention head; narrower levels have none"),
+        "label_balance": ("T", "weight of the label in the embedding"),
+        "concat_balance": ("T", "weight of the encoder's map in a concatenation"),
+        "res_balance": ("T", "weight of the residual branch"),
+        "attn_balance": ("T", "weight of attention"),
+        "clip_act": ("A", "bound on activations; 0: none"),
+        "logvar_channels": ("N", "Fourier features of the uncertainty"),
         "dropout": ("P", "dropout probability in the residual branches"),
         "sigma_data": ("S", "standard deviation that the data are taken to have"),
     },
     "training": {
         "duration": ("N", "length of the run in images; a multiple of the batch"),
-        "batch": ("N", "images per step"),
+        "batch": ("N", "images per step, of all processes together"),
+        "microbatch": ("N", "images per pass and process, to save memory; 0: all of its share"),
         "lr": ("A", "reference learning rate alpha_ref"),
         "decay": ("T", "steps after which the rate falls as 1/sqrt(t); 0: never"),
         "rampup": ("N", "images over which the rate rises from 0"),
+        "betas": ("B", "of Adam"),
+        "eps": ("E", "of Adam"),
         "P_mean": ("M", "mean of ln sigma"),
         "P_std": ("S", "standard deviation of ln sigma"),
+        "precision": ("P", f"of the U-Net: {', '.join(PRECISIONS)}; weights stay fp32"),
+        "loss_scale": ("S", "where the scaling of the loss begins with fp16"),
         "seed": ("N", "of first weights, data order, noise and dropout"),
-        "split": ("S", "'train' holds a fifth of the digits out, 'all' does not"),
     },
     "averages": {
         "ema": ("S", "sigma_rel of each average that is tracked"),
         "snapshots": ("N", "how often the averages are stored, evenly over the run"),
     },
 }
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def add_command(subparsers) -> None:
-    """Adds `train`, `search` and `judge` to the command line."""
-    from . import judge, search
+    """Adds `train` and what goes with it to the command line."""
+    from . import ema_command, judge, plot, search
 
     parser = subparsers.add_parser(
         "train",
-        help="train a denoiser on the bundled digits",
-        description="Trains a denoiser on the handwritten digits that scikit-learn ships (8x8 "
-        "grey, 10 classes). Ctrl-C saves a checkpoint and stops; --resume goes on from there.",
+        help="train a denoiser, or a guided pair",
+        description="Trains a denoiser, and with --guide the worse version that guides it, as one "
+        "job, on the handwritten digits that scikit-learn ships (8x8 grey, 10 classes) or on "
+        "--data. Ctrl-C saves a checkpoint and stops; --resume goes on from there. Runs on several "
+        "processes under torchrun.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="folder of the run")
+    add("--preset", metavar="NAME", help=f"published configuration: {', '.join(PRESETS)}")
+    add("--guide", metavar="SIZE:T/K",
+        help="also train a guide: a size of the preset, or a number of channels, for 1/K of the "
+        "duration; T/K alone takes the main net as it stood then")  # fmt: skip
+    add("--guide-set", nargs="+", metavar="NAME=VALUE", default=[],
+        help="options of the guide that differ, such as dropout=0.1")  # fmt: skip
+    add("--dry-run", action="store_true",
+        help="print parameters, arithmetic, memory and time, and train nothing")  # fmt: skip
+    add("--resume", nargs="?", const="yes", choices=("yes", "auto"),
+        help="go on with the run in --out; 'auto': if there is one, else start it")  # fmt: skip
+    add("--checkpoint-minutes", type=float, default=10.0, metavar="M",
+        help="save the state this often, and at each snapshot (default: 10)")  # fmt: skip
+    add("--grid", type=int, default=16, metavar="N",
+        help="images in the grid drawn at each snapshot; 0: no grid (default: 16)")  # fmt: skip
+    add("--grid-guidance", type=float, default=2.0, metavar="W",
+        help="guidance weight of its guided half (default: 2)")  # fmt: skip
+    add("--quiet", action="store_true", help="no progress bar")
     fields = {f.name: f for f in dataclasses.fields(TrainOptions)}
     for title, options in _GROUPS.items():
         group = parser.add_argument_group(title)
         for name, (metavar, text) in options.items():
             _add_option(group, name, fields[name].default, metavar, text)
-        if title == "network":
+        if title == "data":
             group.add_argument("--no-labels", dest="labelled", action="store_false", default=None,
                                help="train without class labels")  # fmt: skip
+            group.add_argument("--flip", dest="flip", action="store_true", default=None,
+                               help="mirror half of the images left to right")  # fmt: skip
     parser.set_defaults(run=run)
-    search.add_command(subparsers)
-    judge.add_command(subparsers)
+    for module in (search, judge, ema_command, plot):
+        module.add_command(subparsers)
 
 
 def _add_option(group, name: str, default, metavar: str, text: str) -> None:
-    """Adds one option; None stands for "not given", so that --resume can tell."""
+    """Adds one option; None stands for "not given", so that presets and --resume can tell."""
     several = isinstance(default, tuple)
     shown = " ".join(map(str, default)) if several else default
     group.add_argument(
         "--" + name.lower().replace("_", "-"),
         dest=name,
-        type=type(default[0]) if several else type(default),
+        type=_value_type(default),
         nargs="+" if several else None,
         metavar=metavar,
         help=f"{text} (default: {shown})",
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Trains as asked; returns 0, or 130 if the run was interrupted and can be resumed."""
-    from . import loop
+def _value_type(default):
+    kind = type(default[0]) if isinstance(default, tuple) else type(default)
+    return _integer if kind is int else kind
 
-    options = _options(arguments)
-    trainer = loop.train(
-        options, arguments.out, resume=arguments.resume, progress=not arguments.quiet
-    )
-    repaired = f", {trainer.repaired_steps} steps repaired" if trainer.repaired_steps else ""
-    parameters = sum(p.numel() for p in trainer.net.parameters())
-    if trainer.nimg < options.duration:
-        print(
-            f"stopped at {trainer.nimg} of {options.duration} images{repaired}; "
-            f"go on with: autoguide-fast train --out {arguments.out} --resume"
+
+def _integer(text: str) -> int:
+    """Parses `4096`, `200k`, `1.5M`, `8Mi`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]i?|Ki)?", text)
+    value = float(match[1]) * _UNITS["Ki" if match[2] == "ki" else match[2] or ""] if match else 0.5
+    if value != int(value):
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number, perhaps with k, M, G, Ki, Mi or Gi, got {text!r}"
         )
-        return INTERRUPTED
-    print(
-        f"trained {parameters} parameters on {trainer.nimg} images{repaired}; "
-        f"averages are in {arguments.out / loop.SNAPSHOTS}"
-    )
-    return 0
+    return int(value)
 
 
-def _options(arguments: argparse.Namespace) -> TrainOptions:
-    """The options given; on resuming, what is not given is as the run in --out has it."""
-    from . import loop
+def run(arguments: argparse.Namespace) -> int:
+    """Trains as asked; returns 0, or 75 if the run was interrupted and can be resumed."""
+    from . import pair
+    from .processes import Processes
+
+    if arguments.out is None and not arguments.dry_run:
+        raise ValueError("train: --out must name the folder of the run; add --out runs/NAME")
+    main, guide = _job(arguments)
+    if arguments.dry_run:
+        print(_dry_run(main, guide))
+        return 0
+    for name, least in (("grid", 0), ("checkpoint_minutes", 0)):
+        if not getattr(arguments, name) >= least:
+            raise ValueError(
+                f"train: {name} must be >= {least}, got {getattr(arguments, name)}; raise it"
+            )
+    with Processes.join() as processes:
+        out = arguments.out
+        begun = pair.has_run(out) or pair.has_run(out / pair.GUIDE)
+        # torchrun starts the same command again after a process died.
+        auto = arguments.resume == "auto" or processes.restarts > 0
+        result = pair.train_pair(
+            main, guide, out, resume=begun if auto else arguments.resume == "yes",
+            progress=not arguments.quiet, processes=processes, grid=arguments.grid,
+            grid_guidance=arguments.grid_guidance, checkpoint_minutes=arguments.checkpoint_minutes,
+        )  # fmt: skip
+        if processes.first:
+            print(_summary(result, main, guide, arguments))
+    return 0 if result.finished else EXIT_CODE
+
+
+def _summary(result, main: TrainOptions, guide, arguments: argparse.Namespace) -> str:
+    from .pair import GUIDE
+    from .snapshots import SNAPSHOTS
+
+    lines = []
+    for name, trainer in (("guide", result.guide), ("main", result.main)):
+        if trainer is None:
+            continue
+        notes = [f"{trainer.repaired_steps} steps repaired"] * bool(trainer.repaired_steps)
+        notes += [f"{trainer.skipped_steps} steps left out"] * bool(trainer.skipped_steps)
+        parameters = sum(p.numel() for p in trainer.net.parameters())
+        duration = trainer.options.duration
+        whole = "" if trainer.nimg >= duration else f" of {duration}"
+        lines.append(
+            f"{name}: trained {parameters} parameters on {trainer.nimg}{whole} images in "
+            f"{trainer.seconds:.0f} s{''.join(', ' + note for note in notes)}"
+        )
+    if not result.finished:
+        return "\n".join(
+            [*lines, f"stopped; go on with: autoguide-fast train --out {arguments.out} --resume"]
+        )
+    if result.guide_share is not None:
+        lines.append(f"the guide took {100 * result.guide_share:.1f} % of the main net's time")
+    folder = arguments.out / SNAPSHOTS
+    lines.append(f"averages are in {folder}")
+    if guide is not None and main.snapshots:
+        guide_folder = folder if guide.options is None else arguments.out / GUIDE / SNAPSHOTS
+        lines.append(
+            f"sample with: autoguide-fast sample "
+            f"--model {folder / f'{main.duration:09d}-{main.ema[0]:.3f}.safetensors'} "
+            f"--guide {guide_folder / f'{guide.nimg:09d}-{main.ema[-1]:.3f}.safetensors'} "
+            f"--guidance {arguments.grid_guidance:g} --seeds 0-63 --out samples/"
+        )
+    return "\n".join(lines)
+
+
+def _job(arguments: argparse.Namespace):
+    """The options of the main net, and its guide or None.
+
+    On resuming, what is not given is as the run in --out has it.
+    """
+    from . import pair
+    from .snapshots import stored_options
 
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainOptions)}
     given = {name: value for name, value in given.items() if value is not None}
-    stored = loop.stored_options(arguments.out) if arguments.resume else {}
-    return TrainOptions(**{**stored, **given})
+    chosen = preset(arguments.preset) if arguments.preset else {}
+    resumed = arguments.resume and arguments.out
+    job = pair.stored_job(arguments.out) if resumed else {}
+    stored = job.get("main") or (stored_options(arguments.out) if resumed else {})
+    main = TrainOptions(**{**stored, **chosen, **given})
+    spec = arguments.guide or job.get("guide")
+    if spec is None:
+        if arguments.guide_set:
+            raise ValueError("train: guide_set must come with --guide, got it alone; add --guide")
+        return main, None
+    changes = _changes(arguments.guide_set) or job.get("guide_set", {})
+    name = arguments.preset or job.get("preset")
+    return main, pair.parse_guide(spec, main, name, changes)
+
+
+def _changes(pairs: list[str]) -> dict:
+    """Options from `name=value`, lists as `1,2`."""
+    fields = {f.name: f.default for f in dataclasses.fields(TrainOptions)}
+    fields.pop("duration"), fields.pop("batch"), fields.pop("data")
+    changes = {}
+    for text in pairs:
+        name, _, value = text.partition("=")
+        name = name.replace("-", "_")
+        if name not in fields or not value:
+            raise ValueError(
+                f"train: guide_set must hold NAME=VALUE with an option's name, got {text!r}; for "
+                "example dropout=0.1 channel_mult=1,2"
+            )
+        default = fields[name]
+        try:
+            if isinstance(default, bool):
+                changes[name] = {"true": True, "false": False}[value.lower()]
+            elif isinstance(default, tuple):
+                changes[name] = tuple(_value_type(default)(v) for v in value.split(","))
+            else:
+                changes[name] = _value_type(default)(value)
+        except (ValueError, KeyError, argparse.ArgumentTypeError):
+            raise ValueError(
+                f"train: guide_set must give {name} a value like {default}, got {value!r}; correct "
+                "it"
+            ) from None
+    return changes
+
+
+def _dry_run(main: TrainOptions, guide) -> str:
+    import os
+
+    from . import plan
+    from .sources import shape_of
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    shape = shape_of(main)
+    plans = {"main": plan.plan(main, *shape, processes)}
+    if guide is not None and guide.options is not None:
+        plans["guide"] = plan.plan(guide.options, *shape, processes)
+    text = plan.report(plans, processes, plan.convolution_speed())
+    if guide is not None and guide.options is None:
+        text += f"\nthe guide is the main net as it stood at {guide.nimg:,} images: no cost"
+    return text

@@ -7,7 +7,8 @@ An average is named by `sigma_rel`, the width of its profile relative to the tra
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -47,6 +48,12 @@ def sigma_rel_to_gamma(sigma_rel: float | np.ndarray) -> float | np.ndarray:
     return float(gamma) if gamma.ndim == 0 else gamma
 
 
+@functools.lru_cache
+def _gamma(sigma_rel: float) -> float:
+    """`sigma_rel_to_gamma` of one number, solved once: every step of a training asks for it."""
+    return sigma_rel_to_gamma(sigma_rel)
+
+
 def gamma_to_sigma_rel(gamma: float | np.ndarray) -> float | np.ndarray:
     """Relative width `(gamma+1)^(1/2) (gamma+2)^-1 (gamma+3)^(-1/2)` (EDM2 eq. 123).
 
@@ -80,7 +87,7 @@ def power_function_beta(sigma_rel: float, t_next: float, t_delta: float) -> floa
             f"power_function_beta: t_delta must lie in [0, t_next], got t_delta={t_delta}, "
             f"t_next={t_next}; pass the images of this step and the images seen after it"
         )
-    return float((1 - t_delta / t_next) ** (sigma_rel_to_gamma(sigma_rel) + 1))
+    return float((1 - t_delta / t_next) ** (_gamma(sigma_rel) + 1))
 
 
 class PowerFunctionEMA:
@@ -189,16 +196,23 @@ def posthoc_coefficients(
     return weights / weights.sum(axis=0)
 
 
+State = dict[str, torch.Tensor]
+
+
 @torch.no_grad()
 def reconstruct(
-    snapshots: Iterable[tuple[float, float, dict[str, torch.Tensor]]],
+    snapshots: Iterable[tuple[float, float, State | Callable[[], State]]],
     sigma_rels: Sequence[float],
     nimg: float | None = None,
-) -> list[dict[str, torch.Tensor]]:
+) -> list[State]:
     """Weights of EMAs that were never tracked, from the snapshots of those that were.
 
+    All that are wanted are summed in one pass over the snapshots. In memory are, however many
+    snapshots there are, one of them and 8 bytes per parameter for each average wanted.
+
     Args:
-        snapshots: `(nimg, sigma_rel, state_dict)` of every stored average.
+        snapshots: `(nimg, sigma_rel, state)` of every stored average; `state` is its state dict,
+            or a function that reads it, called once and in turn.
         sigma_rels: the widths wanted.
         nimg: the training time at which they end; default: the last snapshot's. Snapshots after
             it are left out.
@@ -221,16 +235,15 @@ def reconstruct(
     weights = posthoc_coefficients(
         [s[0] for s in stored], [s[1] for s in stored], [end] * count, list(sigma_rels)
     )
-    result: list[dict[str, torch.Tensor]] = []
-    for k in range(count):
-        out = {}
-        for name, like in stored[-1][2].items():
-            if not like.is_floating_point():
-                out[name] = like.clone()
-                continue
-            total = torch.zeros_like(like, dtype=torch.float64)
-            for (_, _, state), coefficient in zip(stored, weights[:, k], strict=True):
-                total.add_(state[name].to(torch.float64), alpha=float(coefficient))
-            out[name] = total.to(like.dtype)
-        result.append(out)
-    return result
+    sums: list[State] = [{} for _ in sigma_rels]
+    for (_, _, state), row in zip(stored, weights, strict=True):
+        state = state() if callable(state) else state
+        for name, value in state.items():
+            for total, coefficient in zip(sums, row, strict=True):
+                if not value.is_floating_point():
+                    total[name] = value.clone()
+                elif name not in total:
+                    total[name] = value.to(torch.float64) * float(coefficient)
+                else:
+                    total[name].add_(value.to(torch.float64), alpha=float(coefficient))
+    return [{name: value.to(state[name].dtype) for name, value in total.items()} for total in sums]

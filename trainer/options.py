@@ -5,54 +5,93 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+# May differ when a run is resumed: its length, and how a step is cut into passes.
+_FREE = ("duration", "microbatch")
+
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of one run; the defaults train a small labelled net on the digits.
 
-    Network: `channels`, `channel_mult`, `num_blocks`, `attn_resolutions`, `channels_per_head`,
-    `dropout`, `sigma_data` as in `autoguide_fast.networks.Precond`; `labelled` False trains a net
-    without labels.
+    Data: `data` is 'digits', 'photos' or a path; `split` concerns the bundled two; `resolution` and
+    `img_channels` are what the data must have (0: whatever they have); `labelled` False leaves the
+    labels out; `flip` mirrors half of the images.
+    Network: as in `autoguide_fast.networks.Precond`, where `channels` is model_channels and
+    `noise_channels`, `emb_channels` are the widths of Fourier features and embedding in multiples
+    of it (0: as there).
     Loss: ln sigma ~ N(P_mean, P_std^2).
-    Time: `duration` and `batch` in images; `snapshots` counts the moments, evenly spread, at which
-    the averages are stored.
-    Rate: `lr` is alpha_ref, `decay` t_ref in steps (0: none), `rampup` in images (0: none).
+    Time: `duration` and `batch` in images; a process takes its share of a batch in passes of
+    `microbatch` images (0: in one); `snapshots` counts the moments, evenly spread, at which the
+    averages are stored.
+    Rate: `lr` is alpha_ref, `decay` t_ref in steps (0: none), `rampup` in images (0: none). Adam
+    with `betas` and `eps`.
     Averages: `ema` lists the sigma_rel that are tracked.
+    Arithmetic: `precision` is that of the U-Net; weights, loss and averages stay float32.
+    `loss_scale` is where the scaling of the loss begins with fp16.
     """
 
+    data: str = "digits"
+    split: str = "train"
+    resolution: int = 0
+    img_channels: int = 0
     labelled: bool = True
+    flip: bool = False
     channels: int = 16
     channel_mult: tuple[int, ...] = (1, 2)
+    noise_channels: int = 0
+    emb_channels: int = 0
     num_blocks: int = 1
     attn_resolutions: tuple[int, ...] = (4,)
     channels_per_head: int = 16
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    res_balance: float = 0.3
+    attn_balance: float = 0.3
+    clip_act: float = 256.0
+    logvar_channels: int = 128
     dropout: float = 0.0
     sigma_data: float = 0.5
     P_mean: float = -0.4
     P_std: float = 1.0
     duration: int = 204_800
     batch: int = 256
+    microbatch: int = 0
     lr: float = 0.01
     decay: float = 400.0
     rampup: float = 10_000.0
+    betas: tuple[float, ...] = (0.9, 0.99)
+    eps: float = 1e-8
+    precision: str = "fp32"
+    loss_scale: float = 256.0
     ema: tuple[float, ...] = (0.05, 0.10)
     snapshots: int = 16
-    split: str = "train"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("channel_mult", "attn_resolutions", "ema"):
+        for name in ("channel_mult", "attn_resolutions", "ema", "betas"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("channels", "num_blocks", "channels_per_head", "batch", "duration"):
+        for name in ("channels", "num_blocks", "channels_per_head", "logvar_channels", "batch",
+                     "duration"):  # fmt: skip
             self._at_least(name, 1, "raise it")
-        for name in ("lr", "decay", "rampup", "P_std", "snapshots", "seed"):
+        for name in ("lr", "decay", "rampup", "P_std", "snapshots", "seed", "resolution",
+                     "img_channels", "noise_channels", "emb_channels", "microbatch", "eps",
+                     "clip_act"):  # fmt: skip
             self._at_least(name, 0, "use 0 or more")
+        for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
+            if not 0 <= getattr(self, name) <= 1:
+                self._refuse(name, "lie in [0, 1]", "it weighs the second term of a sum")
         if not self.channel_mult or min(self.channel_mult) < 1:
             self._refuse("channel_mult", "hold integers >= 1", "for example 1 2")
         if not 0 <= self.dropout < 1:
             self._refuse("dropout", "lie in [0, 1)", "0.1 is usual")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            self._refuse("betas", "be two numbers in [0, 1)", "0.9 0.99 is usual")
         if not self.sigma_data > 0:
             self._refuse("sigma_data", "be > 0", "0.5 is usual")
+        if not self.loss_scale >= 1:
+            self._refuse("loss_scale", "be >= 1", "256 is usual")
         if self.duration % self.batch:
             whole = max(1, round(self.duration / self.batch)) * self.batch
             self._refuse("duration", f"be a multiple of batch={self.batch}", f"for example {whole}")
@@ -62,6 +101,8 @@ class TrainOptions:
             self._refuse("ema", "name each average once", "remove the duplicate")
         if self.split not in ("train", "all"):
             self._refuse("split", "be 'train' or 'all'", "'train' leaves a fifth to judge against")
+        if self.precision not in PRECISIONS:
+            self._refuse("precision", f"be one of {', '.join(PRECISIONS)}", "fp32 suits any CPU")
 
     def _at_least(self, name: str, least: int, remedy: str) -> None:
         if not getattr(self, name) >= least:
@@ -77,14 +118,43 @@ class TrainOptions:
         """Optimiser steps of the whole run."""
         return self.duration // self.batch
 
+    def share(self, processes: int = 1) -> tuple[int, int]:
+        """Images of a step that each process takes, and how many of them in one pass.
+
+        Raises:
+            ValueError: batch and microbatch do not divide so.
+        """
+        if self.batch % processes:
+            self._refuse(
+                "batch", f"be a multiple of the {processes} processes",
+                f"for example {max(1, round(self.batch / processes)) * processes}",
+            )  # fmt: skip
+        share = self.batch // processes
+        micro = self.microbatch or share
+        if share % micro:
+            fitting = max(d for d in range(1, micro + 1) if share % d == 0)
+            self._refuse(
+                "microbatch", f"divide the {share} images that a process takes of a batch",
+                f"for example {fitting}",
+            )  # fmt: skip
+        return share, micro
+
     def net_options(self) -> dict:
         """The part that `Precond` takes as keyword options."""
         return {
             "model_channels": self.channels,
             "channel_mult": list(self.channel_mult),
+            "channel_mult_noise": self.noise_channels or None,
+            "channel_mult_emb": self.emb_channels or None,
             "num_blocks": self.num_blocks,
             "attn_resolutions": list(self.attn_resolutions),
             "channels_per_head": self.channels_per_head,
+            "label_balance": self.label_balance,
+            "concat_balance": self.concat_balance,
+            "res_balance": self.res_balance,
+            "attn_balance": self.attn_balance,
+            "clip_act": self.clip_act or None,
+            "logvar_channels": self.logvar_channels,
             "dropout": self.dropout,
             "sigma_data": self.sigma_data,
         }
@@ -94,8 +164,27 @@ class TrainOptions:
         values = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
-    def changed_from(self, stored: dict) -> list[str]:
-        """Names of the options that differ from a stored run; `duration` may grow."""
-        mine = self.as_dict()
-        names = [k for k in mine if k != "duration" and mine[k] != stored.get(k)]
-        return names + (["duration"] if mine["duration"] < stored.get("duration", 0) else [])
+    def refuse_changes(self, stored: dict) -> None:
+        """Raises ValueError, naming each option, where a stored run has other ones.
+
+        `duration` may grow, and how a step is cut into passes may change. An option that the stored
+        run does not know counts as its default.
+        """
+        mine, defaults = self.as_dict(), TrainOptions().as_dict()
+        before = {name: stored.get(name, defaults[name]) for name in mine}
+        fixed = [name for name in mine if name not in _FREE]
+        changed = [name for name in fixed if mine[name] != before[name]]
+        if mine["duration"] < before["duration"]:
+            changed.append("duration")
+        refuse_changes({k: before[k] for k in changed}, {k: mine[k] for k in changed})
+
+
+def refuse_changes(before: dict, now: dict) -> None:
+    """Raises ValueError, naming each entry that differs, where a run is resumed with other ones."""
+    changed = [name for name in now if now[name] != before.get(name)]
+    if changed:
+        listed = ", ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
+        raise ValueError(
+            f"train: options must stay as in the run that is resumed, got changes: {listed}; "
+            "repeat the first command with --resume, or choose another --out"
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +13,35 @@ import torch
 from autoguide_fast import checkpoints
 from autoguide_fast.networks import Precond
 
+from .durable import publish
 from .ema import reconstruct
-from .loop import SNAPSHOTS, stored_options
+
+SNAPSHOTS = "snapshots"
+OPTIONS = "options.json"
+
+
+def stored_options(out: str | os.PathLike) -> dict:
+    """Options of the run in the folder `out`, or {} if it holds none."""
+    path = Path(out) / OPTIONS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def save_average(net: Precond, out: Path, nimg: int, sigma_rel: float) -> Path:
+    """Writes one average as it stands, to `snapshots/NIMG-SIGMA_REL.safetensors`."""
+    path = out / SNAPSHOTS / f"{nimg:09d}-{sigma_rel:.3f}.safetensors"
+    temporary = path.with_name(f".{path.name}")
+    try:
+        checkpoints.save(net, temporary, nimg=nimg, sigma_rel=sigma_rel)
+        publish(temporary, path)
+    except Exception as error:
+        # safetensors has an error class of its own, which a full disk raises too.
+        raise OSError(
+            f"train: a snapshot must be written to {path}, got {error}; what was saved before is "
+            "intact: make room, then repeat the command with --resume auto"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 class Snapshots:
@@ -30,18 +59,14 @@ class Snapshots:
     def __init__(self, run: str | os.PathLike) -> None:
         self.run = Path(run)
         self.options = stored_options(self.run)
-        self.files = sorted((self.run / SNAPSHOTS).glob("*.safetensors"))
+        self.files = sorted((self.run / SNAPSHOTS).glob("[0-9]*.safetensors"))
         if not self.files:
             raise ValueError(
                 f"Snapshots: run must be a folder that `autoguide-fast train` wrote, got {run} "
                 "without snapshots; train there first"
             )
-        self.times = sorted({int(f.stem.split("-")[0]) for f in self.files})
-
-    @functools.cached_property
-    def _averages(self) -> list[tuple[int, float, Precond]]:
-        loaded = [(f.stem.split("-"), checkpoints.load(f)) for f in self.files]
-        return [(int(name[0]), float(name[1]), net) for name, net in loaded]
+        self._stored = [(*map(float, f.stem.split("-")), _reader(f)) for f in self.files]
+        self.times = sorted({int(nimg) for nimg, _, _ in self._stored})
 
     def nearest_time(self, share: float) -> int:
         """The stored image count nearest to a share of the whole run."""
@@ -53,14 +78,44 @@ class Snapshots:
         Raises:
             ValueError: nothing was stored at that time.
         """
+        return self.nets(nimg, [sigma_rel])[0]
+
+    def nets(self, nimg: int, sigma_rels: Sequence[float]) -> list[Precond]:
+        """`net` of several widths, in one pass over the snapshots."""
         if nimg not in self.times:
             raise ValueError(
                 f"Snapshots: nimg must be one of the stored {self.times}, got {nimg}; pick the "
                 "nearest"
             )
-        averages = [(t, s, net.state_dict()) for t, s, net in self._averages if t <= nimg]
-        template = self._averages[0][2]
-        net = Precond(**template.config)
-        net.load_state_dict(reconstruct(averages, [sigma_rel], nimg)[0])
+        states = reconstruct(self._stored, sigma_rels, nimg)
+        return [self._build(state) for state in states]
+
+    def _build(self, state: dict[str, torch.Tensor]) -> Precond:
+        template = self._template
+        with torch.device("meta"):
+            net = Precond(**template.config)
+        net.load_state_dict(state, assign=True)
         net.encoder = template.encoder
         return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @functools.cached_property
+    def _template(self) -> Precond:
+        return checkpoints.load(self.files[0])
+
+
+def _reader(path: Path) -> Callable[[], dict[str, torch.Tensor]]:
+    """A function that reads the tensors of a snapshot."""
+
+    def read() -> dict[str, torch.Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"Snapshots: {path} must be a snapshot that `autoguide-fast train` wrote, got one "
+                f"that cannot be read ({error}); remove it to do without"
+            ) from None
+
+    return read

@@ -1,0 +1,206 @@
+"""Nothing is lost: kill -9, damaged and unwritable checkpoints, full disks, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from autoguide_fast.trainer import durable, interruption, loop
+from autoguide_fast.trainer.options import TrainOptions
+from autoguide_fast.trainer.runlog import read_log
+
+TINY = {"channels": 4, "channels_per_head": 4, "batch": 16, "rampup": 64.0, "seed": 5}
+KILLS = 50
+
+
+def same_state(a, b):
+    """Whether two checkpoints hold the same, but for the time that they took."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
+def state_in(run):
+    return durable.load_checkpoint(run / loop.CHECKPOINTS, pytest.fail)
+
+
+# A run that saves at every step, in a process forked from one that has imported everything: so
+# that a kill hits the run and not the imports.
+_SERVER = """
+import os, sys
+import torch
+torch.set_num_threads(1)
+from autoguide_fast.trainer import durable, loop
+from autoguide_fast.trainer.options import TrainOptions
+
+out, options = sys.argv[1], TrainOptions(**eval(sys.argv[2]))
+warm = TrainOptions(**{**eval(sys.argv[2]), "duration": 16, "snapshots": 1})
+loop.train(warm, out + "-warm", progress=False)  # reads the data, imports what is imported late
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        from pathlib import Path
+        loop.train(options, out, resume=loop.has_run(Path(out)), progress=False,
+                   checkpoint_minutes=0)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_nothing_is_lost_to_fifty_kills(tmp_path):
+    options = {**TINY, "duration": 16 * 400, "snapshots": 40}
+    run = tmp_path / "run"
+    randomness = random.Random(0)
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER, str(run), repr(options)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    reached, kills = 0, 0
+    try:
+        while kills < KILLS:
+            server.stdin.write("go\n")
+            server.stdin.flush()
+            child = int(server.stdout.readline())
+            time.sleep(randomness.uniform(0.0, 0.4))
+            os.kill(child, signal.SIGKILL)
+            code = int(server.stdout.readline())
+            assert code == -signal.SIGKILL, "the run ended by itself: make it longer"
+            kills += 1
+            files = durable.checkpoint_files(run / loop.CHECKPOINTS)
+            if files:
+                # The newest file, whatever was being written, is whole: no older one is needed.
+                state = state_in(run)
+                assert state["nimg"] >= reached
+                reached = state["nimg"]
+    finally:
+        server.kill()
+        server.wait()
+    assert reached > 16 * 10, "kills came before the first steps: lengthen the sleep"
+    # The run that was killed fifty times is bit for bit the run that never was.
+    whole = loop.train(TrainOptions(**{**options, "duration": reached + 16, "snapshots": 1}),
+                       tmp_path / "whole", progress=False)  # fmt: skip
+    killed = loop.train(TrainOptions(**options), run, resume=True, progress=False,
+                        stop=lambda nimg: nimg >= reached + 16)  # fmt: skip
+    assert all(map(torch.equal, whole.net.state_dict().values(), killed.net.state_dict().values()))
+    for a, b in zip(whole.ema.emas, killed.ema.emas, strict=True):
+        assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    times = [row["nimg"] for row in read_log(run)]
+    assert times == sorted(set(times))
+    left = [f.name for f in run.rglob("*") if f.name.startswith(".")]
+    assert not left and len(durable.checkpoint_files(run / loop.CHECKPOINTS)) == durable.KEPT
+
+
+@pytest.mark.parametrize("extra", [{}, {"dropout": 0.2}, {"flip": True}, {"microbatch": 8},
+                                   {"precision": "bf16"}, {"precision": "fp16"}])  # fmt: skip
+def test_resume_is_bit_exact_whatever_the_recipe(tmp_path, extra):
+    options = TrainOptions(**TINY, duration=96, snapshots=2, **extra)
+    loop.train(options, tmp_path / "whole", progress=False)
+    loop.train(options, tmp_path / "part", progress=False, stop=lambda nimg: nimg >= 32)
+    torch.manual_seed(99)  # what else draws numbers must not matter
+    loop.train(options, tmp_path / "part", resume=True, progress=False)
+    assert same_state(state_in(tmp_path / "whole"), state_in(tmp_path / "part"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys, damage):
+    options = TrainOptions(**TINY, duration=96, snapshots=3)
+    run = tmp_path / "run"
+    loop.train(options, run, progress=False, stop=lambda nimg: nimg >= 64)
+    newest, before = durable.checkpoint_files(run / loop.CHECKPOINTS)
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    newest.write_bytes({"cut": data[:1000], "flip": data, "empty": b""}[damage])
+    resumed = loop.train(options, run, resume=True, progress=False)
+    said = capsys.readouterr().err
+    assert str(newest) in said and "trying the one before it" in said
+    whole = loop.train(options, tmp_path / "whole", progress=False)
+    assert same_state(resumed.state_dict(), whole.state_dict())
+    before = durable.checkpoint_files(run / loop.CHECKPOINTS)
+    for path in before:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="must be readable, got 2 damaged"):
+        loop.train(options, run, resume=True, progress=False)
+
+
+@pytest.fixture
+def small_files():
+    """Calling it bounds the size of files, which fails writing as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path, small_files):
+    run = tmp_path / "run"
+    options = TrainOptions(**TINY, duration=64, snapshots=2)
+    loop.train(options, run, progress=False, stop=lambda nimg: nimg >= 32)
+    before = {f: f.read_bytes() for f in durable.checkpoint_files(run / loop.CHECKPOINTS)}
+    sizes = [max(f.stat().st_size for f in run.rglob(kind)) for kind in ("*.safetensors", "*.pt")]
+    small_files(sum(sizes) // 2)  # snapshots fit, a checkpoint does not
+    with pytest.raises(OSError, match="a checkpoint must be written"):
+        loop.train(options, run, resume=True, progress=False)
+    small_files(4_000)  # neither fits
+    with pytest.raises(OSError, match="a snapshot must be written"):
+        loop.train(options, run, resume=True, progress=False)
+    small_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    after = {f: f.read_bytes() for f in durable.checkpoint_files(run / loop.CHECKPOINTS)}
+    assert before == after
+    assert not [f for f in run.rglob("*") if f.name.startswith(".")]
+    resumed = loop.train(options, run, resume=True, progress=False)
+    whole = loop.train(options, tmp_path / "whole", progress=False)
+    assert same_state(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_exit_with_a_code_of_their_own(tmp_path, number):
+    command = [sys.executable, "-m", "autoguide_fast.cli", "train", "--out", str(tmp_path / "run"),
+               "--channels", "4", "--channels-per-head", "4", "--batch", "16", "--duration",
+               "1600000", "--quiet", "--grid", "0"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    log = tmp_path / "run" / "log.jsonl"
+    options = tmp_path / "run" / "options.json"
+    for _ in range(600):
+        if options.exists():
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == interruption.EXIT_CODE == 75
+    assert "go on with: autoguide-fast train" in out
+    assert state_in(tmp_path / "run")["nimg"] > 0
+    assert not log.exists() or all(map(json.loads, log.read_text().splitlines()))
+
+
+def test_the_log_goes_on_where_the_checkpoint_stands(tmp_path):
+    options = TrainOptions(**TINY, duration=96, snapshots=3)
+    run = tmp_path / "run"
+    loop.train(options, run, progress=False, stop=lambda nimg: nimg >= 48)
+    rows = read_log(run)
+    with open(run / "log.jsonl", "a") as file:  # as left by a process killed at its next line
+        file.write(json.dumps({**rows[-1], "nimg": 64}) + '\n{"nimg": 8')
+    loop.train(options, run, resume=True, progress=False)
+    assert [row["nimg"] for row in read_log(run)] == [16, 32, 48, 64, 80, 96]
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path):
+    run = tmp_path / "run"
+    (run / "log.jsonl").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"the log .*log.jsonl must be written, got Is a directory"):
+        loop.train(TrainOptions(**TINY, duration=32, snapshots=1), run, progress=False)

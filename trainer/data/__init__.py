@@ -1,0 +1,22 @@
+"""Training data: reading it, serving it in a reproducible order, and preparing it.
+
+A dataset is any object with
+
+    name            str, what messages call it
+    resolution      height and width of what it serves, pixels or latents
+    channels        C of what it serves; latents have 8, the mean and standard deviation of 4
+    num_classes     0 where there are no labels
+    encoder_name    'pixels' or 'latents', as `autoguide_fast.encoders.encoder` takes it
+    len(d)
+    d.batch(indices) -> (images, labels)
+                    uint8 or float32 [n, C, H, W]; int64 [n], or None where there are no labels
+
+whose `batch` may be called from several threads at once and which can be pickled. `open_dataset`
+opens every kind there is, `order` and `Loader` serve any.
+"""
+
+from .datasets import open_dataset
+from .loader import Batch, Loader
+from .order import flips, order
+
+__all__ = ["Batch", "Loader", "flips", "open_dataset", "order"]

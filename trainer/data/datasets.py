@@ -1,0 +1,118 @@
+"""The datasets that training reads: files anywhere, the bundled digits and photos."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .photos import PhotosData
+from .pictures import decode
+from .sources import Source, open_source
+
+BUNDLED = ("digits", "photos")
+
+
+class FilesData:
+    """Images or latents of one shape, in files.
+
+    Args:
+        source: see `open_source`.
+        name: what messages call it.
+
+    Raises:
+        ValueError: the first file is broken, or not square.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.source, self.name = source, name
+        first = self._decode(0)
+        self.channels, self.resolution, width = first.shape
+        self.encoder_name = "pixels" if first.dtype == np.uint8 else "latents"
+        self.num_classes, self.classes = source.num_classes, source.classes
+        if self.resolution != width:
+            raise ValueError(
+                f"dataset: {source.where(0)} must be square, got {width}x{self.resolution} pixels; "
+                "run `autoguide-fast dataset convert` with --resolution and --transform"
+            )
+        self._dtype = first.dtype
+
+    def __len__(self) -> int:
+        return len(self.source.names)
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images [n, C, H, W] and labels int64 [n], or None.
+
+        Raises:
+            ValueError: a file is broken, or of another shape than the first; it is named.
+        """
+        images = np.empty([len(indices), *self.shape], self._dtype)
+        for row, index in enumerate(indices):
+            image = self._decode(index)
+            if image.shape != self.shape or image.dtype != self._dtype:
+                raise ValueError(
+                    f"dataset: {self.source.where(index)} must be as the first file, "
+                    f"{_form(images[0])}, got {_form(image)}; run `autoguide-fast dataset convert`"
+                )
+            images[row] = image
+        labels = self.source.labels
+        return images, None if labels is None else labels[indices]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.channels, self.resolution, self.resolution
+
+    def _decode(self, index: int) -> np.ndarray:
+        return decode(self.source.read(index), self.source.where(index))
+
+
+class DigitsData:
+    """The handwritten digits that scikit-learn ships, as `autoguide_fast.digits` splits them."""
+
+    name, resolution, channels, num_classes, encoder_name = "digits", 8, 1, 10, "pixels"
+    classes = tuple("0123456789")
+
+    def __init__(self, split: str = "train") -> None:
+        from autoguide_fast.digits import load_digits
+
+        images, labels = load_digits(split)
+        self.images, self.labels = images.numpy(), labels.numpy()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [n, 1, 8, 8] and labels int64 [n]."""
+        return self.images[indices], self.labels[indices]
+
+
+def open_dataset(source: str | os.PathLike, split: str = "train"):
+    """Opens training data, as the package's docstring describes them.
+
+    Args:
+        source: 'digits' or 'photos', which are bundled, or a path: see `open_source`. A path of
+            such a name is written ./digits.
+        split: 'train', 'heldout' or 'all' of what is bundled. Files have no split.
+
+    Raises:
+        ValueError: there is no such thing, it is damaged, or its labels do not fit.
+    """
+    if source == "digits":
+        return DigitsData(split)
+    if source == "photos":
+        return PhotosData(split)
+    if split != "train":
+        raise ValueError(
+            f"dataset: split must be left out for files, got {split!r} for {source}; name the "
+            "folder or ZIP file that holds the split"
+        )
+    path = Path(source)
+    return FilesData(open_source(path), path.name or str(path))
+
+
+def _form(image: np.ndarray) -> str:
+    channels, height, width = image.shape
+    what = "pixels" if image.dtype == np.uint8 else "latents"
+    return f"{width}x{height} {what} with {channels} channel{'s' if channels > 1 else ''}"

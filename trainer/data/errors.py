@@ -1,0 +1,14 @@
+"""What can be wrong with one file among many."""
+
+
+class BrokenFileError(ValueError):
+    """A file that cannot be read or decoded; where many are converted, it is named and counted."""
+
+    def __init__(self, where: str, what: str, reason: object, remedy: str | None = None) -> None:
+        reason = " ".join(str(reason).split()) or type(reason).__name__
+        remedy = remedy or "replace it, or remove it with its label"
+        super().__init__(f"dataset: {where} must be {what}, got {reason}; {remedy}")
+        self.where, self.reason = where, reason
+
+    def __reduce__(self):
+        return ValueError, (str(self),)

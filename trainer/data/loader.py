@@ -1,0 +1,100 @@
+"""Batches read ahead by threads, so that a training step finds its data waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from .order import flips, order
+from .threads import map_ahead
+
+
+class Batch(NamedTuple):
+    """What stands at positions `start` and on: images [n, C, H, W], and int64 labels [n] or None.
+
+    Images are uint8 pixels or float32 latents, on the CPU.
+    """
+
+    start: int
+    images: torch.Tensor
+    labels: torch.Tensor | None
+
+
+class Loader:
+    """An iterator over batches of a dataset, made ahead of time by threads.
+
+    What a batch holds depends on seed and position alone, whatever the number of threads. Use it
+    as a context manager, or call `close`.
+
+    Args:
+        dataset: as the package's docstring describes it.
+        ranges: (start, count) of each batch in the stream of `order`; may be endless. A process of
+            several asks for its own parts of the stream.
+        seed: of order and flips, >= 0.
+        mirror: turn a random half of the images left to right; pixels only, since the latent of a
+            mirrored image is not the mirrored latent.
+        workers: threads, >= 1.
+        ahead: batches ready or in work, >= 1; default: two for each thread.
+        pin: put batches into page-locked memory, from which a GPU copies while it computes.
+
+    Raises:
+        ValueError: an argument lies outside its range, at once; an image cannot be read or does
+            not fit, when the turn of its batch comes.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        ranges: Iterable[tuple[int, int]],
+        seed: int,
+        mirror: bool = False,
+        workers: int = 2,
+        ahead: int | None = None,
+        pin: bool = False,
+    ) -> None:
+        ahead = 2 * workers if ahead is None else ahead
+        for name, value in (("workers", workers), ("ahead", ahead)):
+            if value < 1:
+                raise ValueError(f"Loader: {name} must be >= 1, got {value}; raise it")
+        if mirror and dataset.encoder_name != "pixels":
+            raise ValueError(
+                f"Loader: mirror must be False for {dataset.encoder_name}, got True; only pixels "
+                "can be mirrored, so train without flips"
+            )
+        if not len(dataset):
+            raise ValueError(
+                f"Loader: dataset must hold images, got none in {dataset.name}; add some"
+            )
+        self.dataset, self.seed, self.mirror, self.pin = dataset, seed, mirror, pin
+        self._batches = map_ahead(self._load, ranges, workers, ahead)
+
+    def _load(self, position: tuple[int, int]) -> Batch:
+        start, count = position
+        images, labels = self.dataset.batch(order(self.seed, len(self.dataset), start, count))
+        if self.mirror:
+            chosen = flips(self.seed, start, count)
+            images[chosen] = images[chosen][..., ::-1]
+        images = torch.from_numpy(images)
+        labels = None if labels is None else torch.from_numpy(labels)
+        if self.pin:
+            images = images.pin_memory()
+            labels = None if labels is None else labels.pin_memory()
+        return Batch(start, images, labels)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Ends the threads; the iterator is then exhausted."""
+        self._batches.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,185 @@
+"""Where a conversion writes: a folder or ZIP file that appears whole, or is taken up again.
+
+Beside `DEST` grow `DEST.partial` and `DEST.partial.json`, the options of the conversion. When all
+is written, the first is renamed to `DEST` and the second removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .sources import LABELS, PARTIAL
+from .zip_output import ZipOutput
+
+
+class FolderOutput:
+    """Writes files into the folder at `path`, each whole or not at all.
+
+    names: of the files that are there.
+    """
+
+    def __init__(self, path: Path, stop: str) -> None:
+        path.mkdir(exist_ok=True)
+        self.path = path
+        self.names = set()
+        for file in path.rglob("*"):
+            # A file of no bytes is one that the power took before it reached the disk.
+            if file.is_file() and file.name != stop and file.stat().st_size:
+                self.names.add(file.relative_to(path).as_posix())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file."""
+        target = self.path / name
+        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_name("." + target.name)
+        temporary.write_bytes(data)
+        os.replace(temporary, target)
+        self.names.add(name)
+
+    def finish(self) -> None:
+        """Brings all to the disk."""
+        for left in self.path.rglob(".*"):
+            left.unlink()
+        os.sync()
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class Output:
+    """What `open_output` gives: files numbered as their sources, and how to finish."""
+
+    def __init__(self, files: FolderOutput | ZipOutput, suffix: str) -> None:
+        self._files, self.suffix = files, suffix
+
+    def name(self, index: int) -> str:
+        """Name of file number `index`, a thousand to a folder, as in the reference's layout."""
+        return f"{index // 1000:05d}/img{index:08d}{self.suffix}"
+
+    def has(self, index: int) -> bool:
+        """Whether the file is written."""
+        return self.name(index) in self._files.names
+
+    def write(self, index: int, data: bytes) -> None:
+        """Writes file number `index`."""
+        self._files.write(self.name(index), data)
+
+    def finish(self, labels: np.ndarray | None, classes: list[str] | None, count: int) -> int:
+        """Writes `dataset.json` for the files written among the first `count`; returns how many."""
+        there = [index for index in range(count) if self.has(index)]
+        listed = None
+        if labels is not None:
+            listed = [[self.name(index), int(labels[index])] for index in there]
+        content = {"labels": listed} | ({"classes": classes} if classes else {})
+        self._files.write(LABELS, json.dumps(content).encode())
+        self._files.finish()
+        return len(there)
+
+
+@contextlib.contextmanager
+def open_output(
+    source: str | os.PathLike, dest: str | os.PathLike, suffix: str, options: dict
+) -> Iterator[Output]:
+    """Opens `dest`, which becomes a ZIP file if it ends in .zip and a folder otherwise.
+
+    On leaving without an exception, the output appears under its name. A ValueError says that the
+    data do not fit, so that nothing can be taken up: what was written is removed.
+
+    Args:
+        source: where the data come from.
+        dest: must not exist, nor lie in the source.
+        suffix: of the files in it.
+        options: JSON values that a run which takes up another must repeat.
+
+    Raises:
+        ValueError: `dest` exists or cannot be written, another process is writing it, or an
+            earlier run began it with other options, each of which is named.
+    """
+    source, dest = Path(source), Path(dest)
+    partial = dest.with_name(dest.name + PARTIAL)
+    record = partial.with_name(partial.name + ".json")
+    with _writable(dest):
+        if dest.exists():
+            raise ValueError(
+                f"dataset: dest must not exist, got {dest}; remove it, or choose another name"
+            )
+        if source.resolve() in dest.resolve().parents:
+            raise ValueError(
+                f"dataset: dest must lie outside the source {source}, got {dest}; choose another "
+                "place"
+            )
+        if partial.exists() and not record.exists():
+            raise ValueError(
+                f"dataset: {partial} must have its options in {record.name}, got none; remove it"
+            )
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with open(record, "a+") as file:
+            _claim(file, dest)
+            _same_options(file, options, partial, record)
+            kind = ZipOutput if dest.suffix.lower() == ".zip" else FolderOutput
+            with contextlib.closing(kind(partial, stop=LABELS)) as files:
+                try:
+                    yield Output(files, suffix)
+                except ValueError:
+                    _remove(partial)
+                    record.unlink()
+                    raise
+            os.replace(partial, dest)
+            record.unlink()
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink()
+
+
+@contextlib.contextmanager
+def _writable(dest: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"dataset: dest must be a place with room to write, got {dest} ({reason}); "
+            "make room or choose another, then repeat the command: it goes on where it stopped"
+        ) from error
+
+
+def _claim(file, dest: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"dataset: dest must be written by one process, got {dest} while another writes it; "
+            "wait for that one"
+        ) from None
+
+
+def _same_options(file, options: dict, partial: Path, record: Path) -> None:
+    file.seek(0)
+    text = file.read()
+    if not text:
+        file.write(json.dumps(options))
+        file.flush()
+        return
+    try:
+        before = json.loads(text)
+    except ValueError:
+        before = {}
+    changed = [k for k in options if before.get(k) != options[k]]
+    if changed:
+        listed = ", ".join(f"{k} was {before.get(k)}, is {options[k]}" for k in changed)
+        raise ValueError(
+            f"dataset: options must stay as when {partial} was begun, got changes: {listed}; "
+            f"repeat the first command, or remove {partial.name} and {record.name}"
+        )

@@ -1,0 +1,195 @@
+"""A main net and its guide as one job: the guide first, then the main net, in one log."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .durable import write_atomically
+from .grids import Grids
+from .loop import CHECKPOINT_MINUTES, check_folder, has_run, marks, train
+from .options import TrainOptions, refuse_changes
+from .presets import PRESETS, SIZES, preset, sibling
+from .processes import Processes
+from .runlog import RunLog
+from .step import Trainer
+
+JOB = "job.json"
+NO_GUIDE = {"guide": None, "preset": None, "guide_set": {}}
+GUIDE = "guide"  # folder of the guide's run, inside that of the main net
+
+_SPEC = re.compile(r"(?:([a-z]+|\d+):)?T(?:/(\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What a job's guide is.
+
+    options: how it is trained; None for a guide that is an earlier state of the main net.
+    nimg: images it has been trained on.
+    asked: what the job was asked for (`guide`, `preset`, `guide_set`), to be asked again.
+    """
+
+    options: TrainOptions | None
+    nimg: int
+    asked: dict
+
+
+def parse_guide(
+    spec: str, main: TrainOptions, main_preset: str | None = None, changes: dict | None = None
+) -> Guide:
+    """The guide that a specification asks for.
+
+    Args:
+        spec: `SIZE:T/K`, a net of another size trained for 1/K of the main net's duration T; SIZE
+            is a size of the preset (`xs:T/8`) or a number of channels (`8:T/4`). `T/K` alone is
+            the main net itself as it stood at T/K, which costs nothing.
+        main: the main net's options.
+        main_preset: the preset that they come from.
+        changes: options of the guide that differ from what it would have.
+
+    Raises:
+        ValueError: not such a specification, or a size that the preset does not have.
+    """
+    match = _SPEC.fullmatch(spec)
+    divisor = float(match[2] or 1) if match else 0.0
+    if match is None or divisor < 1 or (match[1] is None and divisor == 1):
+        raise ValueError(
+            f"train: guide must be SIZE:T/K or T/K with K >= 1, got {spec!r}; xs:T/8 is the preset "
+            "of size xs trained for an eighth as long, 8:T/4 a net of 8 channels, T/16 the main "
+            "net as it stood after a sixteenth"
+        )
+    asked = {"guide": spec, "preset": main_preset, "guide_set": changes or {}}
+    steps = max(1, round(main.steps / divisor))
+    nimg = steps * main.batch
+    size = match[1]
+    if size is None:
+        if changes:
+            raise ValueError(
+                f"train: guide_set must be left out where the guide is the main net's own past, "
+                f"got {', '.join(changes)}; give the guide a size, as in xs:{spec}"
+            )
+        return Guide(None, _nearest_mark(main, nimg), asked)
+    if size.isdecimal():
+        row = {"channels": int(size)}
+    else:
+        name = sibling(main_preset, size) if main_preset else None
+        if name not in PRESETS:
+            sizes = [s for s in SIZES if main_preset and sibling(main_preset, s) in PRESETS]
+            rule = "have one of the sizes " + ", ".join(sizes)
+            if not sizes:
+                rule = "have a number of channels where there is no --preset"
+            example = sizes[0] if sizes else max(1, main.channels // 2)
+            raise ValueError(f"train: guide must {rule}, got {spec!r}; for example {example}:T/8")
+        names = ("channels", "lr", "decay", "dropout", "P_mean", "P_std")
+        row = {k: v for k, v in preset(name).items() if k in names}
+    row.update(
+        duration=nimg,
+        snapshots=max(1, round(main.snapshots / divisor)) if main.snapshots else 0,
+        seed=main.seed + 1,  # other first weights, so that the errors of the two are their own
+    )
+    return Guide(dataclasses.replace(main, **{**row, **(changes or {})}), nimg, asked)
+
+
+def _nearest_mark(main: TrainOptions, nimg: int) -> int:
+    if not main.snapshots:
+        raise ValueError(
+            "train: snapshots must be >= 1 where the guide is the main net's own past, got 0; "
+            "raise it"
+        )
+    return min(marks(main, main.snapshots), key=lambda mark: abs(mark - nimg))
+
+
+def stored_job(out: Path) -> dict:
+    """What the job in a folder was asked for, and the main net's options; {} if there is none."""
+    path = out / JOB
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@dataclass
+class Result:
+    """What came of a job: the trainers, `guide` None where there is no separate one."""
+
+    main: Trainer | None
+    guide: Trainer | None
+    finished: bool
+
+    @property
+    def guide_share(self) -> float | None:
+        """The guide's training time in shares of the main net's, as measured."""
+        if self.guide is None or self.main is None or not self.main.seconds:
+            return None
+        return self.guide.seconds / self.main.seconds
+
+
+def train_pair(
+    main: TrainOptions,
+    guide: Guide | None,
+    out: str | os.PathLike,
+    resume: bool = False,
+    progress: bool = True,
+    processes: Processes | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    grid: int = 0,
+    grid_guidance: float = 2.0,
+    stop=None,
+) -> Result:
+    """Trains the guide into `out/guide` and then the main net into `out`, with one log in `out`.
+
+    The guide, which is the cheaper, comes first: so it is there to draw guided samples from while
+    the main net trains, and only one net at a time has gradients and moments in memory.
+
+    Args:
+        main, guide: what to train; guide None trains the main net alone.
+        out, resume, progress, processes, checkpoint_minutes, stop: as for `loop.train`; resume goes
+            on with whichever net was in training.
+        grid: images in a grid of samples at each snapshot; 0 draws none.
+        grid_guidance: guidance weight of the guided half of the grid.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: as `loop.train`.
+    """
+    out = Path(out)
+    processes = processes if processes is not None else Processes()
+    own = guide.options if guide is not None else None
+    asked = guide.asked if guide is not None else NO_GUIDE
+    begun = has_run(out) or (own is not None and has_run(out / GUIDE))
+    with processes.speaking_once():
+        if resume != begun:
+            check_folder(out / GUIDE if has_run(out / GUIDE) else out, resume)
+        stored = stored_job(out)
+        if begun and stored:
+            main.refuse_changes(stored["main"])
+            refuse_changes({k: stored.get(k) for k in asked}, asked)
+    processes.wait()  # nobody writes before all have read
+    log = RunLog(out, processes.first)
+    if processes.first:
+        text = json.dumps({"main": main.as_dict(), **asked}, indent=1) + "\n"
+        write_atomically(out / JOB, lambda path: path.write_text(text))
+    grids = Grids(out, log, grid, grid_guidance)
+    shared = {"progress": progress, "processes": processes, "log": log, "stop": stop,
+              "checkpoint_minutes": checkpoint_minutes}  # fmt: skip
+    result = Result(None, None, finished=False)
+    try:
+        if own is not None:
+            result.guide = train(
+                own, out / GUIDE, has_run(out / GUIDE), net="guide",
+                on_snapshot=grids.drawer("guide"), **shared,
+            )  # fmt: skip
+            if result.guide.nimg < own.duration:
+                return result
+            result.guide.release()
+            grids.guide = result.guide.ema.emas[-1]
+        elif guide is not None:
+            grids.guide_from = guide.nimg
+        result.main = train(
+            main, out, has_run(out), net="main", on_snapshot=grids.drawer("main"), **shared
+        )
+        result.finished = result.main.nimg >= main.duration
+    finally:
+        log.close()
+    return result

@@ -1,0 +1,150 @@
+"""What a run will cost, without running it: parameters, arithmetic, memory, time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoguide_fast.networks import Precond
+from autoguide_fast.textbook import TextbookPrecond
+
+from .options import TrainOptions
+
+# A step runs the net forward, and backward with respect to activations and to weights.
+_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training one net takes.
+
+    parameters: count; macs: multiply-accumulates of one evaluation on one image; images: of the
+    run; state_bytes: weights, gradients, Adam's moments and averages of one process;
+    activation_bytes: what one pass keeps for its backward pass, of one process.
+    """
+
+    parameters: int
+    macs: int
+    images: int
+    state_bytes: int
+    activation_bytes: int
+
+    @property
+    def training_macs(self) -> float:
+        """Multiply-accumulates of the whole run."""
+        return float(_PASSES * self.macs * self.images)
+
+
+def plan(
+    options: TrainOptions, resolution: int, channels: int, label_dim: int, processes: int = 1
+) -> Plan:
+    """Counts what a run takes, on nets without storage: as fast for the largest as the smallest.
+
+    Args:
+        options: of the run.
+        resolution, channels, label_dim: of what the net sees.
+        processes: that share a batch.
+    """
+    micro = options.share(processes)[1]
+    with torch.device("meta"):
+        net = Precond(resolution, channels, label_dim, **options.net_options()).train()
+        x = torch.empty(1, channels, resolution, resolution)
+        sigma, labels = torch.empty(1), torch.empty(1, label_dim) if label_dim else None
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            TextbookPrecond(net).eval()(x, sigma, labels)
+        net.train()
+        if options.precision != "fp32":
+            net.run_dtype = torch.bfloat16
+        kept = _kept_bytes(lambda: net(x, sigma, labels, return_logvar=True), net)
+    parameters = sum(p.numel() for p in net.parameters())
+    tensors = 1 + 1 + 2 + len(options.ema)
+    return Plan(parameters, counter.get_total_flops() // 2, options.duration,
+                4 * parameters * tensors, kept * micro)  # fmt: skip
+
+
+def _kept_bytes(run, net: torch.nn.Module) -> int:
+    """Bytes that a forward pass on one image keeps for the backward pass, without the weights."""
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        # Weights as they are prepared do not grow with the batch; images and maps have 4 axes and
+        # one image in front.
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own and tensor.ndim and tensor.shape[0] == 1:
+            kept[storage] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()
+    del out
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def convolution_speed(seconds: float = 0.5) -> float:
+    """Multiply-accumulates per second of a large 3x3 convolution in float32, measured here."""
+    x = torch.randn(4, 128, 64, 64).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(128, 128, 3, 3)
+    macs = x.numel() * weight[0].numel()
+    best, end = math.inf, time.perf_counter() + seconds
+    with torch.no_grad():
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.nn.functional.conv2d(x, weight, padding=1)
+            best = min(best, time.perf_counter() - start)
+    return macs / best
+
+
+def report(plans: dict[str, Plan], processes: int, speed: float) -> str:
+    """The plans as text, with the guide's share of the cost.
+
+    Args:
+        plans: by name of the net, 'main' among them.
+        processes: that share the work.
+        speed: multiply-accumulates per second of one process at best.
+    """
+    lines = []
+    for name, p in plans.items():
+        seconds = p.training_macs / (speed * processes)
+        lines += [
+            f"{name}:",
+            f"  parameters         {p.parameters / 1e6:.2f} M",
+            f"  one evaluation     {_count(p.macs)}MAC on one image = {_count(2 * p.macs)}FLOP "
+            "(1 MAC = 2 FLOP; the papers' Gflops are MAC)",
+            f"  training           {p.images:,} images, {_count(p.training_macs)}MAC = "
+            f"{_count(2 * p.training_macs)}FLOP",
+            f"  memory             {_bytes(p.state_bytes)} for weights, gradients, Adam and "
+            f"averages + about {_bytes(p.activation_bytes)} for activations, in each process",
+            f"  time               at least {_duration(seconds)} on {processes} process"
+            f"{'es' * (processes > 1)} like this one, at the {_count(2 * speed)}FLOP/s of a large "
+            "convolution here",
+        ]
+    if len(plans) > 1:
+        others = sum(p.training_macs for name, p in plans.items() if name != "main")
+        lines.append(f"the guide adds {100 * others / plans['main'].training_macs:.1f} % to the "
+                     "main net's training, counted in MAC")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _count(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if value < 1000 or unit == "E":
+            return f"{value:.4g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

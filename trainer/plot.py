@@ -1,0 +1,84 @@
+"""`autoguide-fast plot`: the curves of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from autoguide_fast.plots import BLUE, ORANGE
+
+from .runlog import read_log
+
+_CURVES = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "gradient_norm": "norm of the gradients",
+    "images_per_s": "images per second",
+}
+_COLOURS = {"main": BLUE, "guide": ORANGE}
+
+_EXAMPLES = """\
+examples:
+  autoguide-fast plot runs/pair
+  autoguide-fast plot runs/pair --out curves.png
+"""
+
+
+def add_command(subparsers) -> None:
+    """Adds `plot` to the command line."""
+    parser = subparsers.add_parser(
+        "plot",
+        help="draw the curves of a training run",
+        description="Draws loss, learning rate, norm of the gradients and images per second of a "
+        "run, main net and guide, over the images that they have seen.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="RUN", help="folder that `train` wrote")
+    add("--out", type=Path, metavar="FILE", help="picture to write (default: RUN/curves.png)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draws and says where."""
+    path = arguments.out or arguments.folder / "curves.png"
+    rows = read_log(arguments.folder)
+    draw(rows, path)
+    for net in dict.fromkeys(row["net"] for row in rows):
+        last = [row for row in rows if row["net"] == net][-1]
+        print(f"{net}: loss {last['loss']} at {last['nimg']} images")
+    print(path)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Writes the picture.
+
+    Args:
+        rows: lines of a log, see `RunLog`.
+        path: with the ending of a kind of picture that Matplotlib can write.
+
+    Raises:
+        ValueError: no line is there yet, or Matplotlib does not know the ending.
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not rows:
+        raise ValueError("plot: run must have logged something, got an empty log; train longer")
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, label) in zip(figure.subplots(2, 2).flat, _CURVES.items(), strict=True):
+        for net in dict.fromkeys(row["net"] for row in rows):
+            points = [(row["nimg"], row[name]) for row in rows
+                      if row["net"] == net and row[name] is not None]  # fmt: skip
+            if points:
+                axes.plot(*zip(*points, strict=True), label=net, color=_COLOURS.get(net), lw=1.2)
+        axes.set_xlabel("images")
+        axes.set_ylabel(label)
+        if name == "gradient_norm":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)

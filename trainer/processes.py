@@ -1,0 +1,113 @@
+"""The processes that train together: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+import warnings
+
+import torch
+import torch.distributed as dist
+
+# How long a process waits for the others before it takes them for lost.
+_TIMEOUT = datetime.timedelta(minutes=30)
+_SAY_SECONDS = 3.0
+
+
+class Processes:
+    """This process's place among those that train together.
+
+    Args:
+        count: how many there are.
+        rank: which of them this is, from 0.
+        restarts: how often torchrun has started them again.
+
+    Used as a context, it leaves the others at the end.
+    """
+
+    def __init__(self, count: int = 1, rank: int = 0, restarts: int = 0) -> None:
+        self.count, self.rank, self.restarts = count, rank, restarts
+
+    @classmethod
+    def join(cls) -> Processes:
+        """Joins, over gloo, the processes that torchrun started; alone without torchrun."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return cls()
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        return cls(dist.get_world_size(), dist.get_rank(), restarts)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if dist.is_initialized():
+            # After an error, leaving in order would wait for those who will not come.
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and shows."""
+        return self.rank == 0
+
+    def wrap(self, net: torch.nn.Module) -> torch.nn.Module:
+        """The module to call so that gradients become the mean over all processes."""
+        if self.count == 1:
+            return net
+        # The buffers are constants, drawn from the same seed everywhere. What torch 2.13 wants
+        # this called, 2.11 does not know.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.nn.parallel.DistributedDataParallel(
+                net, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums of these numbers over all processes, the same on each."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        with self.together():
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        self.sum(0.0)
+
+    @contextlib.contextmanager
+    def speaking_once(self):
+        """For what fails alike in every process: lets only the first say so.
+
+        The others leave a little later, since torchrun ends all when one has gone.
+        """
+        try:
+            yield
+        except ValueError:
+            if self.first:
+                raise
+            time.sleep(_SAY_SECONDS)
+            raise SystemExit(2) from None
+
+    @contextlib.contextmanager
+    def together(self):
+        """Turns what a collective operation raises when a process is lost into one sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _is_connection_error(error):
+                raise
+            raise ConnectionError(
+                f"train: all {self.count} processes must stay alive, got a lost connection in "
+                f"process {self.rank}; look above for what ended the other one, then add --resume"
+            ) from error
+
+
+def _is_connection_error(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("connection", "gloo", "timed out", "peer")
+    )

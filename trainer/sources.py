@@ -1,0 +1,76 @@
+"""The dataset of a run: opened, checked against the run's options, encoded."""
+
+from __future__ import annotations
+
+import torch
+
+from autoguide_fast import encoders
+
+from .data import open_dataset
+from .options import TrainOptions
+
+
+def open_source(options: TrainOptions):
+    """The dataset that a run trains on (see `trainer.data`), checked against the run's options.
+
+    Raises:
+        ValueError: there is none, or it does not fit; says what to change.
+    """
+    source = open_dataset(options.data, options.split)
+    check_source(source, options)
+    return source
+
+
+def check_source(source, options: TrainOptions) -> None:
+    """Raises ValueError where a dataset does not fit the options of a run."""
+    if options.labelled and not source.num_classes:
+        raise ValueError(
+            f"train: data must have class labels for a net with labels, got {source.name} without; "
+            "add --no-labels, or a dataset.json or a folder for each class"
+        )
+    if options.resolution not in (0, source.resolution):
+        raise ValueError(
+            f"train: data must have resolution {options.resolution}, got {source.name} with "
+            f"{source.resolution}; convert it with `autoguide-fast dataset convert`, or set "
+            f"--resolution {source.resolution}"
+        )
+    channels = image_channels(source)
+    if options.img_channels not in (0, channels):
+        raise ValueError(
+            f"train: data must have {options.img_channels} channels, got {source.name} with "
+            f"{channels}; choose the preset that suits them, or set --img-channels {channels}"
+        )
+    if options.flip and source.encoder_name == "latents":
+        raise ValueError(
+            "train: flip must be off for latents, got flip=True; a mirrored latent is not the "
+            "latent of the mirrored image: mirror before `autoguide-fast dataset encode`"
+        )
+
+
+def shape_of(options: TrainOptions) -> tuple[int, int, int]:
+    """Resolution, channels and classes of what the net sees: what the options say, else the data.
+
+    A preset says it all but the classes, ImageNet's 1000 unless the data are there to be asked.
+    """
+    if options.resolution and options.img_channels and options.data == "digits":
+        return options.resolution, options.img_channels, 1000 if options.labelled else 0
+    source = open_source(options)
+    classes = source.num_classes if options.labelled else 0
+    return source.resolution, image_channels(source), classes
+
+
+def image_channels(source) -> int:
+    """Channels of what the net sees: a stored latent holds its mean and its deviation."""
+    return source.channels // 2 if source.encoder_name == "latents" else source.channels
+
+
+def encode(source, images: torch.Tensor, normal: torch.Tensor | None) -> torch.Tensor:
+    """What the net is trained on, float32, from what a dataset gives.
+
+    Args:
+        source: the dataset.
+        images: what its `batch` returned, as a tensor.
+        normal: standard normal numbers with which latents are drawn; None for pixels.
+    """
+    encoder = encoders.encoder(source.encoder_name)
+    return encoder.encode(images) if normal is None else encoder.encode(images, normal)
