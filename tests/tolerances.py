@@ -15,7 +15,7 @@ GOLDEN_SAMPLES_FLOAT64_STATE = 5e-6
 
 def relative_error(value, reference):
     """Return max |value - reference| / max |reference|, NaN where either has one."""
-    value, reference = value.detach().double(), reference.detach().double()
+    value, reference = value.detach().cpu().double(), reference.detach().cpu().double()
     if reference.numel() == 0:
         return 0.0
     return ((value - reference).abs().max() / reference.abs().max()).item()

@@ -1,0 +1,7 @@
+#include "cuda/attention_split.cuh"
+
+#include "cuda/compile.cuh"
+
+namespace agf::cuda {
+static const Compile<AttentionSplit, AttentionSplitBackward> attention_split_kernels;
+}

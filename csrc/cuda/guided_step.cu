@@ -1,0 +1,7 @@
+#include "cuda/guided_step.cuh"
+
+#include "cuda/compile.cuh"
+
+namespace agf::cuda {
+static const Compile<GuidedHeunFirst, GuidedHeunSecond> guided_step_kernels;
+}

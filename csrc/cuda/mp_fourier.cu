@@ -1,0 +1,7 @@
+#include "cuda/mp_fourier.cuh"
+
+#include "cuda/compile.cuh"
+
+namespace agf::cuda {
+static const Compile<MpFourier> mp_fourier_kernels;
+}

@@ -1,0 +1,7 @@
+#include "cuda/mp_weight.cuh"
+
+#include "cuda/compile.cuh"
+
+namespace agf::cuda {
+static const Compile<MpWeight, MpWeightBackward, SumRows> mp_weight_kernels;
+}

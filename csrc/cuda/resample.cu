@@ -1,0 +1,7 @@
+#include "cuda/resample.cuh"
+
+#include "cuda/compile.cuh"
+
+namespace agf::cuda {
+static const Compile<ResampleRows, ResamplePlanes> resample_kernels;
+}

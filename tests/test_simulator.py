@@ -1,0 +1,120 @@
+"""The simulator of CUDA kernels notices what is wrong with a kernel, and the kernels stand it."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import simulator
+import torch
+
+from autoguide_fast import ops
+
+pytestmark = pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
+
+
+def run_sums(how, seed, flags=()):
+    """Run a sum that is broken in the way `how`; return the simulator's error, and the sums."""
+    function = ctypes.CDLL(str(simulator.build("broken.cpp", flags))).run_sums
+    function.restype = ctypes.c_char_p
+    function.argtypes = [ctypes.c_char_p] + [ctypes.c_void_p] * 2 + [ctypes.c_int, ctypes.c_uint64]
+    x, y = torch.arange(200.0), torch.zeros(2)
+    error = function(how.encode(), x.data_ptr(), y.data_ptr(), 200, seed).decode()
+    return error, y.tolist()
+
+
+CORRECT = [19900.0, 39800.0]
+
+
+def test_a_right_kernel_passes():
+    for how in ("not at all", "writes from another thread"):
+        assert all(run_sums(how, seed) == ("", CORRECT) for seed in range(20))
+
+
+@pytest.mark.parametrize("how", ["drops the first barrier", "drops the second barrier"])
+def test_a_race_shows(how):
+    results = [run_sums(how, seed) for seed in range(20)]
+    assert all(error == "" for error, _ in results)
+    assert any(sums != CORRECT for _, sums in results)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("has the barrier in a branch", "did not reach the barrier of the others"),
+        ("has two barriers for one", "are at different barriers"),
+        ("returns early", "did not join in the shuffle"),
+        ("shuffles in half of the warp", "did not join in the shuffle"),
+        ("leaves a lane out of the mask", "under a mask without itself"),
+        ("reads a lane of another warp", "reads lane"),
+    ],
+)
+def test_divergence_is_an_error(how, message):
+    assert message in run_sums(how, 0)[0]
+
+
+def python_under_asan(*arguments, **environment):
+    """Run Python with AddressSanitizer's runtime, which the kernels' library needs loaded first."""
+    command = ["g++", "-print-file-name=libasan.so"]
+    runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("no libasan.so beside g++")
+    environment |= {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        cwd=simulator.ROOT / "tests",
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "noticed"),
+    [
+        ("not at all", False),
+        ("stores past the end", True),
+        ("stores past the end of shared memory", True),
+    ],
+)
+def test_stores_past_the_end_are_seen(how, noticed):
+    code = f"import test_simulator as t; t.run_sums({how!r}, 0, ('-fsanitize=address',))"
+    result = python_under_asan("-c", code)
+    assert ("heap-buffer-overflow" in result.stderr) == noticed
+    assert (result.returncode == 0) != noticed
+
+
+def test_kernels_under_asan():
+    """The values and gradients of all operators once more, with every access to memory checked.
+
+    In one type of 2 bytes: the vectors are the longest, and other types differ in little else.
+    """
+    result = python_under_asan(
+        *("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "test_ops.py"),
+        *("-k", "simulated and torch.float16 and not sliced and (test_value or test_gradient)"),
+        AGF_SIMULATOR_FLAGS="-fsanitize=address",
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert " passed" in result.stdout
+
+
+def test_the_operators_are_simulated():
+    """CPU loops would pass every test too: make sure that kernels are what runs."""
+    x = torch.randn(2, 6, 4, 4)
+    with simulator.simulating():
+        simulated = ops.mp_silu(x)
+    torch.testing.assert_close(simulated, ops.mp_silu(x))
+    seen = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, *[ctypes.c_int] * 3, ctypes.c_void_p)
+    def record(kernel, types, x, y, arguments):
+        seen.append(kernel.decode())
+
+    simulator._C.set_simulator(ctypes.cast(record, ctypes.c_void_p).value)
+    try:
+        ops.resample_normalize_mp_silu(x, "up")
+        ops.resample_normalize_mp_silu(x.contiguous(memory_format=torch.channels_last), "up")
+    finally:
+        simulator._C.set_simulator(0)
+    assert seen == ["NormalizePlanes", "NormalizeRows"]
