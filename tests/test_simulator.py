@@ -60,7 +60,11 @@ def python_under_asan(*arguments, **environment):
     runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if not os.path.isabs(runtime):
         pytest.skip("no libasan.so beside g++")
-    environment |= {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    environment |= {
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": str(simulator.ROOT),
+    }
     return subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | environment,
