@@ -80,8 +80,8 @@ def load(kernel, types, device):
         import cupy
     except ImportError as error:
         raise RuntimeError(
-            "autoguide_fast: CUDA kernels must be compiled by nvcc when it is built or by CuPy when "
-            f"they are used, got neither ({error}); {_remedy()}"
+            "autoguide_fast: CUDA kernels must be compiled by nvcc when it is built, or by CuPy "
+            f"when they are used, got neither ({error}); {_remedy()}"
         ) from None
     with _lock:
         key = kernel, types, device
@@ -119,4 +119,3 @@ def _remedy():
         f"run `pip install 'autoguide_fast[cuda{major}]'`, or build it again where nvcc and this "
         "torch are"
     )
-
