@@ -41,7 +41,7 @@ def why_not():
 @functools.cache
 def build(source, flags=()):
     """Compile tests/simt/`source` into a shared library; return its path."""
-    command = ["g++", "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fno-strict-aliasing"]
+    command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing"]
     command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *flags]
     command += [f"-I{SOURCES}", f"-I{ROOT / 'csrc'}", "-isystem", str(cuda_headers())]
     # Kept between runs: one library per content of what it is made of.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tolerances import OP, relative_error
 
-from autoguide_fast import ops
+from autoguide_fast import ops, runtime_kernels
 
 
 def test_mp_silu_extremes(place):
@@ -34,7 +34,11 @@ def test_every_16_bit_value(dtype, gain, place):
     x = x.to(place)
     gain = torch.tensor(gain, dtype=torch.float32).item()
     value = torch.ops.autoguide_fast.resample(x, 0, gain)
-    torch.testing.assert_close(value, (x.float() * gain).to(dtype), rtol=0, atol=0, equal_nan=True)
+    expected = x.float() * gain
+    if place.type == "cuda" and "NVRTC" in runtime_kernels.route():  # takes denormals for 0
+        tiny = torch.finfo(torch.float32).tiny
+        expected[(expected.abs() < tiny) | (x.float().abs() < tiny)] = 0
+    torch.testing.assert_close(value, expected.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_clip_keeps_nan(place):

@@ -1,3 +1,4 @@
+// The kernels of attention_split.cuh, compiled by nvcc.
 #include "cuda/attention_split.cuh"
 
 #include "cuda/compile.cuh"

@@ -1,3 +1,4 @@
+// The kernels of guided_step.cuh, compiled by nvcc.
 #include "cuda/guided_step.cuh"
 
 #include "cuda/compile.cuh"

@@ -1,4 +1,4 @@
-// All kernels, and the one function on the device through which each is entered.
+// All kernels, for what compiles any of them: NVRTC, and the simulator of the tests.
 #pragma once
 #include "cuda/attention_split.cuh"
 #include "cuda/guided_step.cuh"

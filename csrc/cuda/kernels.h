@@ -59,7 +59,7 @@ inline Grid grid_of(int64_t x, int64_t y = 1) {
   return {static_cast<unsigned>(x < (1 << 20) ? x : 1 << 20),
           static_cast<unsigned>(y < (1 << 15) ? y : 1 << 15)};
 }
-inline Grid element_grid(int64_t count) { return grid_of(ceil_divide(count, kThreads * 4)); }
+inline Grid element_grid(int64_t count) { return grid_of(ceil_divide(count, kThreads * 8)); }
 inline Grid row_grid(int64_t rows, int64_t length) {
   return grid_of(ceil_divide(rows, kWarps), ceil_divide(length, kWarp * 32));
 }
@@ -293,7 +293,9 @@ struct Qkv {
     while (n < kWarp && n * 8 < ch) n *= 2;
     return n;
   }
-  Grid grid() const { return grid_of(ceil_divide(N * heads.value * S.value, kWarps * (kWarp / lanes()))); }
+  Grid grid() const {
+    return grid_of(ceil_divide(N * heads.value * S.value, kWarps * (kWarp / lanes())));
+  }
 };
 struct AttentionSplit {
   AGF_KERNEL(AttentionSplit, one);

@@ -60,8 +60,10 @@ void* loaded(const KernelId& id, int device) {
 
 // The driver's own launch, for what the loader compiled.
 const char* launch_loaded(void* kernel, Grid grid, void** arguments, void* stream) {
-  static auto* run = find<int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                              unsigned, void*, void**, void**)>("libcuda.so.1", "cuLaunchKernel", 0);
+  using LaunchKernel = int(void* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                           unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
+                           void* stream, void** arguments, void** extra);
+  static auto* run = find<LaunchKernel>("libcuda.so.1", "cuLaunchKernel", 0);
   static auto* describe = find<int(int, const char**)>("libcuda.so.1", "cuGetErrorString", 0);
   const int error = run(kernel, grid.x, grid.y, 1, kThreads, 1, 1, 0, stream, arguments, nullptr);
   if (!error) return nullptr;

@@ -36,7 +36,8 @@ void launch(K kernel, int device, Dtype first, Dtype second = Dtype::f32) {
 
 // Compiles `kernel` (a name of kernels.h) for `types` ("float, __half") and returns the driver's
 // handle of it on `device`, a CUfunction; throws std::runtime_error where it cannot.
-using Loader = std::function<void*(const std::string& kernel, const std::string& types, int device)>;
+using Loader =
+    std::function<void*(const std::string& kernel, const std::string& types, int device)>;
 void set_loader(Loader loader);
 
 // Runs a kernel on the CPU, for tests: returns null, or what went wrong. While one is set, the

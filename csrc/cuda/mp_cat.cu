@@ -1,3 +1,4 @@
+// The kernels of mp_cat.cuh, compiled by nvcc.
 #include "cuda/mp_cat.cuh"
 
 #include "cuda/compile.cuh"

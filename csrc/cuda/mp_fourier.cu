@@ -1,3 +1,4 @@
+// The kernels of mp_fourier.cuh, compiled by nvcc.
 #include "cuda/mp_fourier.cuh"
 
 #include "cuda/compile.cuh"

@@ -1,3 +1,4 @@
+// The kernels of mp_sum.cuh, compiled by nvcc.
 #include "cuda/mp_sum.cuh"
 
 #include "cuda/compile.cuh"

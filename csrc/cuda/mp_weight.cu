@@ -1,3 +1,4 @@
+// The kernels of mp_weight.cuh, compiled by nvcc.
 #include "cuda/mp_weight.cuh"
 
 #include "cuda/compile.cuh"

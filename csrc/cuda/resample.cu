@@ -1,3 +1,4 @@
+// The kernels of resample.cuh, compiled by nvcc.
 #include "cuda/resample.cuh"
 
 #include "cuda/compile.cuh"

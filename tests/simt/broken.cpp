@@ -19,13 +19,19 @@ void sums(Is broken, const float* x, float* y, int count) {
   if (broken("returns early") && i == 7) return;
   for (int pass = 0; pass < 2; ++pass) {
     float value = i < count ? x[i] * (pass + 1) : 0.0f;
+    if (broken("loads a vector off its alignment") && i == 0) {
+      float vector[4];
+      load(x + 1, vector);
+      value += vector[0] - x[1];
+    }
     for (int offset = 16; offset > 0; offset /= 2) {
       const bool wrong = offset == 16 && broken("reads a lane of another warp");
       const bool short_mask = broken("leaves a lane out of the mask");
       if (broken("shuffles in half of the warp") && lane() >= 16) break;
       value += __shfl_xor_sync(short_mask ? 0xffff7fffu : ~0u, value, wrong ? 48 : offset);
     }
-    if (lane() == 0) partial[warp() + (broken("stores past the end of shared memory") ? 1 : 0)] = value;
+    const int slot = warp() + (broken("stores past the end of shared memory") ? 1 : 0);
+    if (lane() == 0) partial[slot] = value;
     if (!broken("drops the first barrier")) {
       if (broken("has the barrier in a branch")) {
         if (i >= kThreads / 2) return;

@@ -66,7 +66,8 @@ class Launch {
     gridDim = grid;
     if (threads_.size() < static_cast<std::size_t>(threads)) threads_.resize(threads);
     count_ = threads;
-    for (std::uint64_t block = 0; block < std::uint64_t{grid.x} * grid.y && error_.empty(); ++block) {
+    const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y;
+    for (std::uint64_t block = 0; block < blocks && error_.empty(); ++block) {
       blockIdx = {static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x)};
       run_block(random, body);
     }
