@@ -1,5 +1,6 @@
 """The simulator of CUDA kernels notices what is wrong with a kernel, and the kernels stand it."""
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -8,8 +9,10 @@ import sys
 import pytest
 import simulator
 import torch
+from nets import tiny
+from tolerances import relative_error
 
-from autoguide_fast import ops
+from autoguide_fast import ops, sample
 
 pytestmark = pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
 
@@ -128,3 +131,27 @@ def test_the_operators_are_simulated():
     finally:
         simulator._C.set_simulator(0)
     assert seen == ["NormalizePlanes", "NormalizeRows"]
+
+
+def test_sampling_through_the_kernels():
+    """A whole guided sampling, every operator of both nets a simulated kernel."""
+    options = {"guidance": 1.5, "class_labels": 3, "seeds": range(2), "num_steps": 3, "raw": True}
+    expected = sample("digits", **options)
+    with simulator.simulating():
+        value = sample("digits", **options)
+    assert not torch.equal(value, expected)  # the CPU's loops add up in another order
+    assert relative_error(value, expected) < 1e-4  # three steps this coarse magnify rounding
+
+
+def test_training_through_the_kernels():
+    """One gradient of a network, every operator forward and backward a simulated kernel."""
+    x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for kernels in (contextlib.nullcontext(), simulator.simulating()):
+        net = tiny(label_dim=4).train()  # anew: the forward pass replaces its weights
+        with kernels:
+            y = net(x, torch.tensor([0.5, 2.0]), torch.eye(4)[:2])
+            gradients.append(torch.autograd.grad(y.square().sum(), list(net.unet.parameters())))
+    names = [name for name, _ in net.unet.named_parameters()]
+    for name, expected, value in zip(names, *gradients, strict=True):
+        assert relative_error(value, expected) < 1e-4, name
