@@ -19,6 +19,8 @@ except ImportError as error:
         "elsewhere"
     ) from error
 
+from . import runtime_kernels  # noqa: E402  needs _C
+
 
 def build_info():
     """Return facts of the compiled extension as a dict.
@@ -33,3 +35,4 @@ def build_info():
 
 set_isa = _C.set_isa
 Map, Plan = _C.Map, _C.Plan
+_C.set_kernel_loader(runtime_kernels.load)

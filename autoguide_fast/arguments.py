@@ -1,8 +1,10 @@
 """From what a user passes to `sample` to what the sampler needs, or one clear sentence."""
 
+import importlib.util
 import math
 import operator
 
+import numpy
 import torch
 
 from .guidance import Unlabelled
@@ -139,19 +141,69 @@ def image_seeds(seeds):
     return values
 
 
-def given_noise(noise, image_shape, seeds):
-    """Check `noise` against the nets' image shape (or None) and the number of seeds (or None)."""
+def as_tensor(value):
+    """Return `value` as a tensor: NumPy's and, by DLPack, CuPy's and others' arrays, not copied."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if hasattr(value, "__dlpack__") and not isinstance(value, numpy.ndarray):
+        return torch.from_dlpack(value)
+    return torch.as_tensor(value)
+
+
+ARRAYS = ("torch", "numpy", "cupy")
+
+
+def array_kind(kind, device):
+    """Check `array` for results on `device` (None where that is not known yet)."""
+    if kind not in ARRAYS:
+        raise ValueError(
+            f"{CALLER}: array must be one of {', '.join(ARRAYS)}, got {kind!r}; it is what the "
+            "samples are returned as"
+        )
+    if kind != "cupy" or device is None:
+        return
+    if device.type != "cuda":
+        raise ValueError(
+            f"{CALLER}: array must be 'torch' or 'numpy' on {device}, got 'cupy'; pass "
+            "device='cuda'"
+        )
+    if importlib.util.find_spec("cupy") is None:
+        raise ValueError(
+            f"{CALLER}: array must be 'torch' or 'numpy' without CuPy, got 'cupy'; run "
+            "`pip install cupy-cuda13x` (or 12x, as torch's CUDA)"
+        )
+
+
+def to_array(x, kind):
+    """Return tensor `x` as the kind of array asked for; memory is shared where it can be."""
+    if kind == "numpy":
+        return x.cpu().numpy()
+    if kind == "cupy":
+        import cupy
+
+        return cupy.from_dlpack(x)
+    return x
+
+
+def tensor_of_noise(noise):
+    """Return `noise` as a floating-point tensor, where it lies."""
     try:
-        noise = torch.as_tensor(noise)
-    except (TypeError, ValueError, RuntimeError):
+        noise = as_tensor(noise)
+    except (TypeError, ValueError, RuntimeError, BufferError):
         raise TypeError(
-            f"{CALLER}: noise must be a tensor, got {type(noise).__name__}; use torch.randn"
+            f"{CALLER}: noise must be a tensor or an array, got {type(noise).__name__}; use "
+            "torch.randn"
         ) from None
     if not noise.is_floating_point():
         raise TypeError(
             f"{CALLER}: noise must be of floating-point type, got {noise.dtype}; draw it with "
             "torch.randn"
         )
+    return noise
+
+
+def given_noise(noise, image_shape, seeds):
+    """Check `noise` against the nets' image shape (or None) and the number of seeds (or None)."""
     if (image_shape is not None and tuple(noise.shape[1:]) != image_shape) or noise.ndim < 2:
         expected = "C, H, W" if image_shape is None else ", ".join(map(str, image_shape))
         raise ValueError(
@@ -183,8 +235,8 @@ def labels(class_labels, num_images, label_dim):
             f"{CALLER}: class_labels must be None for a model without labels, got labels; drop them"
         )
     try:
-        given = torch.as_tensor(class_labels).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
+        given = as_tensor(class_labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, BufferError):
         raise TypeError(
             f"{CALLER}: class_labels must be integers or a tensor, got "
             f"{type(class_labels).__name__}; pass one class per image, or one for all"

@@ -51,6 +51,7 @@ def sample(
     progress=False,
     callback=None,
     raw=None,
+    array="torch",
 ):
     """Sample images from a model, guided by a worse version of it.
 
@@ -74,15 +75,16 @@ def sample(
             bundled `"digits"` by name, whose own guide serves.
         guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
             from the guide.
-        class_labels: one class for all images, a sequence or int tensor `[N]` of classes, or
-            one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
+        class_labels: one class for all images, a sequence or int tensor or array `[N]` of classes,
+            or one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
             where the model has labels (its attribute `label_dim`). A callable that does not tell
             its `label_dim` gets them as given, one row per image.
         seeds: sequence of ints >= 0 (modulo 2^32), one per image; may repeat. Noise, drawn class
             and churn of an image come from its seed alone (`seeds.StackedRandom`), bit for bit,
             on any device and for any batch size, order or split; the finished images then agree
             within the rounding of the network's arithmetic.
-        noise: standard normal noise `[N, C, H, W]` to use instead of the seeds'. Seeds are then
+        noise: standard normal noise `[N, C, H, W]` to use instead of the seeds', as a tensor or
+            array (NumPy's; CuPy's and others' through DLPack). Seeds are then
             needed only for what else is drawn: classes, churn. A callable that does not tell its
             `img_channels` and `img_resolution` needs it.
         num_steps: steps; each but the last evaluates the model twice.
@@ -98,6 +100,9 @@ def sample(
         callback: called with a `StepInfo` after each step of each batch.
         raw: True for the samples as they are, False for images as the model's encoder decodes
             them; None decodes where the model has an encoder, as loaded ones do.
+
+        array: what to return the result as: `"torch"`, `"numpy"` (on the CPU, with a copy if it is
+            on a GPU) or `"cupy"` (on a CUDA device). Not copied otherwise.
 
     Returns:
         Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
@@ -130,12 +135,16 @@ def sample(
         )
     if device is not None:
         device = arguments.present_device(device)
+    arguments.array_kind(array, device)
 
     engine = model if isinstance(model, Engine) else None
     if engine is not None:
         model, guide = _engine_pair(engine, guide, guidance)
+    if noise is not None:
+        noise = arguments.tensor_of_noise(noise)
     names = {"model": _described(model, "model"), "guide": _described(guide, "guide")}
     model, guide, device = _nets(model, guide, guidance, device, noise)
+    arguments.array_kind(array, device)
     arguments.nets_agree(model, guide)
     shape = arguments.image_shape(model, guide)
     if noise is not None:
@@ -197,10 +206,10 @@ def sample(
 
             x = heun(stepper, x, steps, randn, on_step)
             done.append(x if encoder is None or raw else encoder.decode(x))
-    if done:
-        return torch.cat(done)
-    empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
-    return empty if encoder is None or raw else encoder.decode(empty)
+    if not done:
+        empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
+        done.append(empty if encoder is None or raw else encoder.decode(empty))
+    return arguments.to_array(torch.cat(done), array)
 
 
 def _engine_pair(engine, guide, guidance):
@@ -250,7 +259,7 @@ def _nets(model, guide, guidance, device, noise):
     }
     if device is None:
         device = found.get("model") or found.get("guide")
-    if device is None and isinstance(noise, torch.Tensor):
+    if device is None and noise is not None:
         device = noise.device
     if device is None:
         named = any(isinstance(net, os.PathLike) for net in nets.values())

@@ -1,13 +1,14 @@
-// guided_heun_first and guided_heun_second: schemas, checks and the CPU side.
+// guided_heun_first and guided_heun_second: schemas, checks and both sides.
 #include "tensor.h"
 
 namespace agf {
 namespace {
 
-double scalar(const char* function, const char* name, const Tensor& t) {
+const double* scalar(const char* function, const char* name, const Tensor& t, const Tensor& x) {
   check(t.numel() == 1 && t.scalar_type() == ScalarType::Double, function, ": ", name,
         " must be a 0-dim float64 tensor, got ", shape_of(t), "; use torch.tensor(value).double()");
-  return *static_cast<const double*>(t.const_data_ptr());
+  check_device(function, name, t, "x", x);
+  return static_cast<const double*>(t.const_data_ptr());
 }
 
 // The checked and dense arguments that both halves share.
@@ -16,12 +17,12 @@ struct GuidedArguments {
   Format format;
   Tensor raw;
   std::optional<Tensor> guide_raw;
-  GuidedLevels levels;
+  cuda::DeviceLevels device_levels;
 
   GuidedArguments(const char* function, const Tensor& x, const Tensor& raw_in,
                   const std::optional<Tensor>& guide_in, const Tensor& sigma,
                   const Tensor& sigma_next, const Tensor& guidance,
-                  std::optional<double> sigma_data, bool second)
+                  std::optional<double> sigma_data)
       : dtype(dtype_of(function, "x", x)),
         raw_dtype(dtype_of(function, "raw", raw_in)),
         format(dense_format(x)) {
@@ -29,15 +30,22 @@ struct GuidedArguments {
           ": x must be float32 or float64, the types of the sampler's state; convert it with .to()");
     check(sizes_of(raw_in) == sizes_of(x), function, ": raw must have the shape of x ",
           shape_of(x), ", got ", shape_of(raw_in), "; check the net's output");
+    check_device(function, "raw", raw_in, "x", x);
     raw = dense(raw_in, format);
     if (guide_in) {
       check_like(function, "guide_raw", *guide_in, "raw", raw_in);
       guide_raw = dense(*guide_in, format);
     }
-    const double from = scalar(function, "sigma", sigma);
-    const double to = scalar(function, "sigma_next", sigma_next);
-    levels = {second ? to : from, to - from, scalar(function, "guidance", guidance),
-              sigma_data.value_or(1.0), sigma_data.has_value()};
+    device_levels = {scalar(function, "sigma", sigma, x),
+                     scalar(function, "sigma_next", sigma_next, x),
+                     scalar(function, "guidance", guidance, x), sigma_data.value_or(1.0),
+                     sigma_data.has_value()};
+  }
+  // Read here, for the CPU loops.
+  GuidedLevels levels(bool second) const {
+    const double from = *device_levels.sigma, to = *device_levels.sigma_next;
+    return {second ? to : from, to - from, *device_levels.guidance, device_levels.sigma_data,
+            device_levels.raw};
   }
   const void* guide_data() const { return guide_raw ? guide_raw->const_data_ptr() : nullptr; }
 };
@@ -47,13 +55,20 @@ std::tuple<Tensor, Tensor> guided_heun_first(const Tensor& x, const Tensor& raw,
                                              const Tensor& sigma_next, const Tensor& guidance,
                                              std::optional<double> sigma_data) {
   const GuidedArguments a("guided_heun_first", x, raw, guide_raw, sigma, sigma_next, guidance,
-                          sigma_data, false);
+                          sigma_data);
   const Tensor in = dense(x, a.format);
   Tensor x_next = empty_like(x, a.format), slope = empty_like(x, a.format);
+  if (on_cuda(x)) {
+    launch(x, cuda::GuidedHeunFirst{in.const_data_ptr(), a.raw.const_data_ptr(), a.guide_data(),
+                                    x_next.mutable_data_ptr(), slope.mutable_data_ptr(),
+                                    a.device_levels, x.numel()}, a.dtype, a.raw_dtype);
+    return {x_next, slope};
+  }
+  const GuidedLevels levels = a.levels(false);
   parallel(x.numel(), 1, [&](int64_t begin, int64_t end) {
     guided_heun_first_kernel(a.dtype, a.raw_dtype, in.const_data_ptr(), a.raw.const_data_ptr(),
                              a.guide_data(), x_next.mutable_data_ptr(), slope.mutable_data_ptr(),
-                             a.levels, begin, end);
+                             levels, begin, end);
   });
   return {x_next, slope};
 }
@@ -65,15 +80,22 @@ Tensor guided_heun_second(const Tensor& x, const Tensor& x_next, const Tensor& s
   const char* function = "guided_heun_second";
   check_like(function, "x_next", x_next, "x", x);
   check_like(function, "slope", slope, "x", x);
-  const GuidedArguments a(function, x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data,
-                          true);
+  const GuidedArguments a(function, x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data);
   const Tensor in = dense(x, a.format), next = dense(x_next, a.format);
   const Tensor d = dense(slope, a.format);
   Tensor x_new = empty_like(x, a.format);
+  if (on_cuda(x)) {
+    launch(x, cuda::GuidedHeunSecond{in.const_data_ptr(), next.const_data_ptr(),
+                                     d.const_data_ptr(), a.raw.const_data_ptr(), a.guide_data(),
+                                     x_new.mutable_data_ptr(), a.device_levels, x.numel()},
+           a.dtype, a.raw_dtype);
+    return x_new;
+  }
+  const GuidedLevels levels = a.levels(true);
   parallel(x.numel(), 1, [&](int64_t begin, int64_t end) {
     guided_heun_second_kernel(a.dtype, a.raw_dtype, in.const_data_ptr(), next.const_data_ptr(),
                               d.const_data_ptr(), a.raw.const_data_ptr(), a.guide_data(),
-                              x_new.mutable_data_ptr(), a.levels, begin, end);
+                              x_new.mutable_data_ptr(), levels, begin, end);
   });
   return x_new;
 }
@@ -90,7 +112,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
       "Tensor sigma, Tensor sigma_next, Tensor guidance, float? sigma_data) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
+static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("guided_heun_first", TORCH_BOX(&agf::guided_heun_first));
   m.impl("guided_heun_second", TORCH_BOX(&agf::guided_heun_second));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CUDA, m) { implement(m); }

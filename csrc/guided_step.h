@@ -10,6 +10,7 @@ template <class A>
 struct GuidedScalars {
   A c_skip, c_out, guidance, inverse_sigma, step;
 
+  GuidedScalars() = default;
   AGF_HD GuidedScalars(double sigma, double delta, double w, double sigma_data, bool raw) {
     const double total = sigma * sigma + sigma_data * sigma_data;
     c_skip = raw ? A(sigma_data * sigma_data / total) : A(0);
@@ -30,6 +31,16 @@ AGF_HD A guided_denoised(A x, A raw, A guide_raw, const GuidedScalars<A>& s) {
 template <class A>
 AGF_HD A slope(A x, A denoised, const GuidedScalars<A>& s) {
   return (x - denoised) * s.inverse_sigma;
+}
+
+// EDM alg. 1, the two halves of a step: along one slope, and along the mean of two.
+template <class A>
+AGF_HD A euler_step(A x, A slope, const GuidedScalars<A>& s) {
+  return x + s.step * slope;
+}
+template <class A>
+AGF_HD A trapezoidal_step(A x, A slope, A slope_next, const GuidedScalars<A>& s) {
+  return x + s.step * A(0.5) * (slope + slope_next);
 }
 
 }  // namespace agf::AGF_ISA

@@ -3,12 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "build_config.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cuda/launch.h"
 #include "engine/bindings.h"
 
 namespace py = pybind11;
@@ -32,6 +35,26 @@ void set_isa(const std::string& name) {
   throw py::value_error("set_isa: isa must be one of build_info()['isa_available'], got " + name);
 }
 
+// Lets Python compile kernels at first use: load(kernel, types, device) returns a CUfunction. Its
+// exceptions become the operator's.
+void set_kernel_loader(const py::function& load) {
+  // Never destroyed: kernels may be loaded until the interpreter ends, and not after.
+  auto* function = new py::function(load);
+  agf::cuda::set_loader([function](const std::string& kernel, const std::string& types,
+                                   int device) {
+    const py::gil_scoped_acquire lock;
+    try {
+      return reinterpret_cast<void*>((*function)(kernel, types, device).cast<std::uintptr_t>());
+    } catch (const py::error_already_set& error) {
+      throw std::runtime_error(py::str(error.value()).cast<std::string>());
+    }
+  });
+}
+
+void set_simulator(std::uintptr_t simulator) {
+  agf::cuda::set_simulator(reinterpret_cast<agf::cuda::Simulator>(simulator));
+}
+
 py::dict build_info() {
   using namespace py::literals;
   return py::dict("version"_a = AGF_VERSION, "compiler"_a = AGF_COMPILER,
@@ -51,4 +74,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("isa"),
         "Choose the instruction set of the CPU loops, among build_info()['isa_available'].");
   bind_plans(m);
+  m.def("set_kernel_loader", &set_kernel_loader, py::arg("load"),
+        "Compile CUDA kernels that nvcc did not build with load(kernel, types, device).");
+  m.def("set_simulator", &set_simulator, py::arg("address"),
+        "For tests: run CUDA kernels on CPU tensors through the function there; 0 ends that.");
 }

@@ -1,4 +1,4 @@
-// mp_cat and mp_cat_mp_silu: schemas, checks and the CPU side.
+// mp_cat and mp_cat_mp_silu: schemas, checks and both sides.
 #include "tensor.h"
 
 namespace agf {
@@ -19,6 +19,7 @@ struct CatShape {
           " but for dimension 1, got ", shape_of(b), "; expand or slice it");
     check(a.scalar_type() == b.scalar_type(), function,
           ": b must have the dtype of a, got another; convert it with .to()");
+    check_device(function, "b", b, "a", a);
     const Image image_a(a), image_b(b);
     const bool rows = format == Format::channels_last;
     outer = rows ? image_a.N * image_a.S : image_a.N;
@@ -39,6 +40,12 @@ Tensor run(const char* function, const Tensor& a, const Tensor& b, double t, Ten
   const Tensor p = dense(a, s.format), q = dense(b, s.format);
   Tensor y = empty(s.sizes, a.scalar_type(), s.format, a);
   if (silu) *silu = empty(s.sizes, a.scalar_type(), s.format, a);
+  if (on_cuda(a)) {
+    launch(a, cuda::MpCat{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(),
+                          silu ? silu->mutable_data_ptr() : nullptr, s.outer, s.length_a,
+                          s.length_b, s.weight_a, s.weight_b}, dtype);
+    return y;
+  }
   parallel(s.outer * (s.length_a + s.length_b), 1, [&](int64_t begin, int64_t end) {
     mp_cat_kernel(dtype, p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(),
                   silu ? silu->mutable_data_ptr() : nullptr, s.length_a, s.length_b, s.weight_a,
@@ -63,9 +70,19 @@ std::tuple<Tensor, Tensor> mp_cat_backward(const Tensor& grad, std::optional<Ten
   check(sizes_of(grad) == s.sizes && grad.scalar_type() == a.scalar_type(),
         "mp_cat_backward: grad must have the shape and dtype of the concatenation, got ",
         shape_of(grad), "; expand or convert it");
+  check_device("mp_cat_backward", "grad", grad, "a", a);
+  if (grad_silu) check_like("mp_cat_backward", "grad_silu", *grad_silu, "grad", grad);
   const Tensor g = dense(grad, s.format), p = dense(a, s.format), q = dense(b, s.format);
   if (grad_silu) grad_silu = dense(*grad_silu, s.format);
   Tensor grad_a = empty_like(a, s.format), grad_b = empty_like(b, s.format);
+  if (on_cuda(a)) {
+    launch(a, cuda::MpCatBackward{g.const_data_ptr(),
+                                  grad_silu ? grad_silu->const_data_ptr() : nullptr,
+                                  p.const_data_ptr(), q.const_data_ptr(),
+                                  grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(), s.outer,
+                                  s.length_a, s.length_b, s.weight_a, s.weight_b}, dtype);
+    return {grad_a, grad_b};
+  }
   parallel(s.outer * (s.length_a + s.length_b), 1, [&](int64_t begin, int64_t end) {
     mp_cat_backward_kernel(dtype, g.const_data_ptr(),
                            grad_silu ? grad_silu->const_data_ptr() : nullptr, p.const_data_ptr(),
@@ -87,8 +104,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
       "(Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
+static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("mp_cat", TORCH_BOX(&agf::mp_cat));
   m.impl("mp_cat_mp_silu", TORCH_BOX(&agf::mp_cat_mp_silu));
   m.impl("mp_cat_backward", TORCH_BOX(&agf::mp_cat_backward));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CUDA, m) { implement(m); }

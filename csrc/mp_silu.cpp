@@ -1,4 +1,4 @@
-// mp_silu and modulate_mp_silu: schemas, checks and the CPU side.
+// mp_silu and modulate_mp_silu: schemas, checks and both sides.
 #include "tensor.h"
 
 namespace agf {
@@ -9,6 +9,10 @@ Tensor mp_silu(const Tensor& x) {
   const Format format = dense_format(x);
   const Tensor in = dense(x, format);
   Tensor y = empty_like(x, format);
+  if (on_cuda(x)) {
+    launch(x, cuda::MpSilu{in.const_data_ptr(), y.mutable_data_ptr(), x.numel()}, dtype);
+    return y;
+  }
   parallel(x.numel(), 1, [&](int64_t begin, int64_t end) {
     mp_silu_kernel(dtype, in.const_data_ptr(), y.mutable_data_ptr(), begin, end);
   });
@@ -21,6 +25,11 @@ Tensor mp_silu_backward(const Tensor& grad, const Tensor& x) {
   const Format format = dense_format(x);
   const Tensor g = dense(grad, format), in = dense(x, format);
   Tensor grad_x = empty_like(x, format);
+  if (on_cuda(x)) {
+    launch(x, cuda::MpSiluBackward{g.const_data_ptr(), in.const_data_ptr(),
+                                   grad_x.mutable_data_ptr(), x.numel()}, dtype);
+    return grad_x;
+  }
   parallel(x.numel(), 1, [&](int64_t begin, int64_t end) {
     mp_silu_backward_kernel(dtype, g.const_data_ptr(), in.const_data_ptr(),
                             grad_x.mutable_data_ptr(), begin, end);
@@ -35,6 +44,7 @@ void check_modulation(const char* function, const Tensor& x, const Tensor& scale
         "; expand or slice it");
   check(scale.scalar_type() == x.scalar_type(), function,
         ": scale must have the dtype of x, got another; convert it with .to()");
+  check_device(function, "scale", scale, "x", x);
 }
 
 Tensor modulate_mp_silu(const Tensor& x, const Tensor& scale) {
@@ -45,6 +55,15 @@ Tensor modulate_mp_silu(const Tensor& x, const Tensor& scale) {
   Tensor y = empty_like(x, format);
   const Image image(x);
   const bool rows = format == Format::channels_last;
+  if (on_cuda(x)) {
+    const auto run = [&](auto kernel) {
+      kernel = {in.const_data_ptr(), s.const_data_ptr(), y.mutable_data_ptr(), image.N, image.C,
+                image.S};
+      launch(x, kernel, dtype);
+    };
+    rows ? run(cuda::ModulateMpSiluRows{}) : run(cuda::ModulateMpSiluPlanes{});
+    return y;
+  }
   parallel(image.N * (rows ? image.S : image.C), rows ? image.C : image.S,
            [&](int64_t begin, int64_t end) {
              (rows ? modulate_mp_silu_rows_kernel : modulate_mp_silu_planes_kernel)(
@@ -65,6 +84,16 @@ std::tuple<Tensor, Tensor> modulate_mp_silu_backward(const Tensor& grad, const T
   Tensor grad_scale = empty_like(scale, Format::contiguous);
   const Image image(x);
   const bool rows = format == Format::channels_last;
+  if (on_cuda(x)) {
+    const auto run = [&](auto kernel) {
+      kernel = {g.const_data_ptr(), in.const_data_ptr(), s.const_data_ptr(),
+                grad_x.mutable_data_ptr(), grad_scale.mutable_data_ptr(), image.N, image.C,
+                image.S};
+      launch(x, kernel, dtype);
+    };
+    rows ? run(cuda::ModulateMpSiluBackwardRows{}) : run(cuda::ModulateMpSiluBackwardPlanes{});
+    return {grad_x, grad_scale};
+  }
   const int64_t blocks = rows ? (image.C + kChannelBlock - 1) / kChannelBlock : image.C;
   parallel(image.N * blocks, image.S * (rows ? kChannelBlock : 1),
            [&](int64_t begin, int64_t end) {
@@ -87,9 +116,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
   m.def("modulate_mp_silu_backward(Tensor grad, Tensor x, Tensor scale) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
+static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("mp_silu", TORCH_BOX(&agf::mp_silu));
   m.impl("mp_silu_backward", TORCH_BOX(&agf::mp_silu_backward));
   m.impl("modulate_mp_silu", TORCH_BOX(&agf::modulate_mp_silu));
   m.impl("modulate_mp_silu_backward", TORCH_BOX(&agf::modulate_mp_silu_backward));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CUDA, m) { implement(m); }

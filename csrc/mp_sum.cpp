@@ -1,4 +1,4 @@
-// mp_sum: schema, checks and the CPU side.
+// mp_sum: schema, checks and both sides.
 #include "tensor.h"
 
 namespace agf {
@@ -21,6 +21,11 @@ Tensor mp_sum(const Tensor& a, const Tensor& b, double t, std::optional<double> 
   const Format format = dense_format(a);
   const Tensor p = dense(a, format), q = dense(b, format);
   Tensor y = empty_like(a, format);
+  if (on_cuda(a)) {
+    launch(a, cuda::MpSum{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(), weights.a,
+                          weights.b, weights.limit, a.numel()}, dtype);
+    return y;
+  }
   parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {
     mp_sum_kernel(dtype, p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(), weights.a,
                   weights.b, weights.limit, begin, end);
@@ -37,6 +42,12 @@ std::tuple<Tensor, Tensor> mp_sum_backward(const Tensor& grad, const Tensor& a, 
   const Format format = dense_format(a);
   const Tensor g = dense(grad, format), p = dense(a, format), q = dense(b, format);
   Tensor grad_a = empty_like(a, format), grad_b = empty_like(a, format);
+  if (on_cuda(a)) {
+    launch(a, cuda::MpSumBackward{g.const_data_ptr(), p.const_data_ptr(), q.const_data_ptr(),
+                                  grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(), weights.a,
+                                  weights.b, weights.limit, a.numel()}, dtype);
+    return {grad_a, grad_b};
+  }
   parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {
     mp_sum_backward_kernel(dtype, g.const_data_ptr(), p.const_data_ptr(), q.const_data_ptr(),
                            grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(), weights.a,
@@ -54,7 +65,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
       "mp_sum_backward(Tensor grad, Tensor a, Tensor b, float t, float? clip) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
+static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("mp_sum", TORCH_BOX(&agf::mp_sum));
   m.impl("mp_sum_backward", TORCH_BOX(&agf::mp_sum_backward));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CUDA, m) { implement(m); }

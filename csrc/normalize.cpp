@@ -1,4 +1,4 @@
-// normalize and resample_normalize_mp_silu: schemas, checks and the CPU side.
+// normalize and resample_normalize_mp_silu: schemas, checks and both sides.
 #include "tensor.h"
 
 #include "resample_shape.h"
@@ -10,6 +10,15 @@ namespace {
 void run(Dtype dtype, Resample mode, const Tensor& in, const Tensor& y, const Tensor* silu,
          double eps, bool rows, int64_t N, int64_t C, int64_t H, int64_t W) {
   void* silu_data = silu ? silu->mutable_data_ptr() : nullptr;
+  if (on_cuda(in)) {
+    const cuda::Resampled source{in.const_data_ptr(), static_cast<int>(mode), N, C, H, W};
+    if (rows) {
+      launch(in, cuda::NormalizeRows{source, y.mutable_data_ptr(), silu_data, eps}, dtype);
+    } else {
+      launch(in, cuda::NormalizePlanes{source, y.mutable_data_ptr(), silu_data, eps}, dtype);
+    }
+    return;
+  }
   const int64_t blocks = (W + kPixelBlock - 1) / kPixelBlock;
   parallel(rows ? N * H * W : N * H * blocks, rows ? C : C * std::min<int64_t>(W, kPixelBlock),
            [&](int64_t begin, int64_t end) {
@@ -69,6 +78,18 @@ Tensor backward(const char* function, const Tensor& grad, const Tensor* grad_sil
     g_silu = dense(*grad_silu, format);
   }
   Tensor grad_x = empty_like(x, format);
+  if (on_cuda(x)) {
+    const void* silu_data = g_silu ? g_silu->const_data_ptr() : nullptr;
+    if (s.rows) {
+      launch(x, cuda::NormalizeBackwardRows{g.const_data_ptr(), silu_data, in.const_data_ptr(),
+                                            grad_x.mutable_data_ptr(), eps, s.outer, s.K}, dtype);
+    } else {
+      launch(x, cuda::NormalizeBackwardPlanes{g.const_data_ptr(), silu_data, in.const_data_ptr(),
+                                              grad_x.mutable_data_ptr(), eps, s.outer, s.K, s.S},
+             dtype);
+    }
+    return grad_x;
+  }
   const int64_t blocks = (s.S + kPixelBlock - 1) / kPixelBlock;
   parallel(s.rows ? s.outer : s.outer * blocks, s.rows ? s.K : s.K * kPixelBlock,
            [&](int64_t begin, int64_t end) {
@@ -116,9 +137,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
       "normalize_mp_silu_backward(Tensor grad_y, Tensor grad_silu, Tensor x, float eps) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
+static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("normalize", TORCH_BOX(&agf::normalize));
   m.impl("normalize_backward", TORCH_BOX(&agf::normalize_backward));
   m.impl("resample_normalize_mp_silu", TORCH_BOX(&agf::resample_normalize_mp_silu));
   m.impl("normalize_mp_silu_backward", TORCH_BOX(&agf::normalize_mp_silu_backward));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CUDA, m) { implement(m); }

@@ -21,6 +21,7 @@
 
 namespace agf::AGF_ISA {
 
+#ifndef __CUDACC_RTC__
 // 2^n for -126 <= n <= 127.
 AGF_HD float power_of_two(int n) {
   const int bits = (n + 127) << 23;
@@ -28,6 +29,7 @@ AGF_HD float power_of_two(int n) {
   __builtin_memcpy(&x, &bits, sizeof(x));
   return x;
 }
+#endif
 
 AGF_HD double exp(double x) { return ::exp(x); }
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cuda/launch.h"
 
 namespace agf {
 
@@ -60,6 +61,13 @@ inline Dtype dtype_of(const char* function, const char* name, const Tensor& x) {
   return dtype_of(function, name, x.scalar_type());
 }
 
+inline void check_device(const char* function, const char* name, const Tensor& x,
+                         const char* model_name, const Tensor& model) {
+  const auto device = x.device(), expected = model.device();
+  check(device.type() == expected.type() && device.index() == expected.index(), function, ": ",
+        name, " must be on the device of ", model_name, ", got another; move it with .to()");
+}
+
 inline void check_like(const char* function, const char* name, const Tensor& x,
                        const char* model_name, const Tensor& model) {
   const auto sizes = x.sizes(), expected = model.sizes();
@@ -68,6 +76,7 @@ inline void check_like(const char* function, const char* name, const Tensor& x,
         "; expand or slice it");
   check(x.scalar_type() == model.scalar_type(), function, ": ", name,
         " must have the dtype of ", model_name, ", got another; convert it with .to()");
+  check_device(function, name, x, model_name, model);
 }
 
 inline void check_image(const char* function, const char* name, const Tensor& x) {
@@ -137,6 +146,17 @@ struct Image {
     for (int64_t i = 2; i < x.dim(); ++i) S *= x.size(i);
   }
 };
+
+// Every operator has one implementation for both kinds of device, which checks, allocates, and
+// then either launches a CUDA kernel or loops on the CPU.
+inline bool on_cuda(const Tensor& x) {
+  return x.device().type() == torch::headeronly::DeviceType::CUDA || cuda::simulating();
+}
+
+template <class Kernel>
+inline void launch(const Tensor& on, const Kernel& kernel, Dtype first, Dtype second = Dtype::f32) {
+  cuda::launch(kernel, on.device().index(), first, second);
+}
 
 // body(begin, end) over [0, count), on as many threads as give each about 2^14 elements of work.
 template <class Body>

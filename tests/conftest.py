@@ -1,5 +1,6 @@
 """What all tests share: the device and instruction set under test."""
 import pytest
+import simulator
 import torch
 
 from autoguide_fast._extension import build_info, set_isa
@@ -9,10 +10,35 @@ from autoguide_fast._extension import build_info, set_isa
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=build_info()["isa_available"])
-def isa(request):
-    """Run the test with each instruction set that this machine has."""
-    chosen = build_info()["isa"]
-    set_isa(request.param)
-    yield request.param
-    set_isa(chosen)
+def needs_cuda():
+    """Skip the test, saying so, where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Run the test on each kind of device."""
+    if request.param == "cuda":
+        needs_cuda()
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[*build_info()["isa_available"], "simulated", "cuda"])
+def place(request):
+    """Run the test with each instruction set that this machine has and on a CUDA device; and with
+    the CUDA kernels simulated on the CPU. Gives the device for the tensors.
+    """
+    if request.param == "cuda":
+        needs_cuda()
+        yield torch.device("cuda")
+    elif request.param == "simulated":
+        if simulator.why_not():
+            pytest.skip(simulator.why_not())
+        with simulator.simulating():
+            yield torch.device("cpu")
+    else:
+        chosen = build_info()["isa"]
+        set_isa(request.param)
+        yield torch.device("cpu")
+        set_isa(chosen)

@@ -162,6 +162,45 @@ def test_noise_takes_the_place_of_the_seeds():
     assert torch.equal(sample(model, noise=noise, class_labels=2, num_steps=3), labelled)
 
 
+class Exporter:
+    """An array of another library, of which only DLPack is known."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __dlpack__(self, **options):
+        return self.x.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.x.__dlpack_device__()
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, Exporter], ids=["numpy", "dlpack"])
+def test_arrays_for_tensors(wrap):
+    model = tiny(label_dim=4)
+    noise, classes = torch.randn(3, 2, 8, 8), torch.tensor([2, 0, 3])
+    untouched = noise.clone()
+    expected = sample(model, noise=noise, class_labels=classes, num_steps=3)
+    value = sample(model, noise=wrap(noise), class_labels=wrap(classes), num_steps=3)
+    assert torch.equal(value, expected)
+    array = sample(model, noise=wrap(noise), class_labels=classes, num_steps=3, array="numpy")
+    assert isinstance(array, np.ndarray) and np.array_equal(array, expected.numpy())
+    assert torch.equal(noise, untouched)
+
+
+def test_cupy_arrays():
+    cupy = pytest.importorskip("cupy")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = tiny(label_dim=4).to("cuda")
+    noise = cupy.random.standard_normal((3, 2, 8, 8), dtype=cupy.float32)
+    classes = cupy.asarray([2, 0, 3])
+    array = sample(model, noise=noise, class_labels=classes, num_steps=3, array="cupy")
+    assert isinstance(array, cupy.ndarray)
+    expected = sample(model, noise=torch.as_tensor(noise), class_labels=[2, 0, 3], num_steps=3)
+    assert torch.equal(torch.as_tensor(array), expected)
+
+
 def test_callable_without_attributes_gets_labels_as_given():
     seen = []
 

@@ -122,6 +122,8 @@ VALUE_ERRORS = {
         {"noise": NOISE, "seeds": None, "class_labels": 0, "S_churn": 3},
         "seeds must be given beside noise where churn is added",
     ),
+    "array_kind": ({"array": "jax"}, "array must be one of torch, numpy, cupy"),
+    "array_cupy": ({"array": "cupy"}, "array must be 'torch' or 'numpy' on cpu"),
     "callable_of_unknown_shape": ({"model": bare}, "noise must be given for a callable"),
     "callable_labels": (
         {"model": bare, "noise": NOISE, "class_labels": [1, 2]},
@@ -146,7 +148,7 @@ TYPE_ERRORS = {
     "labels_bool": ({"class_labels": torch.ones(3, dtype=torch.bool)}, "whole numbers"),
     "labels_string": ({"class_labels": "cat"}, "class_labels must be integers or a tensor"),
     "dtype": ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64"),
-    "noise_type": ({"noise": "loud"}, "noise must be a tensor"),
+    "noise_type": ({"noise": "loud"}, "noise must be a tensor or an array"),
     "callback": ({"callback": 3}, "callback must be callable, got int"),
     "noise_dtype": ({"noise": NOISE.long()}, "noise must be of floating-point type"),
 }

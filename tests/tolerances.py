@@ -19,7 +19,7 @@ ENGINE = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.int8: 0.2}
 
 def relative_error(value, reference):
     """Return max |value - reference| / max |reference|, NaN where either has one."""
-    value, reference = value.detach().double(), reference.detach().double()
+    value, reference = value.detach().cpu().double(), reference.detach().cpu().double()
     if reference.numel() == 0:
         return 0.0
     return ((value - reference).abs().max() / reference.abs().max()).item()

@@ -24,6 +24,7 @@ def collect() -> dict:
     import numpy
     import torch
 
+    from autoguide_fast import runtime_kernels
     from autoguide_fast._extension import build_info
 
     build = dict(build_info())
@@ -38,6 +39,7 @@ def collect() -> dict:
         "compiler": build.get("compiler"),
         "cuda": build.get("cuda"),
         "cuda_architectures": build.get("cuda_architectures"),
+        "cuda_kernels": runtime_kernels.route(),
         "isa": build.get("isa"),
         "isa_available": build.get("isa_available"),
         "threads": torch.get_num_threads(),
@@ -73,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         ("build", f"{facts['build_type']}, {facts['compiler']}"),
         ("CUDA", facts["cuda"]),
         ("CUDA architectures", _join(facts["cuda_architectures"]) or "none: built without CUDA"),
+        ("CUDA kernels", facts["cuda_kernels"]),
         ("instruction set", f"{facts['isa']} (available: {_join(facts['isa_available'])})"),
         ("threads", facts["threads"]),
         ("devices", devices[0]),

@@ -124,6 +124,8 @@ def objection(net):
     if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):
         return "one with hooks; remove them, or let sample run it without an engine"
     parameters = list(net.parameters())
+    if net.run_dtype not in (None, torch.float32):
+        return f"one that runs in {net.run_dtype}; set its run_dtype to None"
     if any(p.dtype != torch.float32 for p in parameters):
         return "parameters of another type; convert it with .float()"
     if any(p.device.type != "cpu" for p in parameters):

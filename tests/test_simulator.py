@@ -1,0 +1,157 @@
+"""The simulator of CUDA kernels notices what is wrong with a kernel, and the kernels stand it."""
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import simulator
+import torch
+from nets import tiny
+from tolerances import relative_error
+
+from autoguide_fast import ops, sample
+
+pytestmark = pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
+
+
+def run_sums(how, seed, flags=()):
+    """Run a sum that is broken in the way `how`; return the simulator's error, and the sums."""
+    function = ctypes.CDLL(str(simulator.build("broken.cpp", flags))).run_sums
+    function.restype = ctypes.c_char_p
+    function.argtypes = [ctypes.c_char_p] + [ctypes.c_void_p] * 2 + [ctypes.c_int, ctypes.c_uint64]
+    x, y = torch.arange(200.0), torch.zeros(2)
+    error = function(how.encode(), x.data_ptr(), y.data_ptr(), 200, seed).decode()
+    return error, y.tolist()
+
+
+CORRECT = [19900.0, 39800.0]
+
+
+def test_a_right_kernel_passes():
+    for how in ("not at all", "writes from another thread"):
+        assert all(run_sums(how, seed) == ("", CORRECT) for seed in range(20))
+
+
+@pytest.mark.parametrize("how", ["drops the first barrier", "drops the second barrier"])
+def test_a_race_shows(how):
+    results = [run_sums(how, seed) for seed in range(20)]
+    assert all(error == "" for error, _ in results)
+    assert any(sums != CORRECT for _, sums in results)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("has the barrier in a branch", "did not reach the barrier of the others"),
+        ("has two barriers for one", "are at different barriers"),
+        ("returns early", "did not join in the shuffle"),
+        ("shuffles in half of the warp", "did not join in the shuffle"),
+        ("leaves a lane out of the mask", "under a mask without itself"),
+        ("reads a lane of another warp", "reads lane"),
+    ],
+)
+def test_divergence_is_an_error(how, message):
+    assert message in run_sums(how, 0)[0]
+
+
+# Every access inside its allocation, and at a multiple of what it moves at once, which the CPU
+# would forgive and a GPU does not. Unoptimised: compiling takes longer than running.
+SANITIZE = "-O0 -fsanitize=address,alignment -fno-sanitize-recover=alignment"
+
+
+def python_sanitized(*arguments, **environment):
+    """Run Python with AddressSanitizer's runtime, which the kernels' library needs loaded first."""
+    command = ["g++", "-print-file-name=libasan.so"]
+    runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("no libasan.so beside g++")
+    environment |= {
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": str(simulator.ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        cwd=simulator.ROOT / "tests",
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "noticed"),
+    [
+        ("not at all", ""),
+        ("stores past the end", "heap-buffer-overflow"),
+        ("stores past the end of shared memory", "heap-buffer-overflow"),
+        ("loads a vector off its alignment", "misaligned address"),
+    ],
+)
+def test_wrong_accesses_are_seen(how, noticed):
+    code = f"import test_simulator as t; t.run_sums({how!r}, 0, tuple(t.SANITIZE.split()))"
+    result = python_sanitized("-c", code)
+    assert noticed in result.stderr
+    assert (result.returncode != 0) == bool(noticed), result.stderr
+
+
+def test_kernels_sanitized():
+    """The values and gradients of all operators once more, with every access to memory checked.
+
+    In one type of 2 bytes: the vectors are the longest, and other types differ in little else.
+    """
+    result = python_sanitized(
+        *("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "test_ops.py"),
+        *("-k", "simulated and torch.float16 and not sliced and (test_value or test_gradient)"),
+        AGF_SIMULATOR_FLAGS=SANITIZE,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert " passed" in result.stdout
+
+
+def test_the_operators_are_simulated():
+    """CPU loops would pass every test too: make sure that kernels are what runs."""
+    x = torch.randn(2, 6, 4, 4)
+    with simulator.simulating():
+        simulated = ops.mp_silu(x)
+    torch.testing.assert_close(simulated, ops.mp_silu(x))
+    seen = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, *[ctypes.c_int] * 3, ctypes.c_void_p)
+    def record(kernel, types, x, y, arguments):
+        seen.append(kernel.decode())
+
+    simulator._C.set_simulator(ctypes.cast(record, ctypes.c_void_p).value)
+    try:
+        ops.resample_normalize_mp_silu(x, "up")
+        ops.resample_normalize_mp_silu(x.contiguous(memory_format=torch.channels_last), "up")
+    finally:
+        simulator._C.set_simulator(0)
+    assert seen == ["NormalizePlanes", "NormalizeRows"]
+
+
+def test_sampling_through_the_kernels():
+    """A whole guided sampling, every operator of both nets a simulated kernel."""
+    options = {"guidance": 1.5, "class_labels": 3, "seeds": range(2), "num_steps": 3, "raw": True}
+    expected = sample("digits", **options)
+    with simulator.simulating():
+        value = sample("digits", **options)
+    assert not torch.equal(value, expected)  # the CPU's loops add up in another order
+    assert relative_error(value, expected) < 1e-4  # three steps this coarse magnify rounding
+
+
+def test_training_through_the_kernels():
+    """One gradient of a network, every operator forward and backward a simulated kernel."""
+    x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for kernels in (contextlib.nullcontext(), simulator.simulating()):
+        net = tiny(label_dim=4).train()  # anew: the forward pass replaces its weights
+        with kernels:
+            y = net(x, torch.tensor([0.5, 2.0]), torch.eye(4)[:2])
+            gradients.append(torch.autograd.grad(y.square().sum(), list(net.unet.parameters())))
+    names = [name for name, _ in net.unet.named_parameters()]
+    for name, expected, value in zip(names, *gradients, strict=True):
+        assert relative_error(value, expected) < 1e-4, name
