@@ -95,8 +95,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
-# On a busy machine gloo may fail to connect at a restart, hence the two in reserve.
-@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("restarts", [0, 1])
 def test_a_dying_process_ends_the_job_and_a_restart_resumes_it(alone, tmp_path, restarts):
     program = tmp_path / "mortal.py"
     program.write_text(_MORTAL)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
+import threading
 import time
 import warnings
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 # How long a process waits for the others before it takes them for lost.
 _TIMEOUT = datetime.timedelta(minutes=30)
 _SAY_SECONDS = 3.0
+# How long they may take to connect; gloo itself would wait without end for one that is gone.
+_CONNECT_SECONDS = 30.0
 
 
 class Processes:
@@ -35,9 +40,15 @@ class Processes:
         """Joins, over gloo, the processes that torchrun started; alone without torchrun."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-        return cls(dist.get_world_size(), dist.get_rank(), restarts)
+        with _leaving_after(_CONNECT_SECONDS):
+            store, rank, count = next(rendezvous("env://"))
+            # The store outlives a restart (torch 2.13), and with it the addresses of the dead.
+            store = dist.PrefixStore(f"restart_{restarts}", store)
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=count, timeout=_TIMEOUT
+            )
+        return cls(count, rank, restarts)
 
     def __enter__(self) -> Processes:
         return self
@@ -104,6 +115,25 @@ class Processes:
                 f"train: all {self.count} processes must stay alive, got a lost connection in "
                 f"process {self.rank}; look above for what ended the other one, then add --resume"
             ) from error
+
+
+@contextlib.contextmanager
+def _leaving_after(seconds: float):
+    """Ends this process if what is inside takes longer; nothing else interrupts gloo."""
+
+    def leave() -> None:
+        rank = os.environ.get("RANK")
+        print(f"train: process {rank} must find the others within {seconds:g} s, got no connection",
+              file=sys.stderr, flush=True)  # fmt: skip
+        os._exit(1)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
