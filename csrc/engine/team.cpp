@@ -1,4 +1,4 @@
-// Threads that look for work for about 200 microseconds before they sleep.
+// Threads that look for work for about a millisecond before they sleep.
 #include "engine/team.h"
 
 #include <sched.h>
@@ -14,7 +14,8 @@
 namespace agf {
 namespace {
 
-constexpr int kSpins = 4000;  // of about 50 ns: longer than what Python does between evaluations
+constexpr int kSpins = 1000;    // of about 50 ns: longer than most instructions of a plan
+constexpr int kOffers = 2000;   // of the core to others, then: longer than Python takes between calls
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -75,7 +76,9 @@ class Workers {
   void work(int number, unsigned seen) {
     leave_bound_core();
     for (;;) {
-      for (int i = 0; i < kSpins && job_.load(std::memory_order_acquire) == seen; ++i) relax();
+      for (int i = 0; i < kSpins + kOffers && job_.load(std::memory_order_acquire) == seen; ++i) {
+        i < kSpins ? relax() : static_cast<void>(sched_yield());
+      }
       if (job_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(sleeping_);
         wake_.wait(lock, [&] { return job_.load() != seen; });
