@@ -139,7 +139,8 @@ def sample(
 
     engine = model if isinstance(model, Engine) else None
     if engine is not None:
-        model, guide = _engine_pair(engine, guide, guidance)
+        model, guide = _engine_pair(engine, guide, guidance, device)
+        device = torch.device("cpu")
     if noise is not None:
         noise = arguments.tensor_of_noise(noise)
     names = {"model": _described(model, "model"), "guide": _described(guide, "guide")}
@@ -212,7 +213,12 @@ def sample(
     return arguments.to_array(torch.cat(done), array)
 
 
-def _engine_pair(engine, guide, guidance):
+def _engine_pair(engine, guide, guidance, device):
+    if device is not None and device.type != "cpu":
+        raise ValueError(
+            f"sample: device must be the CPU for an Engine, got {device}; pass the networks "
+            "themselves"
+        )
     if guide is not None:
         raise ValueError(
             "sample: guide must be left out for an Engine, which has its own, got "

@@ -263,6 +263,13 @@ def test_sample_takes_an_engine():
         Engine(model).sample(guidance=2.0, seeds=[0])
 
 
+def test_an_engine_stays_on_the_cpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    with pytest.raises(ValueError, match="sample: device must be the CPU for an Engine, got cuda"):
+        Engine(make_net()).sample(seeds=[0], device="cuda")
+
+
 def test_sample_keeps_the_last_engines_and_sees_every_change():
     engine.clear()
     net = make_net()
