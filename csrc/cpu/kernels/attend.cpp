@@ -10,7 +10,7 @@
 namespace agf::AGF_ISA {
 namespace {
 
-constexpr float kEps = 1e-4f;
+constexpr float kEps = 1e-4f;  // of the normalisation of queries, keys and values (EDM2 eq. 30)
 
 struct Head {
   float *q, *k, *v;
