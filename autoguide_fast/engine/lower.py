@@ -93,7 +93,9 @@ class Recorder:
         """A map of float32, or of the plan's cells if only the convolution `reader` reads it."""
         if reader is None:
             return Feature(size, runs, border)
-        return Feature(size, runs, border, self.cell, self.ranges.get(reader, (0.0, 0.0)))
+        if self.cell == "u8":
+            return Feature(size, runs, border, self.cell, self.ranges[reader])
+        return Feature(size, runs, border, self.cell)
 
     def convolve(self, name, weight, source, rows=None, factor=1.0, **arguments):
         """A convolution of `source` with a prepared `weight` times `factor`."""
