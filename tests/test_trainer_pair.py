@@ -194,6 +194,15 @@ def test_plot_draws_both_nets(capsys, trained, tmp_path):
     assert code == 2 and "without log.jsonl" in err
 
 
+def test_plot_of_a_run_whose_loss_left_the_numbers(capsys, trained, tmp_path):
+    lines = (trained / "log.jsonl").read_text().splitlines()
+    last = {**json.loads(lines[-1]), "loss": None}
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    code, out, err = run(capsys, "plot", tmp_path)
+    assert code == 0, err
+    assert f"{last['net']}: loss not finite at {last['nimg']} images" in out
+
+
 def test_tensorboard_gets_the_same_figures(trained, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     draw(rows, path)
     for net in dict.fromkeys(row["net"] for row in rows):
         last = [row for row in rows if row["net"] == net][-1]
-        print(f"{net}: loss {last['loss']:.4g} at {last['nimg']} images")
+        loss = "not finite" if last["loss"] is None else f"{last['loss']:.4g}"
+        print(f"{net}: loss {loss} at {last['nimg']} images")
     print(path)
 
 
