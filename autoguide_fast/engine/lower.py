@@ -103,6 +103,7 @@ class Recorder:
         taps = weight[0, 0].numel()
         weight = pack.spread(weight * factor, rows, source.runs)
         flops = 2.0 * sum(rows) * sum(source.runs) * taps * source.size**2
+        in_channels = source.channels
         if source.cell == "u8":
             scale, zero = source.quantisation
             integers, numbers = pack.quantised(weight, zero)
@@ -111,10 +112,13 @@ class Recorder:
             arguments["dequantise"] = self.packer.add(numbers)
         elif _suits_winograd(source, weight):
             arguments["winograd"] = True
-            arguments["weights"] = self.packer.add(pack.winograd(weight))
+            arguments["weights"] = self.packer.add(pack.winograd(weight, source.cell))
         else:
+            if len(source.runs) == 1:  # the zeros after an image's few channels need no product
+                in_channels = math.ceil(source.runs[0] / 4) * 4
+            weight = weight[:, :in_channels]
             arguments["weights"] = self.packer.add(pack.direct(weight, source.cell))
-        self.add("convolve", name, flops, in_=source, taps=taps, in_channels=source.channels,
+        self.add("convolve", name, flops, in_=source, taps=taps, in_channels=in_channels,
                  **arguments)  # fmt: skip
 
     def finish(self, net):
@@ -144,18 +148,19 @@ class Recorder:
 
 
 def _suits_winograd(source, weight):
-    """Whether F(4x4, 3x3) pays: a quarter of the products for four times the weights.
+    """Whether fewer products for more weights pay: F(4x4, 3x3) in float32, F(2x2, 3x3) in bf16.
 
-    Those are read once for every few tiles of 4x4 pixels, so there must be many, or the weights
-    must stay in a thread's cache; and with more channels its cache holds too few tiles.
+    Weights are read once for every few tiles of pixels, so there must be many, or the weights must
+    stay in a thread's cache; and with more channels its cache holds too few tiles.
     """
     outputs, inputs, taps = weight.shape
+    if taps != 9 or source.cell == "u8" or min(inputs, outputs) < 32:
+        return False
+    if source.cell == "bf16":
+        return source.size % 2 == 0
     return (
-        taps == 9
-        and source.cell == "f32"
-        and source.size % 4 == 0
-        and outputs >= 32
-        and 32 <= inputs <= 352
+        source.size % 4 == 0
+        and inputs <= 352
         and (source.size >= 16 or 36 * 4 * inputs * outputs <= 1 << 20)
     )
 
@@ -288,7 +293,8 @@ def _attention(record, name, block, x, source, limit, border):
     # From interleaved [head, channel, part] to [part, head, channel].
     weight = _prepared(block.attn_qkv).unflatten(0, (heads, channels, 3))
     weight = weight.movedim(2, 0).flatten(0, 2)
-    qkv = record.map(x.size, (channels,) * (3 * heads))
+    qkv = Feature(x.size, (channels,) * (3 * heads))
+    qkv.cell = "f32" if record.cell == "f32" else "bf16"
     record.convolve(f"{name} attn_qkv", weight, source, rows=qkv.runs, out=qkv)
     mixed = record.map(x.size, (channels,) * heads, reader=block.attn_proj)
     keys = pack.padded(pixels)

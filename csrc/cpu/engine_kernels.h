@@ -10,6 +10,7 @@ extern CpuKernel<void(const Load&, const Frame&)> load_kernel;
 extern CpuKernel<void(const Enter&, const Frame&)> enter_kernel;
 extern CpuKernel<void(const Convolve&, const Frame&)> convolve_kernel;
 extern CpuKernel<void(const Convolve&, const Frame&)> winograd_kernel;
+extern CpuKernel<void(const Convolve&, const Frame&)> winograd_bf16_kernel;
 extern CpuKernel<void(const SplitHeads&, const Frame&)> split_heads_kernel;
 extern CpuKernel<void(const Attend&, const Frame&)> attend_kernel;
 extern CpuKernel<void(const Store&, const Frame&)> store_kernel;
@@ -21,12 +22,23 @@ AGF_INLINE int64_t winograd_tiles(const Convolve& c) {
   return fit < 8 ? 8 : fit > 64 ? 64 : fit;
 }
 
+// The same for tiles of 2x2 pixels in bf16.
+AGF_INLINE int64_t winograd_bf16_tiles(const Convolve& c) {
+  constexpr int64_t kBudget = 600 << 10, kSums = 3 * kLanes;
+  const int64_t fit = kBudget / (16 * (2 * c.in.channels + 4 * kSums)) / 8 * 8;
+  return fit < 8 ? 8 : fit > 64 ? 64 : fit;
+}
+
 AGF_INLINE int64_t scratch_bytes(const Convolve& c) {
+  if (c.winograd && c.in.cell == Cell::bf16) {
+    return 16 * (winograd_bf16_tiles(c) * (2 * c.in.channels + 4 * 3 * kLanes) + 128);
+  }
   return c.winograd ? 36 * 4 * winograd_tiles(c) * (c.in.channels + 3 * kLanes) : 0;
 }
 AGF_INLINE int64_t scratch_bytes(const Enter& e) {
   return 4 * (e.x.channels + (e.skip ? e.skip.channels : 0));
 }
+AGF_INLINE int64_t scratch_bytes(const SplitHeads& s) { return 3 * kLanes * 4 * s.head_stride; }
 AGF_INLINE int64_t scratch_bytes(const Attend& a) { return 8 * 4 * a.from.pixels_stride; }
 template <class Other>
 AGF_INLINE int64_t scratch_bytes(const Other&) { return 0; }

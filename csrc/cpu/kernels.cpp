@@ -30,6 +30,7 @@ decltype(load_kernel) load_kernel;
 decltype(enter_kernel) enter_kernel;
 decltype(convolve_kernel) convolve_kernel;
 decltype(winograd_kernel) winograd_kernel;
+decltype(winograd_bf16_kernel) winograd_bf16_kernel;
 decltype(split_heads_kernel) split_heads_kernel;
 decltype(attend_kernel) attend_kernel;
 decltype(store_kernel) store_kernel;

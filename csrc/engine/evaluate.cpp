@@ -14,7 +14,11 @@ struct Run {
   const Frame& f;
   void operator()(const Load& i) const { load_kernel(i, f); }
   void operator()(const Enter& i) const { enter_kernel(i, f); }
-  void operator()(const Convolve& i) const { (i.winograd ? winograd_kernel : convolve_kernel)(i, f); }
+  void operator()(const Convolve& i) const {
+    (!i.winograd                ? convolve_kernel
+     : i.in.cell == Cell::bf16 ? winograd_bf16_kernel
+                               : winograd_kernel)(i, f);
+  }
   void operator()(const SplitHeads& i) const { split_heads_kernel(i, f); }
   void operator()(const Attend& i) const { attend_kernel(i, f); }
   void operator()(const Store& i) const { store_kernel(i, f); }

@@ -22,7 +22,7 @@ constexpr int kLanes = 16;  // channels of a panel of weights, and what channel 
 // The type of a map's values. u8: value = scale * (cell - zero), with constants of the plan.
 enum class Cell : int { f32 = 0, bf16 = 1, u8 = 2 };
 constexpr int kCells = 3;
-AGF_INLINE int64_t cell_bytes(Cell cell) { return cell == Cell::f32 ? 4 : cell == Cell::bf16 ? 2 : 1; }
+AGF_INLINE constexpr int64_t cell_bytes(Cell cell) { return cell == Cell::f32 ? 4 : cell == Cell::bf16 ? 2 : 1; }
 
 struct Map {
   int64_t offset = -1;  // bytes from the start of the image's part of the arena; -1: no map
@@ -57,7 +57,7 @@ struct Convolve {
   int64_t taps;            // 1 or 9
   int64_t in_channels;     // that count; a multiple of 4, at most in.channels
   int64_t weights;         // byte offset of the packed weights
-  bool winograd;           // which are transformed for F(4x4, 3x3)
+  bool winograd;           // which are transformed: F(4x4, 3x3), in bf16 F(2x2, 3x3)
   int64_t dequantise;      // u8: byte offset of [2, out channels]: scale, and sum of weights * zero
   int64_t modulation;      // r = mp_silu(r * modulation), at this channel of all; -1: not
   float sum_weight, limit;  // r = clip(r + sum_weight * sum, limit) where there is `sum`
@@ -65,10 +65,10 @@ struct Convolve {
 
 // Queries, keys and values from the first convolution of an attention, normalised per head.
 struct SplitHeads {
-  Map qkv;                  // channels [3, heads, head_stride]
+  Map qkv;                  // channels [3, heads, head_stride]; bf16: products may be, too
   int64_t heads, head_channels, head_stride;
-  int64_t q, k, v;          // byte offsets: q, v [heads, pixels, head_stride], k [heads, head_stride,
-  int64_t pixels_stride;    // pixels_stride]
+  int64_t q, k, v;          // byte offsets of float32 [heads, pixels, head_stride]; the keys are
+  int64_t pixels_stride;    // padded to this number of pixels
 };
 
 // out = softmax(q k^T / sqrt(head_channels)) v

@@ -84,19 +84,20 @@ struct Checker {
                 c.in_channels % 4 == 0 && c.in_channels <= c.in.channels,
             "a convolution must have 1 tap, or 9 and a border");
     require((c.in.cell == Cell::u8) == (c.dequantise >= 0), "u8 cells need scales, and only they");
-    require(!c.winograd || (c.taps == 9 && c.in.cell == Cell::f32 && c.in.height % 4 == 0 &&
-                            c.in.width % 4 == 0 && c.in_channels == c.in.channels),
-            "Winograd needs 9 taps, float32 and sizes divisible by 4");
-    weights(c.weights, (c.winograd ? 36 : c.taps) * c.in_channels * result.channels *
+    const int64_t tile = c.in.cell == Cell::bf16 ? 2 : 4;
+    require(!c.winograd || (c.taps == 9 && c.in.cell != Cell::u8 && c.in.height % tile == 0 &&
+                            c.in.width % tile == 0 && c.in_channels == c.in.channels),
+            "Winograd needs 9 taps, float32 or bf16, and sizes divisible by 4 or 2");
+    weights(c.weights, (c.winograd ? (tile + 2) * (tile + 2) : c.taps) * c.in_channels * result.channels *
                            cell_bytes(c.in.cell));
     if (c.dequantise >= 0) weights(c.dequantise, 2 * 4 * result.channels);
     require(c.modulation < 0 || c.modulation + result.channels <= plan.modulations,
             "a modulation must be one of the plan's");
   }
   void operator()(const SplitHeads& s) const {
-    map(s.qkv, true);
+    map(s.qkv);
     const int64_t pixels = s.qkv.height * s.qkv.width;
-    require(s.heads > 0 && s.head_stride % kLanes == 0 && s.head_channels <= s.head_stride &&
+    require(s.qkv.cell != Cell::u8 && s.heads > 0 && s.head_stride % kLanes == 0 && s.head_channels <= s.head_stride &&
                 3 * s.heads * s.head_stride == s.qkv.channels && s.pixels_stride >= pixels &&
                 s.pixels_stride % kLanes == 0,
             "an attention's heads must share the channels of its map");

@@ -1,10 +1,11 @@
 // Cosine self-attention over the pixels of an image (EDM2 fig. 21): a few queries at a time against
-// all keys, so that their scores stay in L1 and never reach the arena.
-#include <cmath>
-
+// all keys, so that their scores stay in L1 and never reach the arena. Where the map comes in bf16
+// and the processor multiplies it, so are queries, keys, values and weights: all are of unit
+// magnitude or below, and the sums stay in float32.
 #include "cells.h"
 #include "cpu/engine_kernels.h"
 #include "normalize.h"
+#include "quick.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
@@ -12,104 +13,173 @@ namespace {
 
 constexpr float kEps = 1e-4f;  // of the normalisation of queries, keys and values (EDM2 eq. 30)
 
+// The type of the products for this map.
+Cell products(const Map& qkv) {
+#if defined(__AVX512BF16__)
+  return qkv.cell;
+#else
+  (void)qkv;
+  return Cell::f32;
+#endif
+}
+
+constexpr int64_t per_step(Cell cell) { return 4 / cell_bytes(cell); }
+
+// What the tile's steps of four bytes read: queries [pixels][channels], keys in panels of 16
+// [panels][channels / per_step][16][per_step], values [pixels / per_step][channels][per_step].
 struct Head {
-  float *q, *k, *v;
-  Head(const SplitHeads& s, const Frame& f, int64_t image, int64_t head) {
+  char *q, *k, *v;
+  Head(const SplitHeads& s, const Frame& f, int64_t image, int64_t head, int64_t size) {
     char* base = f.arena + image * f.image_bytes;
-    const int64_t pixels = s.qkv.height * s.qkv.width;
-    q = reinterpret_cast<float*>(base + s.q) + head * pixels * s.head_stride;
-    k = reinterpret_cast<float*>(base + s.k) + head * s.head_stride * s.pixels_stride;
-    v = reinterpret_cast<float*>(base + s.v) + head * pixels * s.head_stride;
+    const int64_t pixels = s.qkv.height * s.qkv.width, step = 4 / size;
+    q = base + s.q + head * pixels * s.head_stride * size;
+    k = base + s.k + head * s.head_stride * s.pixels_stride * size;
+    v = base + s.v + head * ((pixels + step - 1) / step) * s.head_stride * 4;
   }
 };
 
-void split_heads(const SplitHeads& s, const Frame& f) {
-  const int64_t pixels = s.qkv.height * s.qkv.width;
-  const int64_t part_stride = s.heads * s.head_stride;
+// Four bytes of cells: a float, or two neighbours in bf16.
+template <Cell cell>
+std::int32_t packed(const float* first, [[maybe_unused]] const float* second) {
+  if constexpr (cell == Cell::f32) {
+    return static_cast<std::int32_t>(bits_of(*first));
+  } else {
+    bf16 low, high;
+    narrow(*first, &low);
+    narrow(*second, &high);
+    return static_cast<std::int32_t>(std::uint32_t(high.bits) << 16 | low.bits);
+  }
+}
+
+template <Cell cell>
+void split_heads_cells(const SplitHeads& s, const Frame& f) {
+  constexpr int64_t size = cell_bytes(cell), step = per_step(cell);
+  const int64_t pixels = s.qkv.height * s.qkv.width, stride = s.head_stride;
+  const int64_t part_bytes = s.heads * stride * cell_bytes(s.qkv.cell);
   // Attention's scale is made part of the queries.
   const float scale = 1 / square_root(static_cast<float>(s.head_channels));
+  float* rows[3];  // of 16 pixels: q, k, v
+  for (int part = 0; part < 3; ++part) {
+    rows[part] = reinterpret_cast<float*>(f.scratch) + part * kLanes * stride;
+  }
   const Share mine(f.images * s.heads, f);
   for (int64_t item = mine.begin; item < mine.end; ++item) {
     const int64_t image = item / s.heads, head = item % s.heads;
-    const Head to(s, f, image, head);
-    const auto* from = reinterpret_cast<const float*>(f.pixel(s.qkv, image, 0, 0)) + head * s.head_stride;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel, from += 3 * part_stride) {
-      const auto factor = [&](const float* part) {
-        const float squares = sum_of_squares(part, static_cast<int>(s.head_stride));
-        return normalize_factor(squares, static_cast<float>(s.head_channels), kEps);
-      };
-      const float *q = from, *k = from + part_stride, *v = from + 2 * part_stride;
-      const float q_factor = factor(q) * scale, k_factor = factor(k), v_factor = factor(v);
-      float* q_to = to.q + pixel * s.head_stride;
-      float* v_to = to.v + pixel * s.head_stride;
-      float* k_to = to.k + pixel;
-      AGF_VECTORISE
-      for (int64_t c = 0; c < s.head_stride; ++c) {
-        q_to[c] = q[c] * q_factor;
-        v_to[c] = v[c] * v_factor;
+    const Head to(s, f, image, head, size);
+    const char* from = f.pixel(s.qkv, image, 0, 0) + head * stride * cell_bytes(s.qkv.cell);
+    for (int64_t first = 0; first < s.pixels_stride; first += kLanes) {
+      const int64_t valid = first + kLanes <= pixels ? int64_t{kLanes} : pixels - first;
+      for (int64_t p = 0; p < kLanes; ++p) {
+        for (int part = 0; part < 3; ++part) {
+          float* row = rows[part] + p * stride;
+          if (p >= valid) {
+            std::memset(row, 0, stride * 4);
+            continue;
+          }
+          const char* cells = from + (first + p) * s.qkv.pixel_bytes() + part * part_bytes;
+          if (s.qkv.cell == Cell::f32) {
+            std::memcpy(row, cells, stride * 4);
+          } else {
+            const auto* narrow_cells = reinterpret_cast<const bf16*>(cells);
+            AGF_VECTORISE
+            for (int64_t c = 0; c < stride; ++c) row[c] = widen(narrow_cells[c]);
+          }
+          const float squares = sum_of_squares(row, static_cast<int>(stride));
+          float factor = normalize_factor(squares, static_cast<float>(s.head_channels), kEps);
+          if (part == 0) factor *= scale;
+          AGF_VECTORISE
+          for (int64_t c = 0; c < stride; ++c) row[c] *= factor;
+        }
       }
-      for (int64_t c = 0; c < s.head_stride; ++c) k_to[c * s.pixels_stride] = k[c] * k_factor;
-    }
-    for (int64_t c = 0; c < s.head_stride; ++c) {
-      for (int64_t i = pixels; i < s.pixels_stride; ++i) to.k[c * s.pixels_stride + i] = 0;
+      Map queries;
+      queries.cell = cell;
+      for (int64_t p = 0; p < valid; ++p) {
+        put(rows[0] + p * stride, to.q + (first + p) * stride * size, stride, queries);
+      }
+      auto* k_to = reinterpret_cast<std::int32_t*>(to.k + first * stride * size);
+      for (int64_t c = 0; c < stride; c += step) {
+        for (int64_t p = 0; p < kLanes; ++p) {
+          const float* k = rows[1] + p * stride + c;
+          *k_to++ = packed<cell>(k, k + step - 1);
+        }
+      }
+      for (int64_t p = 0; p < valid; p += step) {
+        const float *v = rows[2] + p * stride, *next = rows[2] + (p + step - 1) * stride;
+        auto* v_to = reinterpret_cast<std::int32_t*>(to.v + (first + p) / step * stride * 4);
+        AGF_VECTORISE
+        for (int64_t c = 0; c < stride; ++c) v_to[c] = packed<cell>(v + c, next + c);
+      }
     }
   }
 }
 
-void attend(const Attend& a, const Frame& f) {
+// Exponentials of a tile's scores, to the rows of weights; adds them to `sums`. Queries and keys
+// have unit magnitude, so that no score exceeds sqrt(head_channels): no maximum is subtracted.
+template <Cell cell>
+void exponentials(float* scores, int64_t count, int64_t valid, char* row, float* sum) {
+  float total = 0;
+  if (valid == count) {
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < count; ++i) {
+      scores[i] = cell == Cell::f32 ? exp(scores[i]) : quick_exp(scores[i]);
+      total += scores[i];
+    }
+  } else {  // keys past the last do not count
+    for (int64_t i = 0; i < count; ++i) {
+      scores[i] = i < valid ? exp(scores[i]) : 0;
+      total += scores[i];
+    }
+  }
+  *sum += total;
+  Map weights;
+  weights.cell = cell;
+  put(scores, row, count, weights);
+}
+
+template <Cell cell>
+void attend_cells(const Attend& a, const Frame& f) {
+  constexpr int64_t size = cell_bytes(cell), step = per_step(cell);
   const SplitHeads& s = a.from;
   const int64_t pixels = s.qkv.height * s.qkv.width;
   const int64_t blocks = (pixels + kPixels - 1) / kPixels;
-  float* scores = reinterpret_cast<float*>(f.scratch);  // [kPixels][pixels_stride]
+  const int64_t key_panels = s.pixels_stride / kLanes, value_panels = s.head_stride / kLanes;
+  const int64_t row_bytes = s.pixels_stride * size;
   const int64_t no_tap = 0;
   Tile tile;
   const Share mine(f.images * s.heads * blocks, f);
   for (int64_t item = mine.begin; item < mine.end; ++item) {
     const int64_t block = item % blocks, head = item / blocks % s.heads;
     const int64_t image = item / blocks / s.heads;
-    const Head from(s, f, image, head);
+    const Head from(s, f, image, head, size);
     const char* at[kPixels];
     for (int p = 0; p < kPixels; ++p) {
       const int64_t pixel = block * kPixels + p < pixels ? block * kPixels + p : pixels - 1;
-      at[p] = reinterpret_cast<const char*>(from.q + pixel * s.head_stride);
+      at[p] = from.q + pixel * s.head_stride * size;
     }
-    const int64_t key_panels = s.pixels_stride / kLanes;
+    float sums[kPixels] = {};
     for (int64_t panel = 0; panel < key_panels;) {
       const int taken = next_panels(key_panels - panel);
-      multiply<Cell::f32>(taken, at, &no_tap, 1, s.head_stride * 4,
-                          reinterpret_cast<const char*>(from.k + panel * kLanes),
-                          s.pixels_stride * 4, kLanes * 4, tile.sums);
+      const int64_t count = taken * kLanes, valid = pixels - panel * kLanes;
+      multiply<cell>(taken, at, &no_tap, 1, s.head_stride * size,
+                     from.k + panel * kLanes * s.head_stride * size, kLanes * 4,
+                     kLanes * s.head_stride * size, tile.sums);
       for (int p = 0; p < kPixels; ++p) {
-        std::memcpy(scores + p * s.pixels_stride + panel * kLanes, tile.sums + p * taken * kLanes,
-                    taken * kLanes * 4);
+        exponentials<cell>(tile.sums + p * count, count, valid < count ? valid : count,
+                           f.scratch + p * row_bytes + panel * kLanes * size, sums + p);
       }
       panel += taken;
     }
-    // Queries and keys have unit magnitude, so that no score exceeds sqrt(head_channels): their
-    // exponentials need no maximum subtracted. Keys past the last do not count.
-    float inverse[kPixels];
-    for (int p = 0; p < kPixels; ++p) {
-      float* row = scores + p * s.pixels_stride;
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < pixels; ++i) {
-        row[i] = exp(row[i]);
-        sum += row[i];
-      }
-      inverse[p] = 1 / sum;
-      at[p] = reinterpret_cast<const char*>(row);
-    }
-    const int64_t value_panels = s.head_stride / kLanes;
+    for (int p = 0; p < kPixels; ++p) at[p] = f.scratch + p * row_bytes;
     for (int64_t panel = 0; panel < value_panels;) {
       const int taken = next_panels(value_panels - panel);
-      multiply<Cell::f32>(taken, at, &no_tap, 1, pixels * 4,
-                          reinterpret_cast<const char*>(from.v + panel * kLanes), s.head_stride * 4,
-                          kLanes * 4, tile.sums);
+      multiply<cell>(taken, at, &no_tap, 1, (pixels + step - 1) / step * 4,
+                     from.v + panel * kLanes * 4, s.head_stride * 4, kLanes * 4, tile.sums);
       Walk pixel(block * kPixels, s.qkv.height, s.qkv.width);
       for (int p = 0; p < kPixels && block * kPixels + p < pixels; ++p, pixel.next()) {
         float* y = tile.sums + p * taken * kLanes;
+        const float inverse = 1 / sums[p];
         AGF_VECTORISE
-        for (int64_t c = 0; c < taken * kLanes; ++c) y[c] *= inverse[p];
+        for (int64_t c = 0; c < taken * kLanes; ++c) y[c] *= inverse;
         put(y, f.pixel(a.out, image, pixel.y, pixel.x) +
                    (head * s.head_stride + panel * kLanes) * cell_bytes(a.out.cell),
             taken * kLanes, a.out);
@@ -117,6 +187,16 @@ void attend(const Attend& a, const Frame& f) {
       panel += taken;
     }
   }
+}
+
+void split_heads(const SplitHeads& s, const Frame& f) {
+  if (products(s.qkv) == Cell::bf16) return split_heads_cells<Cell::bf16>(s, f);
+  split_heads_cells<Cell::f32>(s, f);
+}
+
+void attend(const Attend& a, const Frame& f) {
+  if (products(a.from.qkv) == Cell::bf16) return attend_cells<Cell::bf16>(a, f);
+  attend_cells<Cell::f32>(a, f);
 }
 
 const RegisterCpuKernel registered[] = {

@@ -4,8 +4,23 @@
 
 #include "cpu/chunks.h"
 #include "engine/plan.h"
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace agf::AGF_ISA {
+
+// `count` values, a multiple of kLanes, rounded to bf16.
+inline void put_bf16(const float* values, char* to, int64_t count) {
+#if defined(__AVX512BF16__)
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const __m256bh cells = _mm512_cvtneps_pbh(_mm512_loadu_ps(values + j));
+    std::memcpy(to + 2 * j, &cells, sizeof(cells));
+  }
+#else
+  narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count));
+#endif
+}
 
 // `count` values, a multiple of kLanes, to the address `to` in a map with these cells.
 inline void put(const float* values, char* to, int64_t count, const Map& map) {
@@ -14,7 +29,7 @@ inline void put(const float* values, char* to, int64_t count, const Map& map) {
       std::memcpy(to, values, count * 4);
       break;
     case Cell::bf16:
-      narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count));
+      put_bf16(values, to, count);
       break;
     case Cell::u8: {
       auto* out = reinterpret_cast<unsigned char*>(to);

@@ -4,6 +4,7 @@
 #include "cpu/engine_kernels.h"
 #include "mp_silu.h"
 #include "normalize.h"
+#include "quick.h"
 
 namespace agf::AGF_ISA {
 namespace {
@@ -52,8 +53,13 @@ void enter(const Enter& e, const Frame& f) {
       if (at.x == 0) clear_border(f, *map, at.image, at.y, 0, channels);
     }
     if (e.act) {
-      AGF_VECTORISE
-      for (int64_t j = 0; j < channels; ++j) values[j] = mp_silu(values[j]);
+      if (e.act.cell == Cell::f32) {
+        AGF_VECTORISE
+        for (int64_t j = 0; j < channels; ++j) values[j] = mp_silu(values[j]);
+      } else {
+        AGF_VECTORISE
+        for (int64_t j = 0; j < channels; ++j) values[j] = quick_mp_silu(values[j]);
+      }
       put(values, f.pixel(e.act, at.image, at.y, at.x), channels, e.act);
       if (at.x == 0) clear_border(f, e.act, at.image, at.y, 0, channels);
     }

@@ -5,6 +5,7 @@
 #include "cells.h"
 #include "mp_silu.h"
 #include "mp_sum.h"
+#include "quick.h"
 
 namespace agf::AGF_ISA {
 
@@ -20,8 +21,13 @@ inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t be
   }
   if (c.modulation >= 0) {
     const float* m = f.modulations + at.image * f.modulation_stride + c.modulation + begin;
-    AGF_VECTORISE
-    for (int64_t j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
+    if (c.act.cell == Cell::f32) {
+      AGF_VECTORISE
+      for (int64_t j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
+    } else {
+      AGF_VECTORISE
+      for (int64_t j = 0; j < count; ++j) r[j] = quick_mp_silu(r[j] * m[j]);
+    }
   }
   if (c.sum) {
     const float* s = reinterpret_cast<const float*>(f.pixel(c.sum, at.image, at.y, at.x)) + begin;

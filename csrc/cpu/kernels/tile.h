@@ -140,6 +140,19 @@ inline void multiply(int panels, const char* const* pixels, const int64_t* taps,
   run(std::integral_constant<int, 1>{});
 }
 
+// Splits the work over output channels where weights are the larger part of what is read, so that
+// each thread reads only its own, else over pixels; either only if it keeps all threads busy.
+inline bool split_channels(const Convolve& c, const Frame& f, int64_t blocks, int64_t panels) {
+  if (f.threads == 1) return false;
+  const auto longest = [&](int64_t count) {
+    return static_cast<double>((count + f.threads - 1) / f.threads * f.threads) / count;
+  };
+  const int64_t weight_bytes = c.taps * c.in_channels * panels * kLanes;
+  const int64_t input_bytes = f.images * c.in.height * c.in.width * c.in.channels;
+  const double preference = weight_bytes > input_bytes ? 1.1 : 0.9;
+  return longest(panels) < preference * longest(blocks);
+}
+
 // How many panels the next product takes of those that are left: threes, or twos where the last
 // would stand alone.
 inline int next_panels(int64_t left) {
