@@ -14,7 +14,7 @@ CELLS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
 
 # Images that a thread takes through the plan together, and bytes of their maps: with fewer, the
 # weights are read again too often, which costs more than maps that leave the cache.
-_CHUNK_IMAGES, _CHUNK_BYTES = 16, 24 << 20
+_CHUNK_IMAGES, _CHUNK_BYTES = 4, 24 << 20
 
 
 class Arena:

@@ -4,7 +4,7 @@
 
 #include "cpu/chunks.h"
 #include "engine/plan.h"
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -22,6 +22,29 @@ inline void put_bf16(const float* values, char* to, int64_t count) {
 #endif
 }
 
+// The same, rounded to u8 and clipped to its range.
+inline void put_u8(const float* values, char* to, int64_t count, const Map& map) {
+  const float inverse = 1 / map.scale;
+#if defined(__AVX512F__)
+  const __m512 factor = _mm512_set1_ps(inverse), zero = _mm512_set1_ps(map.zero);
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const __m512 cells = _mm512_fmadd_ps(_mm512_loadu_ps(values + j), factor, zero);
+    const __m512i positive = _mm512_max_epi32(_mm512_cvtps_epi32(cells), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + j), _mm512_cvtusepi32_epi8(positive));
+  }
+#else
+  auto* out = reinterpret_cast<unsigned char*>(to);
+  const float shift = map.zero + 0.5f;
+  AGF_VECTORISE
+  for (int64_t j = 0; j < count; ++j) {
+    float cell = values[j] * inverse + shift;
+    cell = cell < 255.0f ? cell : 255.0f;
+    cell = cell > 0.0f ? cell : 0.0f;
+    out[j] = static_cast<unsigned char>(static_cast<int>(cell));
+  }
+#endif
+}
+
 // `count` values, a multiple of kLanes, to the address `to` in a map with these cells.
 inline void put(const float* values, char* to, int64_t count, const Map& map) {
   switch (map.cell) {
@@ -31,17 +54,8 @@ inline void put(const float* values, char* to, int64_t count, const Map& map) {
     case Cell::bf16:
       put_bf16(values, to, count);
       break;
-    case Cell::u8: {
-      auto* out = reinterpret_cast<unsigned char*>(to);
-      const float inverse = 1 / map.scale, shift = map.zero + 0.5f;
-      AGF_VECTORISE
-      for (int64_t j = 0; j < count; ++j) {
-        float cell = values[j] * inverse + shift;
-        cell = cell < 255.0f ? cell : 255.0f;
-        cell = cell > 0.0f ? cell : 0.0f;
-        out[j] = static_cast<unsigned char>(static_cast<int>(cell));
-      }
-    }
+    case Cell::u8:
+      put_u8(values, to, count, map);
   }
 }
 

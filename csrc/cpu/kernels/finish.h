@@ -10,36 +10,44 @@
 namespace agf::AGF_ISA {
 
 // r [count] are the sums of channels [begin, begin + count) at one pixel; overwritten.
-inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t begin,
-                   int64_t count, float* r) {
+template <int count>
+void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin, float* r) {
   if (c.dequantise >= 0) {
     const int64_t channels = (c.out ? c.out : c.act).channels;
     const float* scale = reinterpret_cast<const float*>(f.weights + c.dequantise) + begin;
     const float* shift = scale + channels;
     AGF_VECTORISE
-    for (int64_t j = 0; j < count; ++j) r[j] = (r[j] - shift[j]) * scale[j];
+    for (int j = 0; j < count; ++j) r[j] = (r[j] - shift[j]) * scale[j];
   }
   if (c.modulation >= 0) {
     const float* m = f.modulations + at.image * f.modulation_stride + c.modulation + begin;
     if (c.act.cell == Cell::f32) {
       AGF_VECTORISE
-      for (int64_t j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
+      for (int j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
     } else {
       AGF_VECTORISE
-      for (int64_t j = 0; j < count; ++j) r[j] = quick_mp_silu(r[j] * m[j]);
+      for (int j = 0; j < count; ++j) r[j] = quick_mp_silu(r[j] * m[j]);
     }
   }
   if (c.sum) {
     const float* s = reinterpret_cast<const float*>(f.pixel(c.sum, at.image, at.y, at.x)) + begin;
     const float weight = c.sum_weight, limit = c.limit;
     AGF_VECTORISE
-    for (int64_t j = 0; j < count; ++j) r[j] = clip(r[j] + weight * s[j], limit);
+    for (int j = 0; j < count; ++j) r[j] = clip(r[j] + weight * s[j], limit);
   }
   for (const Map* map : {&c.out, &c.act}) {
     if (!*map) continue;
     put(r, f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell), count, *map);
     if (at.x == 0) clear_border(f, *map, at.image, at.y, begin, count);
   }
+}
+
+// The same for one to three panels, with loops of constant length.
+inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t begin,
+                   int64_t count, float* r) {
+  if (count == 3 * kLanes) return finish_run<3 * kLanes>(c, f, at, begin, r);
+  if (count == 2 * kLanes) return finish_run<2 * kLanes>(c, f, at, begin, r);
+  finish_run<kLanes>(c, f, at, begin, r);
 }
 
 }  // namespace agf::AGF_ISA
