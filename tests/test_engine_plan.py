@@ -89,14 +89,33 @@ def test_int8_range_is_clipped(isa):
 
 
 def test_bfloat16_convolution(isa):
-    x, weight = (t.bfloat16().float() for t in case(31, 6, 2))
+    x, weight = (t.bfloat16().float() for t in case(31, 5, 2))
     expected = F.conv2d(x.double(), weight.double(), padding=1)
     assert relative_error(convolve(x, weight, "bf16"), expected) < 1e-6
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("channels, size, images", [(31, 2, 1), (63, 6, 3), (95, 32, 1)])
+def test_bfloat16_winograd_is_exact_on_small_integers(channels, size, images, threads, isa):
+    """Transforms of integers up to 4, and of weights that 4 divides, lose nothing in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-4, 5, (images, channels, size, size), generator=generator).float()
+    weight = 4.0 * torch.randint(-2, 3, (channels, channels, 3, 3), generator=generator)
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    assert relative_error(convolve(x, weight, "bf16", threads=threads), expected) < 1e-6
+
+
+def test_bfloat16_winograd_costs_less_than_two_roundings(isa):
+    x, weight = case(63, 16, 1)
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    once = F.conv2d(x.bfloat16().double(), weight.bfloat16().double(), padding=1)
+    error = (convolve(x, weight, "bf16") - expected).std()
+    assert error < 2 * (once - expected).std()
+
+
 def test_transformed_weights_give_the_convolution_back():
     """The transforms of csrc/winograd.h and of `pack.winograd` belong together: in float64."""
-    points = torch.tensor(pack.POINTS, dtype=torch.float64)
+    points = torch.tensor(pack.POINTS["f32"], dtype=torch.float64)
     values = torch.stack([points**i for i in range(4)])
     output = torch.cat([values, torch.tensor([[0.0], [0], [0], [1]])], dim=1)
     full = torch.cat([torch.stack([points**i for i in range(6)], dim=1), torch.eye(6)[5:].double()])
@@ -104,7 +123,7 @@ def test_transformed_weights_give_the_convolution_back():
     scale = torch.cat([differences.prod(dim=1), torch.ones(1)])
     to_points = torch.linalg.inv(full).T * scale[:, None]
     x, weight = torch.randn(6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    result = output @ ((pack._weight_transform() @ weight) * (to_points @ x))
+    result = output @ ((pack._weight_transform(pack.POINTS["f32"]) @ weight) * (to_points @ x))
     expected = torch.stack([weight @ x[i : i + 3] for i in range(4)])
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
