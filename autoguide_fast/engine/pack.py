@@ -2,7 +2,7 @@
 
 The loops take 16 output channels at a time (a panel) and four bytes of input at a step: one
 float32, two bfloat16 or four int8. So a packed weight is `[panel, tap, step, 16, values of a
-step]`, each step 64 bytes, and Winograd's `[36, panel, channel, 16]`.
+step]`, each step 64 bytes, and Winograd's `[panel, channel, 9, 16]`.
 """
 
 import math
@@ -51,26 +51,10 @@ def direct(weight, cell):
     return weight.permute(0, 4, 2, 1, 3).to(dtype).contiguous()
 
 
-# The points of Winograd's F(4x4, 3x3) of csrc/winograd.h, in its order; infinity comes last.
-POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-
-
-def _weight_transform():
-    rows = []
-    for point in POINTS:
-        others = math.prod(point - other for other in POINTS if other != point)
-        rows.append([point**power / others for power in range(3)])
-    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
-
-
 def winograd(weight):
-    """Transform `[K, C, 9]` to the 36 points, in float64, and pack it as float32."""
-    k = len(weight)
-    g = _weight_transform()
-    weight = weight.double().unflatten(2, (3, 3))
-    points = torch.einsum("ia,kcab,jb->ijkc", g, weight, g).flatten(0, 1)
-    points = points.unflatten(1, (k // LANES, LANES)).transpose(2, 3)
-    return points.to(torch.float32).contiguous()
+    """Pack `[K, C, 9]` for Winograd's convolution, which transforms it as it goes; float32."""
+    k, c, taps = weight.shape
+    return weight.reshape(k // LANES, LANES, c, taps).permute(0, 2, 3, 1).contiguous()
 
 
 def quantised(weight, zero):

@@ -87,8 +87,7 @@ struct Checker {
     require(!c.winograd || (c.taps == 9 && c.in.cell == Cell::f32 && c.in.height % 4 == 0 &&
                             c.in.width % 4 == 0 && c.in_channels == c.in.channels),
             "Winograd needs 9 taps, float32 and sizes divisible by 4");
-    weights(c.weights, (c.winograd ? 36 : c.taps) * c.in_channels * result.channels *
-                           cell_bytes(c.in.cell));
+    weights(c.weights, c.taps * c.in_channels * result.channels * cell_bytes(c.in.cell));
     if (c.dequantise >= 0) weights(c.dequantise, 2 * 4 * result.channels);
     require(c.modulation < 0 || c.modulation + result.channels <= plan.modulations,
             "a modulation must be one of the plan's");
