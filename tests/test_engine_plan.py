@@ -172,14 +172,15 @@ def evaluate(plan, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"x": torch.zeros(1, 3, 4, 4)}, "x must be float32 or float64 images of the plan's size"),
+        ({"x": torch.zeros(1, 3, 4, 4)}, "x must be images of the plan's size, got"),
         ({"x": torch.zeros(3, 2, 2)}, "x must be an image batch"),
         ({"x": torch.zeros(1, 3, 2, 2).half()}, "x must be float32 or float64 images"),
         ({"result": torch.zeros(2, 3, 2, 2)}, "result must be contiguous float32"),
-        ({"weights": torch.zeros(64, dtype=torch.uint8)}, "weights must be the plan's, got 64"),
+        ({"weights": torch.zeros(64, dtype=torch.uint8)}, "weights must be the plan's, .* got 64"),
         ({"modulations": torch.zeros(1, 5)}, "modulations must be float32"),
-        ({"arena": torch.zeros(64, dtype=torch.uint8)}, "arena must have 4096 bytes, got 64"),
-        ({"threads": 0}, "threads and chunk must be positive"),
+        ({"arena": torch.zeros(64, dtype=torch.uint8)}, "arena must have 4096 bytes .* got 64"),
+        ({"threads": 0}, "threads must be positive"),
+        ({"chunk": 0}, "chunk must be positive"),
         ({"times": torch.zeros(3)}, "times must be float64"),
     ],
 )
@@ -189,6 +190,38 @@ def test_bad_evaluation(changes, message):
     evaluate(plan.number)
     with pytest.raises(RuntimeError, match=f"evaluate: {message}"):
         evaluate(plan.number, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"slope": torch.zeros(1, 3, 2, 4)}, "slope must have the shape of x"),
+        ({"out": torch.zeros(1, 3, 2, 2).double()}, "out must have the dtype of x"),
+        ({"x": torch.zeros(1, 2, 2, 3).movedim(3, 1)}, "x must be contiguous"),
+        ({"guide_raw": torch.zeros(1, 3, 2, 2)}, "a guide must have weights and modulations"),
+        ({"raw": torch.zeros(3)}, "result must be contiguous float32"),
+    ],
+)
+def test_bad_half_step(changes, message):
+    plan = make_plan()
+    plan.load(out=make_map(), image_channels=3)
+    plan.store(in_=make_map(), image_channels=3)
+    images = {name: torch.ones(1, 3, 2, 2) for name in ("raw", "x", "slope", "out")}
+    arguments = {
+        "plan": plan.number, "weights": torch.zeros(1024, dtype=torch.uint8),
+        "modulations": torch.zeros(1, 0), "chunk": 1, "guide_plan": 0, "guide_weights": None,
+        "guide_modulations": None, "guide_raw": None, "guide_chunk": 1,
+        "arena": torch.zeros(8192, dtype=torch.uint8), "threads": 1, "x_next": None, "c_in": 1.0,
+        "sigma": 2.0, "sigma_next": 1.0, "guidance": 1.0, "sigma_data": 0.5, **images,
+    }  # fmt: skip
+    torch.ops.autoguide_fast.guided_half_step(**arguments)
+    # This plan returns its input: D = c_skip x + c_out x, EDM table 1.
+    total = 2.0**2 + 0.5**2
+    slope = (1 - 0.5**2 / total - 2 * 0.5 / total**0.5) / 2
+    torch.testing.assert_close(images["slope"], torch.full((1, 3, 2, 2), slope))
+    torch.testing.assert_close(images["out"], torch.full((1, 3, 2, 2), 1 - slope))
+    with pytest.raises(RuntimeError, match=f"guided_half_step: {message}"):
+        torch.ops.autoguide_fast.guided_half_step(**{**arguments, **changes})
 
 
 def test_plan_lives_as_long_as_its_owner():
