@@ -77,7 +77,8 @@ def heun(stepper, noise, steps, randn=None, on_step=None):
         steps (list of Step): From `plan_steps`, on the device of `noise`.
         randn (callable, optional): Called without arguments for the churn noise, shaped and typed
             as `noise`; needed where a step has `churn_std > 0`.
-        on_step (callable, optional): `on_step(step, x)` after each step.
+        on_step (callable, optional): `on_step(step, x)` after each step; a stepper may write to `x`
+            again in those that follow, so keep a copy.
 
     Returns:
         Tensor like `noise`. Differentiable where the stepper is; capturable in a CUDA graph unless

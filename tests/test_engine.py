@@ -14,6 +14,7 @@ import autoguide_fast
 from autoguide_fast import engine
 from autoguide_fast._extension import build_info
 from autoguide_fast.engine import Engine
+from autoguide_fast.generate import _check_finite
 from autoguide_fast.networks import Precond
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
@@ -315,11 +316,65 @@ def test_counted_work_is_that_of_the_textbook():
     assert sum(flop for name, flop in work if "attend" not in name) == expected
 
 
+def test_steady_state_allocates_nothing():
+    model, guide, labels = PAIRS["labelled"]
+    pair = Engine(model, guide)
+    noise = torch.randn(3, 2, 8, 8)
+    run(pair.stepper(1.7, labels, STEPS))
+    block, counts = pair._arena.block, []
+    for num_steps in (2, 6):
+        steps = plan_steps(rho_schedule(num_steps), guidance=1.7)
+        stepper = pair.stepper(1.7, labels, steps)
+
+        def check(step, x, stepper=stepper):
+            _check_finite(step, x, stepper, {})
+
+        with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+            heun(stepper, noise, steps, on_step=check)
+        sizes = [event.self_cpu_memory_usage for event in profile.events()]
+        counts.append(sum(size > noise.nbytes // 2 for size in sizes))
+    # Noise times sigma, the next state, its slope, two states in turn, two outputs of each net.
+    assert counts == [9, 9]
+    assert pair._arena.block is block
+
+
+def test_states_that_are_kept_stay_as_they_were():
+    model, guide, labels = PAIRS["labelled"]
+    pair, kept, seen = Engine(model, guide), [], []
+
+    def callback(info):
+        kept.append(info.x)
+        seen.append(info.x.clone())
+
+    options = dict(guidance=1.7, class_labels=labels, seeds=range(3), num_steps=5, raw=True)
+    result = pair.sample(callback=callback, **options)
+    assert all(map(torch.equal, kept, seen))
+    assert torch.equal(kept[-1], result) and not torch.equal(kept[-2], result)
+    stepper = pair.stepper(1.7, LABELS, STEPS)
+    first = run(stepper)
+    before = first.clone()
+    heun(stepper, torch.randn(3, 2, 8, 8), STEPS)
+    assert torch.equal(first, before)
+
+
+def test_state_in_float64_and_of_any_layout():
+    model, guide, labels = PAIRS["labelled"]
+    noise = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    stepper = Engine(model, guide).stepper(1.7, labels, STEPS)
+    expected = heun(EagerStepper(model, guide, 1.7, labels), noise, STEPS)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        result = heun(stepper, noise.contiguous(memory_format=layout), STEPS)
+        assert result.dtype == torch.float64
+        assert relative_error(result, expected) < GOLDEN_SAMPLES
+    single = heun(stepper, noise.float(), STEPS)
+    assert relative_error(single, expected) < GOLDEN_SAMPLES
+
+
 def test_memory_is_bounded_and_known(threads):
     net = make_net()
     pair = Engine(net)
     few, many = pair.peak_memory(64), pair.peak_memory(640)
-    images = 2 * 4 * (640 - 64) * 2 * 8 * 8
+    images = (4 + 2) * 4 * (640 - 64) * 2 * 8 * 8  # the state, and the net's two outputs
     assert many - few == images
     pair.model(*evaluation(net, 64))
     block = pair._arena.block

@@ -55,7 +55,9 @@ def test_direct_convolution(channels, size, images, kernel, threads, isa):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("channels, size, images", [(31, 12, 1), (63, 16, 2), (95, 8, 7)])
+@pytest.mark.parametrize(
+    "channels, size, images", [(31, 12, 1), (63, 16, 2), (95, 8, 7), (159, 8, 1)]
+)
 def test_winograd_convolution(channels, size, images, threads, isa):
     x, weight = case(channels, size, images)
     expected = F.conv2d(x.double(), weight.double(), padding=1)
@@ -111,21 +113,6 @@ def test_bfloat16_winograd_costs_less_than_two_roundings(isa):
     once = F.conv2d(x.bfloat16().double(), weight.bfloat16().double(), padding=1)
     error = (convolve(x, weight, "bf16") - expected).std()
     assert error < 2 * (once - expected).std()
-
-
-def test_transformed_weights_give_the_convolution_back():
-    """The transforms of csrc/winograd.h and of `pack.winograd` belong together: in float64."""
-    points = torch.tensor(pack.POINTS["f32"], dtype=torch.float64)
-    values = torch.stack([points**i for i in range(4)])
-    output = torch.cat([values, torch.tensor([[0.0], [0], [0], [1]])], dim=1)
-    full = torch.cat([torch.stack([points**i for i in range(6)], dim=1), torch.eye(6)[5:].double()])
-    differences = points[:, None] - points + torch.eye(5)
-    scale = torch.cat([differences.prod(dim=1), torch.ones(1)])
-    to_points = torch.linalg.inv(full).T * scale[:, None]
-    x, weight = torch.randn(6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    result = output @ ((pack._weight_transform(pack.POINTS["f32"]) @ weight) * (to_points @ x))
-    expected = torch.stack([weight @ x[i : i + 3] for i in range(4)])
-    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_quantised_weights():
@@ -204,14 +191,15 @@ def evaluate(plan, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"x": torch.zeros(1, 3, 4, 4)}, "x must be float32 or float64 images of the plan's size"),
+        ({"x": torch.zeros(1, 3, 4, 4)}, "x must be images of the plan's size, got"),
         ({"x": torch.zeros(3, 2, 2)}, "x must be an image batch"),
         ({"x": torch.zeros(1, 3, 2, 2).half()}, "x must be float32 or float64 images"),
         ({"result": torch.zeros(2, 3, 2, 2)}, "result must be contiguous float32"),
-        ({"weights": torch.zeros(64, dtype=torch.uint8)}, "weights must be the plan's, got 64"),
+        ({"weights": torch.zeros(64, dtype=torch.uint8)}, "weights must be the plan's, .* got 64"),
         ({"modulations": torch.zeros(1, 5)}, "modulations must be float32"),
-        ({"arena": torch.zeros(64, dtype=torch.uint8)}, "arena must have 4096 bytes, got 64"),
-        ({"threads": 0}, "threads and chunk must be positive"),
+        ({"arena": torch.zeros(64, dtype=torch.uint8)}, "arena must have 4096 bytes .* got 64"),
+        ({"threads": 0}, "threads must be positive"),
+        ({"chunk": 0}, "chunk must be positive"),
         ({"times": torch.zeros(3)}, "times must be float64"),
     ],
 )
@@ -221,6 +209,38 @@ def test_bad_evaluation(changes, message):
     evaluate(plan.number)
     with pytest.raises(RuntimeError, match=f"evaluate: {message}"):
         evaluate(plan.number, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"slope": torch.zeros(1, 3, 2, 4)}, "slope must have the shape of x"),
+        ({"out": torch.zeros(1, 3, 2, 2).double()}, "out must have the dtype of x"),
+        ({"x": torch.zeros(1, 2, 2, 3).movedim(3, 1)}, "x must be contiguous"),
+        ({"guide_raw": torch.zeros(1, 3, 2, 2)}, "a guide must have weights and modulations"),
+        ({"raw": torch.zeros(3)}, "result must be contiguous float32"),
+    ],
+)
+def test_bad_half_step(changes, message):
+    plan = make_plan()
+    plan.load(out=make_map(), image_channels=3)
+    plan.store(in_=make_map(), image_channels=3)
+    images = {name: torch.ones(1, 3, 2, 2) for name in ("raw", "x", "slope", "out")}
+    arguments = {
+        "plan": plan.number, "weights": torch.zeros(1024, dtype=torch.uint8),
+        "modulations": torch.zeros(1, 0), "chunk": 1, "guide_plan": 0, "guide_weights": None,
+        "guide_modulations": None, "guide_raw": None, "guide_chunk": 1,
+        "arena": torch.zeros(8192, dtype=torch.uint8), "threads": 1, "x_next": None, "c_in": 1.0,
+        "sigma": 2.0, "sigma_next": 1.0, "guidance": 1.0, "sigma_data": 0.5, **images,
+    }  # fmt: skip
+    torch.ops.autoguide_fast.guided_half_step(**arguments)
+    # This plan returns its input: D = c_skip x + c_out x, EDM table 1.
+    total = 2.0**2 + 0.5**2
+    slope = (1 - 0.5**2 / total - 2 * 0.5 / total**0.5) / 2
+    torch.testing.assert_close(images["slope"], torch.full((1, 3, 2, 2), slope))
+    torch.testing.assert_close(images["out"], torch.full((1, 3, 2, 2), 1 - slope))
+    with pytest.raises(RuntimeError, match=f"guided_half_step: {message}"):
+        torch.ops.autoguide_fast.guided_half_step(**{**arguments, **changes})
 
 
 def test_plan_lives_as_long_as_its_owner():

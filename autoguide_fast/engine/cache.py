@@ -9,7 +9,7 @@ import torch
 from ..guidance import Unlabelled
 from .engine import Engine
 
-LIMIT = 4  # engines; each holds about 1.3 to 5 times the memory of its nets' parameters
+LIMIT = 4  # engines; each holds about what its nets' parameters take
 
 _engines = OrderedDict()
 _lock = threading.Lock()

@@ -87,18 +87,21 @@ class Engine:
         return EngineStepper(self.model, self.guide, guidance, class_labels, steps)
 
     def peak_memory(self, batch, threads=None):
-        """Bytes that the engine holds while it runs `batch` images: weights, arena, results.
+        """Bytes that the engine holds while it samples `batch` images: weights, arena, state.
 
         `threads` is that of torch unless given. Grows with the batch by a few images' own bytes
-        only: feature maps are those of the few images that each thread has under way.
+        only: feature maps are those of the few images that each thread has under way. The networks
+        that the engine was made of are not counted: it does not need them, but whoever passes them
+        to `sample`, which makes an engine by itself, holds both.
         """
         threads = threads or torch.get_num_threads()
         nets = [net for net in (self.model, self.guide) if net is not None]
         weights = {id(net.lowered): net.weight_bytes for net in nets}
         arena = max(net.arena_bytes(batch, threads) for net in nets)
-        shape = (self.model.img_channels, self.model.img_resolution, self.model.img_resolution)
-        results = 2 * len(nets) * 4 * batch * shape[0] * shape[1] * shape[2]
-        return sum(weights.values()) + arena + results
+        image = 4 * self.model.img_channels * self.model.img_resolution**2
+        # What EngineStepper holds: its state, of float32, and two outputs of each net.
+        state = (4 + 2 * len(nets)) * batch * image
+        return sum(weights.values()) + arena + state
 
     def profile(self, batch=1, repeats=20):
         """Measure where the time of an evaluation goes, net by net; returns a `Profile`.

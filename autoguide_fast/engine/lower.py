@@ -112,7 +112,8 @@ class Recorder:
             arguments["dequantise"] = self.packer.add(numbers)
         elif _suits_winograd(source, weight):
             arguments["winograd"] = True
-            arguments["weights"] = self.packer.add(pack.winograd(weight, source.cell))
+            packed = pack.winograd if source.cell == "f32" else pack.winograd_bf16
+            arguments["weights"] = self.packer.add(packed(weight))
         else:
             if len(source.runs) == 1:  # the zeros after an image's few channels need no product
                 in_channels = math.ceil(source.runs[0] / 4) * 4
@@ -148,21 +149,13 @@ class Recorder:
 
 
 def _suits_winograd(source, weight):
-    """Whether fewer products for more weights pay: F(4x4, 3x3) in float32, F(2x2, 3x3) in bf16.
-
-    Weights are read once for every few tiles of pixels, so there must be many, or the weights must
-    stay in a thread's cache; and with more channels its cache holds too few tiles.
-    """
+    """Whether fewer products pay for transforms: F(4x4, 3x3) in float32, F(2x2, 3x3) in bf16."""
     outputs, inputs, taps = weight.shape
     if taps != 9 or source.cell == "u8" or min(inputs, outputs) < 32:
         return False
     if source.cell == "bf16":
         return source.size % 2 == 0
-    return (
-        source.size % 4 == 0
-        and inputs <= 352
-        and (source.size >= 16 or 36 * 4 * inputs * outputs <= 1 << 20)
-    )
+    return source.size % 4 == 0 and source.size >= 8
 
 
 def lower(net, cell="f32"):

@@ -2,7 +2,8 @@
 
 The loops take 16 output channels at a time (a panel) and four bytes of input at a step: one
 float32, two bfloat16 or four int8. So a packed weight is `[panel, tap, step, 16, values of a
-step]`, each step 64 bytes, and Winograd's `[point, panel, step, 16, values of a step]`.
+step]`, each step 64 bytes; float32 Winograd's is `[panel, channel, 9, 16]`, that in bf16, already
+transformed, `[point, panel, step, 16, values of a step]`.
 """
 
 import math
@@ -51,25 +52,22 @@ def direct(weight, cell):
     return weight.permute(0, 4, 2, 1, 3).to(dtype).contiguous()
 
 
-# The points of Winograd's F(4x4, 3x3) of csrc/winograd.h and of F(2x2, 3x3) in bf16, in their
-# order; infinity comes last.
-POINTS = {"f32": (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2), "bf16": (0.0, 1.0, -1.0)}
+def winograd(weight):
+    """Pack `[K, C, 9]` for Winograd's convolution, which transforms it as it goes; float32."""
+    k, c, taps = weight.shape
+    return weight.reshape(k // LANES, LANES, c, taps).permute(0, 2, 3, 1).contiguous()
 
 
-def _weight_transform(points):
-    rows = []
-    for point in points:
-        others = math.prod(point - other for other in points if other != point)
-        rows.append([point**power / others for power in range(3)])
-    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+# G of F(2x2, 3x3): from three taps to the points 0, 1, -1 and infinity.
+_TO_POINTS = ((-1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-def winograd(weight, cell="f32"):
-    """Transform `[K, C, 9]` to its points, in float64, and pack it as float32 or bfloat16."""
-    g = _weight_transform(POINTS[cell])
+def winograd_bf16(weight):
+    """Transform `[K, C, 9]` to the 16 points of F(2x2, 3x3), in float64, and pack it as bfloat16."""
+    g = torch.tensor(_TO_POINTS, dtype=torch.float64)
     weight = weight.double().unflatten(2, (3, 3))
     points = torch.einsum("ia,kcab,jb->kcij", g, weight, g).flatten(2)
-    return direct(points, cell).transpose(0, 1).contiguous()
+    return direct(points, "bf16").transpose(0, 1).contiguous()
 
 
 def quantised(weight, zero):

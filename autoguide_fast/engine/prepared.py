@@ -95,16 +95,17 @@ class PreparedNet:
             torch.ops.autoguide_fast.evaluate.default(
                 self.lowered.plan.number, x, c_in, self.lowered.weights, modulations,
                 self.arena.at_least(self.arena_bytes(len(x), threads)), result, threads,
-                self._chunk(len(x), threads), times,
+                self.chunk(len(x), threads), times,
             )  # fmt: skip
 
     def arena_bytes(self, images, threads):
-        """Bytes of the arena for a batch: bounded, because threads take a few images at a time."""
+        """Bytes of the arena for a batch: bounded, because teams take a few images at a time."""
         teams = threads if images >= 4 * threads else math.gcd(images, threads)
-        maps = teams * self._chunk(images, threads) * self.lowered.image_bytes
-        return maps + threads * self.lowered.plan.scratch_bytes
+        maps = self.chunk(images, threads) * self.lowered.image_bytes
+        return teams * (maps + threads // teams * self.lowered.plan.scratch_bytes)
 
-    def _chunk(self, images, threads):
+    def chunk(self, images, threads):
+        """Images that a team of threads takes through the plan together."""
         share = -(-images // threads) if images >= threads else images
         return max(1, min(share, _CHUNK_IMAGES, _CHUNK_BYTES // self.lowered.image_bytes))
 

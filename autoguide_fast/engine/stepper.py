@@ -1,8 +1,6 @@
-"""The engine's stepper: prepared nets through the fused guided step."""
+"""The engine's stepper: prepared nets and the fused half step in one call."""
 
 import torch
-
-from .. import ops
 
 
 class EngineStepper:
@@ -14,6 +12,10 @@ class EngineStepper:
         class_labels (Tensor [N or 1, label_dim] or None)
         steps (list of sampler.Step): The steps that will be run; their modulations are computed
             here, all at once.
+
+    All tensors are allocated in the first step and written again in those after it: what `first`
+    returns holds until the next step, what `second` returns until the one after that. What the
+    last step returns is the caller's.
     """
 
     def __init__(self, model, guide, guidance, class_labels, steps):
@@ -21,7 +23,7 @@ class EngineStepper:
         if any(s.guided or s.guided_next for s in steps):
             self.nets["guide"] = guide
         self.sigma_data = model.sigma_data
-        self.guidance = torch.tensor(guidance, dtype=torch.float64)
+        self.guidance = float(guidance)
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         # The last level is 0, where nothing is evaluated.
         levels = levels[:-1].to(torch.float32)
@@ -31,35 +33,68 @@ class EngineStepper:
                 role: net.modulations(levels, class_labels).unbind(0)
                 for role, net in self.nets.items()
             }
-        self.results = {}  # (role, half): the nets' outputs, written again at every step
+        self.state = None
         self.outputs = []  # (role, tensor) of the step under way, in order of appearance
 
     def first(self, x, step):
         """Euler's step from `step.level` to `step.level_next`."""
         self.outputs.clear()
-        raw, guide_raw = self._evaluate(x, step.index, 0, step.guided)
-        x_next, slope = ops.guided_heun_first(
-            x, raw, guide_raw, step.level, step.level_next, self.guidance, self.sigma_data
-        )
+        x = x.contiguous()
+        if self.state is None or not self.state.fits(x):
+            self.state = _State(x, self.nets)
+        x_next, slope = self.state.x_next, self.state.slope
+        self._half(0, x, None, x_next, step, step.guided)
         self.outputs.append(("state", x_next))
+        if step.is_last:
+            self.state = None
         return x_next, slope
 
     def second(self, x, x_next, slope, step):
         """Heun's correction with the slope found at the end of Euler's step."""
-        raw, guide_raw = self._evaluate(x_next, step.index, 1, step.guided_next)
-        return ops.guided_heun_second(
-            x, x_next, slope, raw, guide_raw, step.level, step.level_next, self.guidance,
-            self.sigma_data,
-        )  # fmt: skip
+        out = self.state.other(x)
+        self._half(1, x.contiguous(), x_next, out, step, step.guided_next)
+        return out
 
-    def _evaluate(self, x, index, half, guided):
-        evaluation, raws = 2 * index + half, []
-        for role in ("model", "guide") if guided else ("model",):
-            if (role, half) not in self.results:
-                self.results[role, half] = torch.empty(x.shape, dtype=torch.float32)
-            raw = self.results[role, half]
-            modulations = self.modulations[role][evaluation]
-            self.nets[role].evaluate(x, self.c_in[evaluation], modulations, raw)
+    def _half(self, half, x, x_next, out, step, guided):
+        """Evaluate the nets and take half a step to `out`, all in one call of an operator."""
+        evaluation, images = 2 * step.index + half, len(x)
+        threads = torch.get_num_threads()
+        size, arguments = 0, []
+        for role in ("model", "guide"):
+            if role == "guide" and not guided:
+                arguments += 0, None, None, None, 1
+                continue
+            net, raw = self.nets[role], self.state.raws[role, half]
+            size = max(size, net.arena_bytes(images, threads))
+            arguments += (
+                net.lowered.plan.number, net.lowered.weights, self.modulations[role][evaluation],
+                raw, net.chunk(images, threads),
+            )  # fmt: skip
             self.outputs.append((role, raw))
-            raws.append(raw)
-        return raws[0], raws[1] if guided else None
+        arena = self.nets["model"].arena
+        with arena.lock, torch.inference_mode():
+            torch.ops.autoguide_fast.guided_half_step.default(
+                *arguments, arena.at_least(size), threads, x, x_next, self.state.slope, out,
+                self.c_in[evaluation], step.sigma_hat, step.sigma_next, self.guidance,
+                self.sigma_data,
+            )  # fmt: skip
+
+
+class _State:
+    """The tensors of a run, float32 or float64 `[N, C, H, W]`; the nets' outputs float32."""
+
+    def __init__(self, x, nets):
+        self.x_next, self.slope, *self._states = (torch.empty_like(x) for _ in range(4))
+        self.raws = {
+            (role, half): torch.empty_like(x, dtype=torch.float32)
+            for role in nets
+            for half in range(2)
+        }
+
+    def fits(self, x):
+        """Whether they are of the shape and type of `x`."""
+        return (self.x_next.shape, self.x_next.dtype) == (x.shape, x.dtype)
+
+    def other(self, x):
+        """The one of two tensors that is not `x`, in turn."""
+        return self._states[x.data_ptr() == self._states[0].data_ptr()]

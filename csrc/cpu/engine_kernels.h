@@ -15,12 +15,16 @@ extern CpuKernel<void(const SplitHeads&, const Frame&)> split_heads_kernel;
 extern CpuKernel<void(const Attend&, const Frame&)> attend_kernel;
 extern CpuKernel<void(const Store&, const Frame&)> store_kernel;
 
-// Tiles of 4x4 pixels that a thread transforms at a time, so that they stay in its L2 cache.
+// Tiles of 4x4 pixels that a thread transforms at a time: enough for the transform of the weights
+// to be cheap beside their products, and 2.25 MiB at most.
 AGF_INLINE int64_t winograd_tiles(const Convolve& c) {
-  constexpr int64_t kBudget = 900 << 10, kSums = 3 * kLanes;
-  const int64_t fit = kBudget / (36 * 4 * (c.in.channels + kSums)) / 8 * 8;
-  return fit < 8 ? 8 : fit > 64 ? 64 : fit;
+  const int64_t fit = (int64_t{1} << 14) / c.in.channels / 8 * 8;
+  return fit < 8 ? 8 : fit > 32 ? 32 : fit;
 }
+// Input channels whose weights it transforms at a time: 0.84 MiB with 48 outputs.
+constexpr int64_t kWinogradInputs = 128;
+
+constexpr int64_t kWinogradPadding = 16;  // floats between the matrices of the 36 points
 
 // The same for tiles of 2x2 pixels in bf16.
 AGF_INLINE int64_t winograd_bf16_tiles(const Convolve& c) {
@@ -30,10 +34,13 @@ AGF_INLINE int64_t winograd_bf16_tiles(const Convolve& c) {
 }
 
 AGF_INLINE int64_t scratch_bytes(const Convolve& c) {
-  if (c.winograd && c.in.cell == Cell::bf16) {
+  if (!c.winograd) return 0;
+  if (c.in.cell == Cell::bf16) {
     return 16 * (winograd_bf16_tiles(c) * (2 * c.in.channels + 4 * 3 * kLanes) + 128);
   }
-  return c.winograd ? 36 * 4 * winograd_tiles(c) * (c.in.channels + 3 * kLanes) : 0;
+  const int64_t tiles = winograd_tiles(c), outputs = 3 * kLanes;
+  const int64_t floats = tiles * c.in.channels + tiles * outputs + kWinogradInputs * outputs;
+  return 36 * 4 * (floats + 3 * kWinogradPadding);
 }
 AGF_INLINE int64_t scratch_bytes(const Enter& e) {
   return 4 * (e.x.channels + (e.skip ? e.skip.channels : 0));

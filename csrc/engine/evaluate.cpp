@@ -1,4 +1,5 @@
-// evaluate: the operator that runs a plan. Schema, checks, and the split over threads.
+// evaluate and guided_half_step: the operators that run plans. Schemas, checks, and the split over
+// threads.
 #include <chrono>
 #include <numeric>
 
@@ -24,96 +25,196 @@ struct Run {
   void operator()(const Store& i) const { store_kernel(i, f); }
 };
 
-// Threads work in teams that share out the images: alone on images of their own where these go
-// round evenly, which needs no meeting, else together on the same image.
-int64_t count_teams(int64_t images, int64_t threads) {
-  return images >= 4 * threads ? threads : std::gcd(images, threads);
-}
-
 double seconds() {
   using namespace std::chrono;
   return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
-void evaluate(int64_t plan_number, const Tensor& x, double c_in, const Tensor& weights,
-              const Tensor& modulations, Tensor arena, Tensor result, int64_t threads,
-              int64_t chunk, std::optional<Tensor> times) {
-  const std::shared_ptr<const Plan> plan = find_plan(plan_number);
-  check(plan != nullptr, "evaluate: plan must be alive, got ", plan_number, "; keep its owner");
-  check_image("evaluate", "x", x);
-  const int64_t images = x.size(0);
-  const std::vector<int64_t> shape{images, plan->image_channels, plan->resolution, plan->resolution};
-  const Dtype dtype = dtype_of("evaluate", "x", x);
-  check(sizes_of(x) == shape && (dtype == Dtype::f32 || dtype == Dtype::f64),
-        "evaluate: x must be float32 or float64 images of the plan's size, got ", shape_of(x),
-        "; resize it");
-  check(sizes_of(result) == shape && result.is_contiguous() &&
-            result.scalar_type() == ScalarType::Float,
-        "evaluate: result must be contiguous float32 of the shape of x, got ", shape_of(result));
-  check(weights.scalar_type() == ScalarType::Byte && weights.numel() == plan->weight_bytes,
-        "evaluate: weights must be the plan's, got ", weights.numel(), " bytes for ",
-        plan->weight_bytes);
-  check(modulations.dim() == 2 && modulations.is_contiguous() &&
-            modulations.scalar_type() == ScalarType::Float &&
-            modulations.size(1) == plan->modulations &&
-            (modulations.size(0) == 1 || modulations.size(0) == images),
-        "evaluate: modulations must be float32 [1 or N, ", plan->modulations, "], got ",
-        shape_of(modulations));
-  check(threads >= 1 && chunk >= 1, "evaluate: threads and chunk must be positive, got ", threads,
-        " and ", chunk);
-  if (images == 0) return;
-  const int64_t teams = count_teams(images, threads), members = threads / teams;
-  const int64_t needed = teams * chunk * plan->image_bytes + threads * plan->scratch_bytes;
-  check(arena.scalar_type() == ScalarType::Byte && arena.is_contiguous() && arena.numel() >= needed,
-        "evaluate: arena must have ", needed, " bytes, got ", arena.numel());
-  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 64 == 0; };
-  check(aligned(arena.const_data_ptr()) && aligned(weights.const_data_ptr()),
-        "evaluate: arena and weights must lie on a multiple of 64 bytes");
-  const auto count = static_cast<int64_t>(plan->instructions.size());
-  check(!times || (times->numel() == count && times->scalar_type() == ScalarType::Double &&
-                   times->is_contiguous()),
-        "evaluate: times must be float64 [", count, "]");
+// One net's part in a call: its plan and tensors, checked.
+struct Net {
+  std::shared_ptr<const Plan> plan;
+  const char* weights = nullptr;
+  const float* modulations = nullptr;
+  int64_t modulation_stride = 0;
+  float* result = nullptr;
+  int64_t chunk = 1;         // images that a team takes through the plan together
+  double* times = nullptr;
 
-  char* const base = static_cast<char*>(arena.mutable_data_ptr());
-  char* const scratch = base + teams * chunk * plan->image_bytes;
-  const auto* x_data = static_cast<const char*>(x.const_data_ptr());
-  const int64_t x_size = dtype == Dtype::f64 ? 8 : 4;
-  auto* result_data = static_cast<float*>(result.mutable_data_ptr());
-  const auto* modulation_data = static_cast<const float*>(modulations.const_data_ptr());
-  const int64_t modulation_stride = modulations.size(0) == 1 ? 0 : plan->modulations;
-  double* const time_data = times ? static_cast<double*>(times->mutable_data_ptr()) : nullptr;
-  std::vector<std::unique_ptr<Barrier>> barriers;
-  for (int64_t i = 0; i < teams; ++i) barriers.push_back(std::make_unique<Barrier>(members));
+  // Of the arena, for a team of `members` threads.
+  int64_t arena_bytes(int64_t members) const {
+    return chunk * plan->image_bytes + members * plan->scratch_bytes;
+  }
+};
 
-  run_threads(static_cast<int>(teams * members), [&](int thread) {
-    const int64_t team = thread / members;
-    const int64_t end = images * (team + 1) / teams;
+// The images, and how threads share them: in teams, alone on images of their own where these go
+// round evenly, which needs no meeting, else together on the same image.
+struct Call {
+  const char* function;
+  int64_t images, threads, teams, members;
+  const char* x;
+  bool x_is_double;
+  int64_t x_strides[4];
+  double c_in;
+
+  Call(const char* name, const Tensor& image, double scale, int64_t count)
+      : function(name), images(0), threads(count), teams(1), members(1), c_in(scale) {
+    check_image(function, "x", image);
+    const Dtype dtype = dtype_of(function, "x", image);
+    check(dtype == Dtype::f32 || dtype == Dtype::f64, function,
+          ": x must be float32 or float64 images, got another type; convert it with .to()");
+    check(threads >= 1, function, ": threads must be positive, got ", threads);
+    images = image.size(0);
+    x = static_cast<const char*>(image.const_data_ptr());
+    x_is_double = dtype == Dtype::f64;
+    for (int d = 0; d < 4; ++d) x_strides[d] = image.stride(d);
+    teams = images >= 4 * threads ? threads : std::max<int64_t>(1, std::gcd(images, threads));
+    members = threads / teams;
+  }
+
+  Net net(int64_t number, const Tensor& x_tensor, const Tensor& weights, const Tensor& modulations,
+          Tensor& result, int64_t chunk) const {
+    Net n;
+    n.plan = find_plan(number);
+    check(n.plan != nullptr, function, ": plan must be alive, got ", number, "; keep its owner");
+    const Plan& plan = *n.plan;
+    const std::vector<int64_t> shape{images, plan.image_channels, plan.resolution, plan.resolution};
+    check(sizes_of(x_tensor) == shape, function, ": x must be images of the plan's size, got ",
+          shape_of(x_tensor), "; resize it");
+    check(sizes_of(result) == shape && result.is_contiguous() &&
+              result.scalar_type() == ScalarType::Float,
+          function, ": result must be contiguous float32 of the shape of x, got ", shape_of(result));
+    check(weights.scalar_type() == ScalarType::Byte && weights.numel() == plan.weight_bytes &&
+              aligned(weights),
+          function, ": weights must be the plan's, on a multiple of 64 bytes, got ",
+          weights.numel(), " bytes for ", plan.weight_bytes);
+    check(modulations.dim() == 2 && modulations.is_contiguous() &&
+              modulations.scalar_type() == ScalarType::Float &&
+              modulations.size(1) == plan.modulations &&
+              (modulations.size(0) == 1 || modulations.size(0) == images),
+          function, ": modulations must be float32 [1 or N, ", plan.modulations, "], got ",
+          shape_of(modulations));
+    check(chunk >= 1, function, ": chunk must be positive, got ", chunk);
+    n.weights = static_cast<const char*>(weights.const_data_ptr());
+    n.modulations = static_cast<const float*>(modulations.const_data_ptr());
+    n.modulation_stride = modulations.size(0) == 1 ? 0 : plan.modulations;
+    n.result = static_cast<float*>(result.mutable_data_ptr());
+    n.chunk = chunk;
+    return n;
+  }
+
+  static bool aligned(const Tensor& t) {
+    return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 64 == 0;
+  }
+
+  // Runs the nets one after the other, then done(begin, end) for each thread's share of the images'
+  // elements. Teams never wait for each other, so each has its own part of the arena.
+  template <class Done>
+  void run(const std::vector<Net>& nets, Tensor& arena, const Done& done) const {
+    int64_t part = 0;
+    for (const Net& net : nets) part = std::max(part, net.arena_bytes(members));
+    check(arena.scalar_type() == ScalarType::Byte && arena.is_contiguous() && aligned(arena) &&
+              arena.numel() >= teams * part,
+          function, ": arena must have ", teams * part, " bytes on a multiple of 64, got ",
+          arena.numel());
+    if (images == 0) return;
+    char* const base = static_cast<char*>(arena.mutable_data_ptr());
+    const Plan& first = *nets.front().plan;
+    const int64_t elements = first.image_channels * first.resolution * first.resolution;
+    std::vector<std::unique_ptr<Barrier>> barriers;
+    for (int64_t i = 0; i < teams; ++i) barriers.push_back(std::make_unique<Barrier>(members));
+    run_threads(static_cast<int>(threads), [&](int thread) {
+      const int64_t team = thread / members, member = thread % members;
+      const int64_t begin = images * team / teams, end = images * (team + 1) / teams;
+      for (const Net& net : nets) {
+        run_net(net, base + team * part, static_cast<int>(member), begin, end, elements,
+                thread == 0 ? net.times : nullptr, *barriers[team]);
+      }
+      const int64_t share = (end - begin) * elements;
+      done(begin * elements + share * member / members,
+           begin * elements + share * (member + 1) / members);
+    });
+  }
+
+  // One thread's part in a plan for its team's images [begin, end).
+  void run_net(const Net& net, char* arena, int member, int64_t begin, int64_t end,
+               int64_t elements, double* times, Barrier& barrier) const {
     Frame f{};
-    f.arena = base + team * chunk * plan->image_bytes;
-    f.image_bytes = plan->image_bytes;
-    f.weights = static_cast<const char*>(weights.const_data_ptr());
-    f.modulation_stride = modulation_stride;
-    f.thread = static_cast<int>(thread % members);
+    f.arena = arena;
+    f.image_bytes = net.plan->image_bytes;
+    f.weights = net.weights;
+    f.modulation_stride = net.modulation_stride;
+    f.thread = member;
     f.threads = static_cast<int>(members);
-    f.scratch = scratch + thread * plan->scratch_bytes;
-    f.x_is_double = dtype == Dtype::f64;
-    for (int d = 0; d < 4; ++d) f.x_strides[d] = x.stride(d);
+    f.scratch = arena + net.chunk * net.plan->image_bytes + member * net.plan->scratch_bytes;
+    f.x_is_double = x_is_double;
+    for (int d = 0; d < 4; ++d) f.x_strides[d] = x_strides[d];
     f.c_in = c_in;
-    for (int64_t first = images * team / teams; first < end; first += chunk) {
-      f.images = std::min(chunk, end - first);
-      f.x = x_data + first * f.x_strides[0] * x_size;
-      f.result = result_data + first * (result.numel() / images);
-      f.modulations = modulation_data + first * modulation_stride;
-      double before = time_data && thread == 0 ? seconds() : 0;
-      for (int64_t i = 0; i < count; ++i) {
-        std::visit(Run{f}, plan->instructions[i]);
-        barriers[team]->wait();
-        if (time_data && thread == 0) {
+    for (int64_t first = begin; first < end; first += net.chunk) {
+      f.images = std::min(net.chunk, end - first);
+      f.x = x + first * x_strides[0] * (x_is_double ? 8 : 4);
+      f.result = net.result + first * elements;
+      f.modulations = net.modulations + first * net.modulation_stride;
+      double before = times ? seconds() : 0;
+      for (size_t i = 0; i < net.plan->instructions.size(); ++i) {
+        std::visit(Run{f}, net.plan->instructions[i]);
+        barrier.wait();
+        if (times) {
           const double now = seconds();
-          time_data[i] += now - before;
+          times[i] += now - before;
           before = now;
         }
       }
+    }
+  }
+};
+
+void evaluate(int64_t plan, const Tensor& x, double c_in, const Tensor& weights,
+              const Tensor& modulations, Tensor arena, Tensor result, int64_t threads,
+              int64_t chunk, std::optional<Tensor> times) {
+  const Call call("evaluate", x, c_in, threads);
+  Net net = call.net(plan, x, weights, modulations, result, chunk);
+  if (times) {
+    const auto count = static_cast<int64_t>(net.plan->instructions.size());
+    check(times->numel() == count && times->scalar_type() == ScalarType::Double &&
+              times->is_contiguous(),
+          "evaluate: times must be float64 [", count, "]");
+    net.times = static_cast<double*>(times->mutable_data_ptr());
+  }
+  call.run({net}, arena, [](int64_t, int64_t) {});
+}
+
+// The whole of a half step in one call: both nets, then the fused update of each team's images
+// while the nets' results are in cache.
+void guided_half_step(int64_t plan, const Tensor& weights, const Tensor& modulations, Tensor raw,
+                      int64_t chunk, int64_t guide_plan, std::optional<Tensor> guide_weights,
+                      std::optional<Tensor> guide_modulations, std::optional<Tensor> guide_raw,
+                      int64_t guide_chunk, Tensor arena, int64_t threads, const Tensor& x,
+                      std::optional<Tensor> x_next, Tensor slope, Tensor out, double c_in,
+                      double sigma, double sigma_next, double guidance, double sigma_data) {
+  const char* function = "guided_half_step";
+  const Tensor& at = x_next ? *x_next : x;
+  const Call call(function, at, c_in, threads);
+  for (const auto& [name, t] : {std::pair{"x", &x}, {"x_next", &at}, {"slope", &slope}, {"out", &out}}) {
+    check_like(function, name, *t, "x", x);
+    check(t->is_contiguous(), function, ": ", name, " must be contiguous; use .contiguous()");
+  }
+  std::vector<Net> nets{call.net(plan, at, weights, modulations, raw, chunk)};
+  if (guide_raw) {
+    check(guide_weights && guide_modulations, function, ": a guide must have weights and modulations");
+    nets.push_back(call.net(guide_plan, at, *guide_weights, *guide_modulations, *guide_raw, guide_chunk));
+  }
+  const Dtype dtype = dtype_of(function, "x", x);
+  const GuidedLevels levels{x_next ? sigma_next : sigma, sigma_next - sigma, guidance, sigma_data, true};
+  const void* guide_data = guide_raw ? guide_raw->const_data_ptr() : nullptr;
+  call.run(nets, arena, [&](int64_t begin, int64_t end) {
+    if (x_next) {
+      guided_heun_second_kernel(dtype, Dtype::f32, x.const_data_ptr(), at.const_data_ptr(),
+                                slope.const_data_ptr(), raw.const_data_ptr(), guide_data,
+                                out.mutable_data_ptr(), levels, begin, end);
+    } else {
+      guided_heun_first_kernel(dtype, Dtype::f32, x.const_data_ptr(), raw.const_data_ptr(),
+                               guide_data, out.mutable_data_ptr(), slope.mutable_data_ptr(), levels,
+                               begin, end);
     }
   });
 }
@@ -125,6 +226,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
   m.def(
       "evaluate(int plan, Tensor x, float c_in, Tensor weights, Tensor modulations, "
       "Tensor(a!) arena, Tensor(b!) result, int threads, int chunk, Tensor(c!)? times) -> ()");
+  // Both nets at x, or at x_next where that is given; then guided_heun_first, whose results go to
+  // out and slope, or guided_heun_second, which reads slope.
+  m.def(
+      "guided_half_step(int plan, Tensor weights, Tensor modulations, Tensor(a!) raw, int chunk, "
+      "int guide_plan, Tensor? guide_weights, Tensor? guide_modulations, Tensor(b!)? guide_raw, "
+      "int guide_chunk, Tensor(c!) arena, int threads, Tensor x, Tensor? x_next, "
+      "Tensor(d!) slope, Tensor(e!) out, float c_in, float sigma, float sigma_next, "
+      "float guidance, float sigma_data) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) { m.impl("evaluate", TORCH_BOX(&agf::evaluate)); }
+STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
+  m.impl("evaluate", TORCH_BOX(&agf::evaluate));
+  m.impl("guided_half_step", TORCH_BOX(&agf::guided_half_step));
+}
