@@ -18,6 +18,7 @@ ROW_SECONDS = 20  # of one race, unless three rounds take longer
 ROUNDS = range(3, 16)
 MAX_DELAY = 0.02  # share of a sample that its threads may have waited for a core
 REPEATS = 3  # of a sample that waited longer
+REST_SECONDS = 0.02  # before a sample: until threads of the one before stop waiting for more work
 REPEAT_SECONDS = 2  # a longer sample averages over what disturbs it, and is kept as it is
 
 
@@ -80,6 +81,9 @@ def _timed(function, count):
 def take_sample(function, count):
     """Time `count` calls; repeat while they had to wait for a core."""
     tries = []
+    time.sleep(REST_SECONDS)
+    if count > 1:
+        function()  # wakes its own threads
     while True:
         seconds, delay = _timed(function, count)
         tries.append((delay / seconds, seconds / count))

@@ -63,7 +63,7 @@ _TO_POINTS = ((-1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.
 
 
 def winograd_bf16(weight):
-    """Transform `[K, C, 9]` to the 16 points of F(2x2, 3x3), in float64, and pack it as bfloat16."""
+    """Transform `[K, C, 9]` to the 16 points of F(2x2, 3x3), in float64; pack it as bfloat16."""
     g = torch.tensor(_TO_POINTS, dtype=torch.float64)
     weight = weight.double().unflatten(2, (3, 3))
     points = torch.einsum("ia,kcab,jb->kcij", g, weight, g).flatten(2)
