@@ -28,7 +28,8 @@ def _rows():
 def bench_pair(task, net_name, batch, dtype, benchmark, request):
     """Race one task over one pair of nets, at one batch size and in one type."""
     path = request.config.getoption("--reference")
-    names = ["eager", "compile", *(["reference"] if path else [])]
+    compiles = not request.config.getoption("--benchmark-eager")
+    names = ["eager", *(["compile"] if compiles else []), *(["reference"] if path else [])]
     dtype = contest.DTYPES[dtype]
     noise, labels = pairs.inputs(pairs.pair(net_name)[0], batch)
     rivals = {name: contest.rival(name, net_name, batch, dtype, path) for name in names}
@@ -51,10 +52,11 @@ def bench_pair(task, net_name, batch, dtype, benchmark, request):
         arithmetic(dtype),
         contest.gflop(task, net_name, batch),
     )
-    info["compile_settings"] = rivals["compile"].how
+    how = rivals["compile"].how if compiles else ""
+    info["compile_settings"] = how
     info["engine_bytes"] = engine.peak_memory(batch)
     if request.config.getoption("--benchmark-memory"):
         for name in ("ours", *names):
             info[f"{name}_bytes"] = memory.measured(
-                name, task, net_name, batch, dtype, path, rivals["compile"].how
+                name, task, net_name, batch, dtype, path, how
             )
