@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from .interruption import EXIT_CODE
-from .options import PRECISIONS, TrainOptions
+from .options import DEVICES, PRECISIONS, TrainOptions
 from .presets import PRESETS, preset
 
 _EXAMPLES = """\
@@ -71,6 +71,13 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "loss_scale": ("S", "where the scaling of the loss begins with fp16"),
         "seed": ("N", "of first weights, data order, noise and dropout"),
     },
+    "execution": {
+        "device": ("D", f"that trains: {', '.join(DEVICES)}; each process has a GPU of its own"),
+        "shard": ("", "split weights, moments and averages among the processes, where one cannot "
+                      "hold them (FSDP2)"),
+        "compile": ("", "run the net through torch.compile"),
+        "graph": ("", "record a step as CUDA graphs and replay them; one process on a GPU"),
+    },
     "averages": {
         "ema": ("S", "sigma_rel of each average that is tracked"),
         "snapshots": ("N", "how often the averages are stored, evenly over the run"),
@@ -129,6 +136,9 @@ def add_command(subparsers) -> None:
 
 def _add_option(group, name: str, default, metavar: str, text: str) -> None:
     """Adds one option; None stands for "not given", so that presets and --resume can tell."""
+    if isinstance(default, bool):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+        return
     several = isinstance(default, tuple)
     shown = " ".join(map(str, default)) if several else default
     group.add_argument(
@@ -173,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"train: {name} must be >= {least}, got {getattr(arguments, name)}; raise it"
             )
-    with Processes.join() as processes:
+    with Processes.join(main.device) as processes:
         out = arguments.out
         begun = pair.has_run(out) or pair.has_run(out / pair.GUIDE)
         # torchrun starts the same command again after a process died.
@@ -203,7 +213,8 @@ def _summary(result, main: TrainOptions, guide, arguments: argparse.Namespace) -
         whole = "" if trainer.nimg >= duration else f" of {duration}"
         lines.append(
             f"{name}: trained {parameters} parameters on {trainer.nimg}{whole} images in "
-            f"{trainer.seconds:.0f} s{''.join(', ' + note for note in notes)}"
+            f"{trainer.seconds:.0f} s on {trainer.device.type}"
+            f"{''.join(', ' + note for note in notes)}"
         )
     if not result.finished:
         return "\n".join(
