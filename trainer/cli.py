@@ -22,6 +22,10 @@ examples:
   torchrun --nproc-per-node 8 --max-restarts 3 -m autoguide_fast.cli train --out runs/s \\
       --data latents.zip --preset edm2-img512-s --guide xs:T/16 --precision bf16
 
+  # one whose weights, moments and averages do not fit into one process
+  torchrun --nproc-per-node 8 -m autoguide_fast.cli train --out runs/xxl --shard \
+      --data latents.zip --preset edm2-img512-xxl --precision bf16 --microbatch 16
+
   # a net without labels, for classifier-free guidance
   autoguide-fast train --out runs/uncond --no-labels
 
@@ -263,7 +267,8 @@ def _job(arguments: argparse.Namespace):
 def _changes(pairs: list[str]) -> dict:
     """Options from `name=value`, lists as `1,2`."""
     fields = {f.name: f.default for f in dataclasses.fields(TrainOptions)}
-    fields.pop("duration"), fields.pop("batch"), fields.pop("data")
+    for shared in ("duration", "batch", "data", *_GROUPS["execution"]):
+        fields.pop(shared)
     changes = {}
     for text in pairs:
         name, _, value = text.partition("=")
