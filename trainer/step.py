@@ -260,7 +260,8 @@ class Trainer:
 
         All processes must ask.
         """
-        return sharding.whole(self.ema.emas[index], self.processes.first, self.device)
+        with self.processes.together():
+            return sharding.whole(self.ema.emas[index], self.processes.first, self.device)
 
     def close(self) -> None:
         """Lets go of the threads that read ahead."""
@@ -292,7 +293,8 @@ class Trainer:
             "optimizer": moments(self.optimizer),
             "ema": self.ema.state_dict(),
         }
-        return sharding.gather(state, self.processes.first)
+        with self.processes.together():
+            return sharding.gather(state, self.processes.first)
 
     def load_state_dict(self, state: dict) -> None:
         """Restores `state_dict()`, by whatever number of processes it was written.
