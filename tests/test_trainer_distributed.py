@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from autoguide_fast.trainer import durable, interruption, loop
+from autoguide_fast.cli import main
+from autoguide_fast.trainer import durable, interruption, loop, step
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.runlog import read_log
 
@@ -18,10 +19,11 @@ from autoguide_fast.trainer.runlog import read_log
 LOSS = 1e-4
 WEIGHTS = 1e-2
 
-OPTIONS = ["--channels", "4", "--channels-per-head", "4", "--batch", "16", "--rampup", "64",
+# Six rows of weights among four processes: the last has none of the narrow layers'.
+OPTIONS = ["--channels", "6", "--channels-per-head", "6", "--batch", "16", "--rampup", "64",
            "--seed", "5", "--duration", "160", "--snapshots", "5", "--grid", "2",
            "--quiet"]  # fmt: skip
-SAME = {"channels": 4, "channels_per_head": 4, "batch": 16, "rampup": 64.0, "seed": 5,
+SAME = {"channels": 6, "channels_per_head": 6, "batch": 16, "rampup": 64.0, "seed": 5,
         "duration": 160, "snapshots": 5}  # fmt: skip
 
 
@@ -60,20 +62,107 @@ def assert_same_run(one, other):
             assert error < WEIGHTS, name
 
 
+@pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["", "shard"])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_train_as_one_does(alone, tmp_path, processes):
-    run = torchrun(processes, "--out", tmp_path / "run", *OPTIONS)
+def test_processes_train_as_one_does(alone, tmp_path, processes, shard):
+    run = torchrun(processes, "--out", tmp_path / "run", *OPTIONS, *shard)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("main: trained") == 1
     assert_same_run(alone, tmp_path / "run")
 
 
-def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
+@pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["", "shard"])
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, shard):
     out = tmp_path / "run"
     loop.train(TrainOptions(**SAME), out, progress=False, stop=lambda nimg: nimg >= 80)
-    run = torchrun(2, "--out", out, "--resume", "--quiet", "--microbatch", 4)
+    run = torchrun(2, "--out", out, "--resume", "--quiet", "--microbatch", 4, *shard)
     assert run.returncode == 0, run.stderr
     assert_same_run(alone, out)
+
+
+def test_a_sharded_run_goes_on_without_shards(alone, tmp_path):
+    """What four processes shared has the form of what one wrote, tensor by tensor."""
+    out = tmp_path / "run"
+    run = torchrun(4, "--out", out, *OPTIONS, "--shard", "--duration", 80)
+    assert run.returncode == 0, run.stderr
+    whole, shared = (layout(state_in(path)) for path in (alone, out))
+    assert whole == shared
+    loop.train(TrainOptions(**SAME), out, resume=True, progress=False)
+    assert_same_run(alone, out)
+
+
+def layout(state, name=""):
+    """The shape and type of every tensor of a state."""
+    if isinstance(state, torch.Tensor):
+        return {name: (state.shape, state.dtype)}
+    parts = state.items() if isinstance(state, dict) else enumerate(state)
+    found = {}
+    for key, value in parts if isinstance(state, (dict, list)) else ():
+        found |= layout(value, f"{name}/{key}") if not isinstance(value, (str, float, int)) else {}
+    return found
+
+
+def test_pairs_train_sharded(tmp_path):
+    guide = ["--guide", "3:T/2", "--guide-set", "channels_per_head=3"]
+    assert main(["train", "--out", str(tmp_path / "one"), *OPTIONS, *guide]) == 0
+    run = torchrun(2, "--out", tmp_path / "two", *OPTIONS, *guide, "--shard")
+    assert run.returncode == 0, run.stderr
+    for net in ("", "guide"):
+        a, b = state_in(tmp_path / "one" / net), state_in(tmp_path / "two" / net)
+        for name, p in a["net"].items():
+            assert (p - b["net"][name]).norm() <= WEIGHTS * (p.norm() + 1e-3), (net, name)
+    rows = [[(row["net"], row["nimg"]) for row in read_log(tmp_path / name)] for name in NAMES]
+    assert rows[0] == rows[1] and len(rows[0]) == 15
+    losses = [[row["loss"] for row in read_log(tmp_path / name)] for name in NAMES]
+    assert losses[0] == pytest.approx(losses[1], rel=LOSS)
+    pictures = [sorted(f.name for f in (tmp_path / name / "samples").iterdir()) for name in NAMES]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 7
+
+
+NAMES = ("one", "two")
+
+_draw = step.draw
+
+
+def spoilt(seed, nimg, offset, count, *rest):
+    """Draw as the trainer does, but once with a number for the last image that is not finite."""
+    drawn = _draw(seed, nimg, offset, count, *rest)
+    if nimg == 32 and offset + count == 16:
+        drawn.noise[-1] = float("nan")
+    return drawn
+
+
+_SPOILT = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_trainer_distributed import main, spoilt, step
+
+step.draw = spoilt
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("precision", "counted"), [("fp32", "repaired_steps"), ("fp16", "skipped_steps")]
+)
+def test_all_shards_meet_what_is_not_finite_in_one(tmp_path, monkeypatch, precision, counted):
+    monkeypatch.setattr(step, "draw", spoilt)
+    options = TrainOptions(**{**SAME, "duration": 80}, precision=precision)
+    loop.train(options, tmp_path / "one", progress=False)
+    program = tmp_path / "spoilt.py"
+    program.write_text(_SPOILT)
+    run = torchrun(2, "--out", tmp_path / "two", *OPTIONS, "--duration", 80, "--grid", 0,
+                   "--precision", precision, "--shard", program=(program,))  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    for name in NAMES:
+        rows = read_log(tmp_path / name)
+        assert rows[2]["loss"] is None and rows[-1][counted] == 1
+    one, two = (state_in(tmp_path / name) for name in NAMES)
+    assert one["loss_scale"] == two["loss_scale"]
+    # In float16 a sum over two processes rounds otherwise than one.
+    tolerance = {"fp32": WEIGHTS, "fp16": 3 * WEIGHTS}[precision]
+    for name, p in one["net"].items():
+        assert (p - two["net"][name]).norm() <= tolerance * (p.norm() + 1e-3), name
 
 
 # Trains like the command, but the second process dies once, after 4 steps.

@@ -65,6 +65,12 @@ def test_the_plan_counts_what_a_run_keeps():
     assert counted.activation_bytes == pytest.approx(total, rel=0.1)
 
 
+def test_the_plan_splits_what_is_sharded():
+    whole, split = (plan.plan(TrainOptions(shard=s), 8, 1, 10, 4) for s in (False, True))
+    assert whole.state_bytes == 4 * split.state_bytes
+    assert whole.activation_bytes == split.activation_bytes
+
+
 def test_guides():
     main = TrainOptions(**presets.preset("edm2-img64-s"))
     guide = pair.parse_guide("xs:T/8", main, "edm2-img64-s", {"dropout": 0.1})

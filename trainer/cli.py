@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from .interruption import EXIT_CODE
-from .options import PRECISIONS, TrainOptions
+from .options import DEVICES, PRECISIONS, TrainOptions
 from .presets import PRESETS, preset
 
 _EXAMPLES = """\
@@ -21,6 +21,10 @@ examples:
       --dry-run
   torchrun --nproc-per-node 8 --max-restarts 3 -m autoguide_fast.cli train --out runs/s \\
       --data latents.zip --preset edm2-img512-s --guide xs:T/16 --precision bf16
+
+  # one whose weights, moments and averages do not fit into one process
+  torchrun --nproc-per-node 8 -m autoguide_fast.cli train --out runs/xxl --shard \
+      --data latents.zip --preset edm2-img512-xxl --precision bf16 --microbatch 16
 
   # a net without labels, for classifier-free guidance
   autoguide-fast train --out runs/uncond --no-labels
@@ -70,6 +74,13 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "precision": ("P", f"of the U-Net: {', '.join(PRECISIONS)}; weights stay fp32"),
         "loss_scale": ("S", "where the scaling of the loss begins with fp16"),
         "seed": ("N", "of first weights, data order, noise and dropout"),
+    },
+    "execution": {
+        "device": ("D", f"that trains: {', '.join(DEVICES)}; each process has a GPU of its own"),
+        "shard": ("", "split weights, moments and averages among the processes, where one cannot "
+                      "hold them (FSDP2)"),
+        "compile": ("", "run the net through torch.compile"),
+        "graph": ("", "record a step as CUDA graphs and replay them; one process on a GPU"),
     },
     "averages": {
         "ema": ("S", "sigma_rel of each average that is tracked"),
@@ -129,6 +140,9 @@ def add_command(subparsers) -> None:
 
 def _add_option(group, name: str, default, metavar: str, text: str) -> None:
     """Adds one option; None stands for "not given", so that presets and --resume can tell."""
+    if isinstance(default, bool):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+        return
     several = isinstance(default, tuple)
     shown = " ".join(map(str, default)) if several else default
     group.add_argument(
@@ -173,7 +187,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"train: {name} must be >= {least}, got {getattr(arguments, name)}; raise it"
             )
-    with Processes.join() as processes:
+    with Processes.join(main.device) as processes:
         out = arguments.out
         begun = pair.has_run(out) or pair.has_run(out / pair.GUIDE)
         # torchrun starts the same command again after a process died.
@@ -203,7 +217,8 @@ def _summary(result, main: TrainOptions, guide, arguments: argparse.Namespace) -
         whole = "" if trainer.nimg >= duration else f" of {duration}"
         lines.append(
             f"{name}: trained {parameters} parameters on {trainer.nimg}{whole} images in "
-            f"{trainer.seconds:.0f} s{''.join(', ' + note for note in notes)}"
+            f"{trainer.seconds:.0f} s on {trainer.device.type}"
+            f"{''.join(', ' + note for note in notes)}"
         )
     if not result.finished:
         return "\n".join(
@@ -252,7 +267,8 @@ def _job(arguments: argparse.Namespace):
 def _changes(pairs: list[str]) -> dict:
     """Options from `name=value`, lists as `1,2`."""
     fields = {f.name: f.default for f in dataclasses.fields(TrainOptions)}
-    fields.pop("duration"), fields.pop("batch"), fields.pop("data")
+    for shared in ("duration", "batch", "data", *_GROUPS["execution"]):
+        fields.pop(shared)
     changes = {}
     for text in pairs:
         name, _, value = text.partition("=")

@@ -116,7 +116,8 @@ def load_checkpoint(folder: Path, report: Callable[[str], object]) -> dict:
         problem = None
         try:
             if _digest(path) == _NAME.fullmatch(path.name)[2]:
-                return torch.load(path, weights_only=True, map_location="cpu")
+                # Mapped, not read: of a sharded net each process takes a part.
+                return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
             problem = "its contents do not have the checksum in its name"
         except OSError as error:
             problem = error.strerror or str(error)

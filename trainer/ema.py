@@ -6,12 +6,13 @@ An average is named by `sigma_rel`, the width of its profile relative to the tra
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+
+from .sharding import copy_of, local, scatter
 
 # The profile is narrowest as gamma -> infinity and widest, for gamma > -1, just below 12 ** -0.5.
 SIGMA_REL_MAX = 12**-0.5
@@ -98,22 +99,22 @@ class PowerFunctionEMA:
         sigma_rels: width of each average. [EDM2] tracks 0.05 and 0.10, enough to reconstruct
             any other length afterwards.
 
-    `emas` holds one detached copy of the net per width, in eval mode.
+    `emas` holds one detached copy of the net per width, in eval mode; sharded where the net is.
     """
 
     def __init__(self, net: torch.nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10)) -> None:
         self.sigma_rels = [float(s) for s in sigma_rels]
         _check_sigma_rel("PowerFunctionEMA", np.asarray(self.sigma_rels))
         self.net = net
-        self.emas = [copy.deepcopy(net).eval().requires_grad_(False) for _ in self.sigma_rels]
+        self.emas = [copy_of(net) for _ in self.sigma_rels]
 
     @torch.no_grad()
     def update(self, nimg: int, batch_size: int) -> None:
         """Takes in the weights after the step that ended at `nimg` images (EDM2 eq. 121)."""
-        weights = [p.detach() for p in self.net.parameters()]
+        weights = [local(p.detach()) for p in self.net.parameters()]
         for sigma_rel, ema in zip(self.sigma_rels, self.emas, strict=True):
             beta = power_function_beta(sigma_rel, t_next=nimg, t_delta=batch_size)
-            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - beta)
+            torch._foreach_lerp_([local(p) for p in ema.parameters()], weights, 1 - beta)
 
     def state_dict(self) -> dict:
         """State for a checkpoint: the widths and one state dict for each."""
@@ -131,7 +132,7 @@ class PowerFunctionEMA:
                 f"checkpoint, got {self.sigma_rels}; resume with the same EMA lengths"
             )
         for ema, ema_state in zip(self.emas, state["emas"], strict=True):
-            ema.load_state_dict(ema_state)
+            ema.load_state_dict(scatter(ema_state, ema))
 
 
 def _profile_products(

@@ -38,17 +38,20 @@ class Grids:
         self.guide_from: int | None = None
 
     def drawer(self, net: str) -> Callable[[Trainer], None] | None:
-        """What is to be called after each snapshot of a net."""
+        """What is to be called after each snapshot of a net, in every process."""
         if not self.count:
             return None
         return lambda trainer: self._draw(net, trainer)
 
     def _draw(self, net: str, trainer: Trainer) -> None:
+        average = trainer.average(0)  # which takes all processes; the first has it
+        if average is None:
+            return
         if self.guide is None and self.guide_from is not None and trainer.nimg >= self.guide_from:
             longest = max(trainer.ema.sigma_rels)
-            self.guide = Snapshots(self.out).net(self.guide_from, longest)
+            self.guide = Snapshots(self.out).net(self.guide_from, longest).to(trainer.device)
         try:
-            picture = self._picture(trainer.ema.emas[0], self.guide if net == "main" else None)
+            picture = self._picture(average, self.guide if net == "main" else None)
             folder = self.out / FOLDER
             folder.mkdir(exist_ok=True)
             picture.save(folder / f"{net}-{trainer.nimg:09d}.png")

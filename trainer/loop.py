@@ -62,7 +62,7 @@ def train(
         log: where to log; default: `log.jsonl` in `out`.
         processes: those that train together; default: this one alone.
         checkpoint_minutes: save this often, and at every snapshot.
-        on_snapshot: called after each snapshot, in the first process.
+        on_snapshot: called after each snapshot, in every process.
 
     Returns:
         The trainer in its last state; `trainer.nimg < options.duration` if it was interrupted.
@@ -130,22 +130,27 @@ def _run(trainer, out, net, log, progress, stop, checkpoint_seconds, on_snapshot
             if trainer.nimg in log_marks:
                 log.write(
                     net=net, nimg=trainer.nimg, loss=sum(losses) / len(losses),
-                    lr=trainer.optimizer.param_groups[0]["lr"],
+                    lr=trainer.lr,
                     gradient_norm=trainer.gradient_norm, images_per_s=round(speed, 3),
                     seconds=round(trainer.seconds, 3), repaired_steps=trainer.repaired_steps,
-                    skipped_steps=trainer.skipped_steps, memory_mib=round(peak_memory_mib(), 1),
+                    skipped_steps=trainer.skipped_steps,
+                    memory_mib=round(peak_memory_mib(trainer.device), 1),
                 )  # fmt: skip
                 losses, images, logged = [], 0, now
             done = trainer.nimg >= options.duration
-            if processes.first and trainer.nimg in snapshot_marks:
-                for sigma_rel, ema in zip(trainer.ema.sigma_rels, trainer.ema.emas, strict=True):
-                    save_average(ema, out, trainer.nimg, sigma_rel)
+            if trainer.nimg in snapshot_marks:
+                for i, sigma_rel in enumerate(trainer.ema.sigma_rels):
+                    average = trainer.average(i)  # which takes all processes
+                    if processes.first:
+                        save_average(average, out, trainer.nimg, sigma_rel)
             if wanted or late or done or trainer.nimg in snapshot_marks:
+                state = trainer.state_dict()
                 if processes.first:
-                    save_checkpoint(out / CHECKPOINTS, trainer.nimg, trainer.state_dict())
+                    save_checkpoint(out / CHECKPOINTS, trainer.nimg, state)
+                del state
                 processes.wait()
                 saved = time.perf_counter()
-            if processes.first and trainer.nimg in snapshot_marks and on_snapshot is not None:
+            if trainer.nimg in snapshot_marks and on_snapshot is not None:
                 on_snapshot(trainer)
             if wanted:
                 break

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-# May differ when a run is resumed: its length, and how a step is cut into passes.
-_FREE = ("duration", "microbatch")
+DEVICES = ("auto", "cpu", "cuda")
+
+# May differ when a run is resumed: its length, how a step is cut into passes, and what runs it.
+_FREE = ("duration", "microbatch", "device", "shard", "compile", "graph")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class TrainOptions:
     Averages: `ema` lists the sigma_rel that are tracked.
     Arithmetic: `precision` is that of the U-Net; weights, loss and averages stay float32.
     `loss_scale` is where the scaling of the loss begins with fp16.
+    Execution: `device` is 'cpu', 'cuda' (each process its own GPU) or 'auto' (a GPU if there is
+    one); `shard` splits weights, moments and averages among the processes; `compile` runs the net
+    under `torch.compile`; `graph` records a step as CUDA graphs.
     """
 
     data: str = "digits"
@@ -68,6 +73,10 @@ class TrainOptions:
     ema: tuple[float, ...] = (0.05, 0.10)
     snapshots: int = 16
     seed: int = 0
+    device: str = "auto"
+    shard: bool = False
+    compile: bool = False
+    graph: bool = False
 
     def __post_init__(self) -> None:
         for name in ("channel_mult", "attn_resolutions", "ema", "betas"):
@@ -103,6 +112,12 @@ class TrainOptions:
             self._refuse("split", "be 'train' or 'all'", "'train' leaves a fifth to judge against")
         if self.precision not in PRECISIONS:
             self._refuse("precision", f"be one of {', '.join(PRECISIONS)}", "fp32 suits any CPU")
+        if self.device not in DEVICES:
+            self._refuse("device", f"be one of {', '.join(DEVICES)}", "auto takes what is there")
+        if self.shard and self.compile:
+            self._refuse("shard", "be off with compile", "leave out one of the two")
+        if self.shard and self.graph:
+            self._refuse("shard", "be off with graph", "leave out one of the two")
 
     def _at_least(self, name: str, least: int, remedy: str) -> None:
         if not getattr(self, name) >= least:
@@ -167,8 +182,8 @@ class TrainOptions:
     def refuse_changes(self, stored: dict) -> None:
         """Raises ValueError, naming each option, where a stored run has other ones.
 
-        `duration` may grow, and how a step is cut into passes may change. An option that the stored
-        run does not know counts as its default.
+        `duration` may grow, and how a step is cut and what runs it may change. An option that the
+        stored run does not know counts as its default.
         """
         mine, defaults = self.as_dict(), TrainOptions().as_dict()
         before = {name: stored.get(name, defaults[name]) for name in mine}

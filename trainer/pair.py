@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .devices import choose_device
 from .durable import write_atomically
 from .grids import Grids
 from .loop import CHECKPOINT_MINUTES, check_folder, has_run, marks, train
@@ -159,6 +160,7 @@ def train_pair(
     asked = guide.asked if guide is not None else NO_GUIDE
     begun = has_run(out) or (own is not None and has_run(out / GUIDE))
     with processes.speaking_once():
+        choose_device(main, processes)
         if resume != begun:
             check_folder(out / GUIDE if has_run(out / GUIDE) else out, resume)
         stored = stored_job(out)
@@ -183,7 +185,7 @@ def train_pair(
             if result.guide.nimg < own.duration:
                 return result
             result.guide.release()
-            grids.guide = result.guide.ema.emas[-1]
+            grids.guide = result.guide.average(-1)
         elif guide is not None:
             grids.guide_from = guide.nimg
         result.main = train(

@@ -63,8 +63,9 @@ def plan(
         kept = _kept_bytes(lambda: net(x, sigma, labels, return_logvar=True), net)
     parameters = sum(p.numel() for p in net.parameters())
     tensors = 1 + 1 + 2 + len(options.ema)
+    holders = processes if options.shard else 1
     return Plan(parameters, counter.get_total_flops() // 2, options.duration,
-                4 * parameters * tensors, kept * micro)  # fmt: skip
+                4 * parameters * tensors // holders, kept * micro)  # fmt: skip
 
 
 def _kept_bytes(run, net: torch.nn.Module) -> int:

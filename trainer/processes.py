@@ -28,27 +28,35 @@ class Processes:
         count: how many there are.
         rank: which of them this is, from 0.
         restarts: how often torchrun has started them again.
+        local_rank: which of those on its machine this is.
 
     Used as a context, it leaves the others at the end.
     """
 
-    def __init__(self, count: int = 1, rank: int = 0, restarts: int = 0) -> None:
-        self.count, self.rank, self.restarts = count, rank, restarts
+    def __init__(
+        self, count: int = 1, rank: int = 0, restarts: int = 0, local_rank: int = 0
+    ) -> None:
+        self.count, self.rank, self.restarts, self.local_rank = count, rank, restarts, local_rank
 
     @classmethod
-    def join(cls) -> Processes:
-        """Joins, over gloo, the processes that torchrun started; alone without torchrun."""
+    def join(cls, device: str = "cpu") -> Processes:
+        """Joins the processes that torchrun started; alone without torchrun.
+
+        They speak over gloo; about what lies on GPUs, unless `device` is "cpu", over NCCL.
+        """
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        gpus = device != "cpu" and torch.cuda.is_available()
         with _leaving_after(_CONNECT_SECONDS):
             store, rank, count = next(rendezvous("env://"))
             # The store outlives a restart (torch 2.13), and with it the addresses of the dead.
             store = dist.PrefixStore(f"restart_{restarts}", store)
             dist.init_process_group(
-                "gloo", store=store, rank=rank, world_size=count, timeout=_TIMEOUT
-            )
-        return cls(count, rank, restarts)
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                store=store, rank=rank, world_size=count, timeout=_TIMEOUT,
+            )  # fmt: skip
+        return cls(count, rank, restarts, int(os.environ.get("LOCAL_RANK", 0)))
 
     def __enter__(self) -> Processes:
         return self

@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from .durable import write_atomically
 
 LOG = "log.jsonl"
@@ -20,7 +22,7 @@ class RunLog:
 
     A line is a JSON object: `net` ('main' or 'guide'), `nimg`, `loss` (mean since the last line),
     `lr`, `gradient_norm`, `images_per_s`, `seconds` of training, `repaired_steps`,
-    `skipped_steps`, `memory_mib` (peak of the process).
+    `skipped_steps`, `memory_mib` (peak of the process; on a GPU, of its tensors there).
 
     Args:
         out: the folder of the job.
@@ -118,8 +120,10 @@ def progress_bar(net: str, duration: int, nimg: int, show: bool):
                 disable=not show, file=sys.stderr, mininterval=0.5)  # fmt: skip
 
 
-def peak_memory_mib() -> float:
-    """The most memory that this process has had, in MiB."""
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has had, in MiB, that of its GPU where it has one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / (1 << 20)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

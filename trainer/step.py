@@ -3,118 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 
 from autoguide_fast import encoders
 from autoguide_fast.networks import Precond
 
+from . import sharding
+from .capture import CudaRecorder, Recorded, Recorder
 from .data import Loader
+from .devices import choose_device, compile_net
 from .draws import draw, stream
 from .ema import PowerFunctionEMA
 from .loss import EDM2Loss
+from .optimizer import (
+    LossScale,
+    Update,
+    load_moments,
+    make_optimizer,
+    moments,
+    norm_of,
+    set_rate,
+)
 from .options import TrainOptions
 from .processes import Processes
 from .schedule import learning_rate
 from .sources import check_source, encode, image_channels, open_source
 
-GRADIENT_LIMIT = 1e5  # what an infinite gradient becomes; far above any that training meets
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def make_optimizer(
-    net: torch.nn.Module, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
-) -> torch.optim.Adam:
-    """Adam (EDM2 table 6), fused: one pass over all parameters. The rate is set at each step.
+@dataclass
+class Inputs:
+    """What one pass is computed from, on the device.
 
-    The fused kernel copies what is not contiguous, to and fro. A channels-last weight is therefore
-    given to it as a contiguous view of the same memory, which `apply_gradients` knows of.
-    """
-    views = [_contiguous_view(p) for p in net.parameters()]
-    return torch.optim.Adam(views, lr=0.0, betas=betas, eps=eps, fused=True)
-
-
-def _contiguous_view(p: torch.nn.Parameter) -> torch.Tensor:
-    if p.is_contiguous():
-        return p
-    view = p.detach().permute(0, 2, 3, 1)
-    view.owner = p
-    return view
-
-
-def optimizer_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, lr: float) -> bool:
-    """One step on `loss.sum() / N`, with [N, ...] losses as `EDM2Loss` returns them.
-
-    Returns:
-        True where gradients had to be repaired; see `apply_gradients`.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    (loss.sum() / loss.shape[0]).backward()
-    return not math.isfinite(apply_gradients(optimizer, lr))
-
-
-def apply_gradients(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """One step with the gradients that are there.
-
-    A gradient element that is not finite counts as 0 (NaN) or +-1e5 (infinite), so that one bad
-    batch cannot end a run.
-
-    Returns:
-        The norm of the gradients before any repair; not finite where there was one.
-    """
-    gradients = _gradients(optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    norm = _norm(gradients)
-    if not math.isfinite(norm):
-        for g in gradients:
-            torch.nan_to_num(g, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=g)
-    optimizer.step()
-    return norm
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """The gradients that are there, those of views taken from the parameters that own them."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for p in parameters:
-        owner = getattr(p, "owner", None)
-        if owner is not None:
-            p.grad = None if owner.grad is None else owner.grad.permute(0, 2, 3, 1)
-    return [p.grad for p in parameters if p.grad is not None]
-
-
-def _norm(tensors: list[torch.Tensor]) -> float:
-    return torch.stack(torch._foreach_norm(tensors)).norm().item()
-
-
-class LossScale:
-    """Keeps float16 gradients in range: the loss is multiplied, the gradients divided.
-
-    Steps whose gradients overflow are left out and halve the scale; 2000 good ones in a row
-    double it. With other types the scale is 1 and nothing is ever left out.
+    images: clean, float32 [n, C, H, W], channels-last; labels: one-hot float32 [n, label_dim], or
+    None; sigma: float32 [n, 1, 1, 1]; noise: standard normal, shaped as the images.
     """
 
-    GROWTH_STEPS = 2000
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    sigma: torch.Tensor
+    noise: torch.Tensor
 
-    def __init__(self, precision: str, start: float) -> None:
-        self.dynamic = precision == "fp16"
-        self.value = start if self.dynamic else 1.0
-        self.good_steps = 0
-
-    def unscale(self, gradients: list[torch.Tensor]) -> bool:
-        """Divides the gradients; returns whether the step is to be taken."""
-        if not self.dynamic:
-            return True
-        torch._foreach_mul_(gradients, 1 / self.value)
-        if not math.isfinite(_norm(gradients)):
-            self.value, self.good_steps = max(self.value / 2, 1.0), 0
-            return False
-        self.good_steps += 1
-        if self.good_steps == self.GROWTH_STEPS:
-            self.value, self.good_steps = self.value * 2, 0
-        return True
+    def copy_(self, other: Inputs) -> None:
+        """Takes over the values of others, in place."""
+        for mine, new in zip(vars(self).values(), vars(other).values(), strict=True):
+            if mine is not None:
+                mine.copy_(new)
 
 
 class Trainer:
@@ -122,95 +62,206 @@ class Trainer:
 
     The state after a step depends on the options alone: the net's first weights on `seed`, and
     the data order, noise and dropout of a step on `seed` and the images seen before it. Nothing
-    random needs storing, so a resumed run is bit for bit the run that was never interrupted.
+    random needs storing, so on a CPU a resumed run is bit for bit the run that was never
+    interrupted. On a GPU it is so only where the libraries' algorithms are deterministic and
+    chosen alike; else it agrees to rounding.
 
     With several processes each takes its share of every batch. What an image meets (noise level,
     noise, mirroring) does not depend on how many there are; only dropout masks do, and the order
     in which gradients are summed.
 
+    With `options.graph` a pass and the update that ends a step are each recorded once as a CUDA
+    graph and then replayed; nothing in them reads the device, which is done once, after the step.
+
     Args:
         options: what to train.
         source: the dataset; default: what the options name.
         processes: those that train together; default: this one alone.
+        recorder: what records a step instead of CUDA graphs.
 
     Raises:
-        ValueError: options, data and number of processes do not fit together.
+        ValueError: options, data, device and number of processes do not fit together.
     """
 
     def __init__(
-        self, options: TrainOptions, source=None, processes: Processes | None = None
+        self,
+        options: TrainOptions,
+        source=None,
+        processes: Processes | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.options = options
         self.processes = processes if processes is not None else Processes()
         self._share, self._micro = options.share(self.processes.count)
+        self.device = choose_device(options, self.processes)
+        self._recorder = recorder
+        if options.graph and recorder is None:
+            self._recorder = CudaRecorder(self.device)
         if source is None:
             source = open_source(options)
         else:
             check_source(source, options)
         self.source = source
         self.label_dim = source.num_classes if options.labelled else 0
-        self.net = make_net(options, source)
-        self.model = self.processes.wrap(self.net)
-        self.loss = EDM2Loss(options.P_mean, options.P_std, options.sigma_data)
-        self.optimizer = make_optimizer(self.net, options.betas, options.eps)
+        self.sharded = options.shard and self.processes.count > 1
+        self.net = make_net(options, source, channels_last=not self.sharded)
+        if self.sharded:
+            sharding.shard(self.net, self.device, self.processes.count)
+        else:
+            self.net.to(self.device)
+        self.optimizer = make_optimizer(
+            self.net, options.betas, options.eps, capturable=self._recorder is not None
+        )
         self.ema = PowerFunctionEMA(self.net, options.ema)
-        self.scale = LossScale(options.precision, options.loss_scale)
+        if options.compile:
+            compile_net(self.net)
+        self.model = self.net if self.sharded else self.processes.wrap(self.net)
+        self.loss = EDM2Loss(options.P_mean, options.P_std, options.sigma_data)
+        self.scale = LossScale(options.precision, options.loss_scale, self.device)
+        self._total = torch.zeros((), dtype=torch.float64, device=self.device)
+        norm = functools.partial(sharding.sharded_norm, rank=self.processes.rank)
+        self._update = Update(
+            self.optimizer, self.scale, norm if self.sharded else norm_of,
+            reads=self._recorder is None,
+        )  # fmt: skip
+        self._record_anew()
         self._loader: Loader | None = None
         self.nimg = 0
         self.seconds = 0.0  # of training, over all sittings
         self.repaired_steps = self.skipped_steps = 0
-        self.gradient_norm = math.nan
+        self.gradient_norm = self.lr = math.nan
 
     def step(self) -> float:
         """One optimiser step; returns the mean loss over all elements of the batch."""
         o = self.options
-        offset = self.processes.rank * self._share
-        if self._loader is None:
-            ranges = (
-                (start + offset, self._share) for start in itertools.count(self.nimg, o.batch)
-            )
-            self._loader = Loader(self.source, ranges, o.seed, o.flip)
-        _, images, classes = next(self._loader)
-        self.net.zero_grad(set_to_none=True)
-        total = 0.0
+        images, classes = self._read()
+        self._clear_gradients()
         for start in range(0, self._share, self._micro):
             part = slice(start, start + self._micro)
-            last = part.stop == self._share
-            with contextlib.nullcontext() if last or self.processes.count == 1 \
-                    else self.model.no_sync():  # fmt: skip
-                loss = self._losses(
-                    images[part], None if classes is None else classes[part], offset + start
-                )
-                # The processes' gradients are averaged, so each share counts `count` times.
-                factor = self.scale.value * self.processes.count / o.batch
-                (loss.sum() * factor).backward()
-            total += loss.detach().mean().item() * self._micro
-        lr = learning_rate(self.nimg, o.batch, o.lr, o.decay, o.rampup)
-        if self.scale.unscale(_gradients(self.optimizer)):
-            self.gradient_norm = apply_gradients(self.optimizer, lr)
-            self.repaired_steps += not math.isfinite(self.gradient_norm)
-        else:
-            self.skipped_steps += 1
+            labels = None if classes is None else classes[part]
+            offset = self.processes.rank * self._share + start
+            inputs = self._inputs(images[part], labels, offset)
+            if self.sharded:
+                sharding.normalize(self.net)
+            with self._accumulating(part.stop < self._share), self._dropout(offset):
+                self._run_pass(inputs)
+        if self.sharded:
+            sharding.mean_gains(self.net, self.processes.count)
+        self.lr = learning_rate(self.nimg, o.batch, o.lr, o.decay, o.rampup)
+        set_rate(self.optimizer, self.lr)
+        self._run_update()
         self.nimg += o.batch
         self.ema.update(self.nimg, o.batch)
+        total, norm = torch.stack([self._total, self._update.norm]).tolist()
+        if self.scale.dynamic and not math.isfinite(norm):
+            self.skipped_steps += 1
+        else:
+            self.gradient_norm = norm
+            self.repaired_steps += not math.isfinite(norm)
         return self.processes.sum(total)[0] / o.batch
 
-    def _losses(self, images, classes, offset: int) -> torch.Tensor:
-        """Losses of some images of the step, those from `offset` of the whole batch on."""
+    def _read(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """This process's images of the step and their classes, as stored, on the CPU."""
+        o = self.options
+        if self._loader is None:
+            first = self.nimg + self.processes.rank * self._share
+            ranges = ((start, self._share) for start in itertools.count(first, o.batch))
+            pin = self.device.type == "cuda"
+            self._loader = Loader(self.source, ranges, o.seed, o.flip, pin=pin)
+        _, images, classes = next(self._loader)
+        return images, classes
+
+    def _inputs(self, images, classes, offset: int) -> Inputs:
+        """What the pass over some images needs, those from `offset` of the whole batch on."""
         o, net = self.options, self.net
         shape = (net.img_channels, net.img_resolution, net.img_resolution)
         latents = self.source.encoder_name == "latents"
         drawn = draw(o.seed, self.nimg, offset, len(images), shape, latents)
-        images = encode(self.source, images, drawn.latent)
+        normal = None if drawn.latent is None else self._put(drawn.latent)
+        images = encode(self.source, self._put(images), normal)
         labels = None
         if self.label_dim:
-            labels = torch.nn.functional.one_hot(classes, self.label_dim).to(torch.float32)
+            labels = torch.nn.functional.one_hot(self._put(classes), self.label_dim)
+            labels = labels.to(torch.float32)
+        images = images.contiguous(memory_format=torch.channels_last)
         sigma = (drawn.level * o.P_std + o.P_mean).exp()
-        with torch.random.fork_rng(devices=[]):
-            if o.dropout:
-                torch.manual_seed(stream(o.seed, self.nimg + offset, 1))
-            images = images.contiguous(memory_format=torch.channels_last)
-            return self.loss(self.model, images, labels, sigma=sigma, noise=drawn.noise)
+        return Inputs(images, labels, self._put(sigma), self._put(drawn.noise))
+
+    def _put(self, t: torch.Tensor) -> torch.Tensor:
+        """A tensor on the device; copied, from page-locked memory, while the host goes on."""
+        if self.device.type == "cpu":
+            return t
+        return t.pin_memory().to(self.device, non_blocking=True)
+
+    def _clear_gradients(self) -> None:
+        self._total.zero_()
+        if self._recorder is None:
+            self.net.zero_grad(set_to_none=True)
+            return
+        parameters = list(self.net.parameters())
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        torch._foreach_zero_([p.grad for p in parameters])
+
+    def _accumulating(self, more: bool):
+        """Holds back the exchange of gradients where more passes of the step follow."""
+        if more and self.model is not self.net:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _dropout(self, offset: int):
+        """Lets dropout draw from the stream of a position."""
+        o = self.options
+        if not o.dropout:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] * (self.device.type == "cuda")):
+            torch.manual_seed(stream(o.seed, self.nimg + offset, 1))
+            yield
+
+    def _run_pass(self, inputs: Inputs) -> None:
+        if self._recorder is None:
+            self._pass(inputs)
+            return
+        if self._static is None:
+            self._static = inputs
+            self._recorded_pass = Recorded(lambda: self._pass(self._static), self._recorder)
+        else:
+            self._static.copy_(inputs)
+        self._recorded_pass()
+
+    def _pass(self, inputs: Inputs) -> None:
+        """Forward and backward pass over some images; adds to gradients and to the sum of losses.
+
+        Nothing of the device is read, so that it can be recorded.
+        """
+        loss = self.loss(
+            self.model, inputs.images, inputs.labels, sigma=inputs.sigma, noise=inputs.noise
+        )
+        # The processes' gradients are averaged, so each share counts `count` times.
+        factor = self.processes.count / self.options.batch
+        if self.scale.dynamic:
+            factor = self.scale.value * factor
+        (loss.sum() * factor).backward()
+        self._total.add_(loss.detach().mean(), alpha=len(inputs.images))
+
+    def _record_anew(self) -> None:
+        """Forgets what was recorded, whose memory is no longer that of the state."""
+        self._static: Inputs | None = None
+        self._recorded_pass = None
+        self._run_update = self._update
+        if self._recorder is not None:
+            self._run_update = Recorded(self._update, self._recorder)
+
+    def average(self, index: int) -> Precond | None:
+        """One of the averages as a net with all its weights, in the first process; None elsewhere.
+
+        All processes must ask.
+        """
+        with self.processes.together():
+            return sharding.whole(self.ema.emas[index], self.processes.first, self.device)
 
     def close(self) -> None:
         """Lets go of the threads that read ahead."""
@@ -221,43 +272,55 @@ class Trainer:
     def release(self) -> None:
         """Lets go of what only further steps need: gradients and the optimiser's moments."""
         self.close()
+        self._record_anew()
         self.net.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
 
     def state_dict(self) -> dict:
-        """Everything that a resumed run needs, as plain values and tensors."""
-        return {
+        """Everything that a resumed run needs, as plain values and tensors.
+
+        Of a sharded net all processes must ask, and the first gets it.
+        """
+        state = {
             "options": self.options.as_dict(),
             "nimg": self.nimg,
             "seconds": self.seconds,
             "repaired_steps": self.repaired_steps,
             "skipped_steps": self.skipped_steps,
-            "loss_scale": [self.scale.value, self.scale.good_steps],
+            "loss_scale": self.scale.state(),
             "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": moments(self.optimizer),
             "ema": self.ema.state_dict(),
         }
+        with self.processes.together():
+            return sharding.gather(state, self.processes.first)
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores `state_dict()`.
+        """Restores `state_dict()`, by whatever number of processes it was written.
 
         Raises:
             ValueError: the state belongs to a run with other options, each of which is named.
         """
         self.options.refuse_changes(state["options"])
         self.close()
+        self._record_anew()
         self.nimg, self.seconds = state["nimg"], state["seconds"]
         self.repaired_steps = state["repaired_steps"]
         self.skipped_steps = state["skipped_steps"]
-        self.scale.value, self.scale.good_steps = state["loss_scale"]
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.scale.load(state["loss_scale"])
+        self.net.load_state_dict(sharding.scatter(state["net"], self.net))
+        load_moments(self.optimizer, state["optimizer"])
         self.ema.load_state_dict(state["ema"])
 
 
-def make_net(options: TrainOptions, source) -> Precond:
-    """The untrained net of a run, its weights drawn from the run's seed."""
+def make_net(options: TrainOptions, source, channels_last: bool = True) -> Precond:
+    """The untrained net of a run, its weights drawn from the run's seed, on the CPU.
+
+    Args:
+        options, source: of the run.
+        channels_last: the layout of the weights of convolutions.
+    """
     label_dim = source.num_classes if options.labelled else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(options.seed, 0))
@@ -266,6 +329,6 @@ def make_net(options: TrainOptions, source) -> Precond:
     net.run_dtype = _DTYPES[options.precision]
     # As the images are: convolutions then take weights, and give their gradients, without a copy.
     for p in net.parameters():
-        if p.ndim == 4 and p.shape[-1] > 1:
+        if channels_last and p.ndim == 4 and p.shape[-1] > 1:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
     return net.train()

@@ -1,0 +1,118 @@
+"""A step that is recorded once and replayed: the steps as they are, without a read of the device.
+
+On the CPU `tape.TapeRecorder` stands in for CUDA graphs; everything else is what runs on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tape import TapeRecorder
+
+from autoguide_fast.trainer import capture, step
+from autoguide_fast.trainer.options import TrainOptions
+from conftest import needs_cuda
+
+OPTIONS = {"channels": 4, "channels_per_head": 4, "batch": 16, "rampup": 64.0, "seed": 5}
+STEPS = 8
+
+
+def trained(recorder=None, steps=STEPS, **options):
+    trainer = step.Trainer(TrainOptions(**{**OPTIONS, **options}), recorder=recorder)
+    return trainer, [trainer.step() for _ in range(steps)]
+
+
+def assert_same(one, other):
+    for name, value in one.net.state_dict().items():
+        torch.testing.assert_close(value, other.net.state_dict()[name], rtol=1e-5, atol=1e-6)
+    for a, b in zip(one.ema.emas, other.ema.emas, strict=True):
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"microbatch": 4}, {"dropout": 0.2}, {"precision": "bf16"}, {"precision": "fp16"}],
+    ids=["fp32", "passes", "dropout", "bf16", "fp16"],
+)
+def test_recorded_steps_are_the_steps(options):
+    recorder = TapeRecorder()
+    recorded, losses = trained(recorder, **options)
+    plain, expected = trained(**options)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert_same(plain, recorded)
+    passes = STEPS * (4 if "microbatch" in options else 1)
+    assert recorder.recorded == 2
+    assert recorder.replays == passes + STEPS - 2 * capture.WARM_UPS
+
+
+def test_a_recorded_step_leaves_out_what_overflows():
+    options = {"precision": "fp16", "loss_scale": 2.0**26}
+    recorded, losses = trained(TapeRecorder(), **options)
+    plain, expected = trained(**options)
+    assert plain.skipped_steps == recorded.skipped_steps > capture.WARM_UPS
+    assert recorded.scale.state() == plain.scale.state()
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert_same(plain, recorded)
+
+
+def test_a_recorded_step_repairs_what_is_not_finite(monkeypatch):
+    draw = step.draw
+
+    def spoilt(seed, nimg, *rest):
+        drawn = draw(seed, nimg, *rest)
+        if nimg == 16 * (STEPS - 2):
+            drawn.noise[0] = math.nan
+        return drawn
+
+    monkeypatch.setattr(step, "draw", spoilt)
+    recorded, losses = trained(TapeRecorder())
+    plain, _ = trained()
+    assert math.isnan(losses[STEPS - 2]) and math.isfinite(losses[-1])
+    assert recorded.repaired_steps == plain.repaired_steps == 1
+    assert_same(plain, recorded)
+
+
+def test_a_restored_state_is_recorded_anew():
+    recorder = TapeRecorder()
+    plain, expected = trained()
+    recorded, _ = trained(recorder)
+    half, _ = trained(steps=STEPS // 2)
+    recorded.load_state_dict(half.state_dict())
+    losses = [recorded.step() for _ in range(STEPS // 2)]
+    assert losses == pytest.approx(expected[STEPS // 2 :], rel=1e-5)
+    assert_same(plain, recorded)
+    assert recorder.recorded == 4
+
+
+def test_the_tape_refuses_a_read():
+    function = capture.Recorded(lambda: torch.ones(()).item(), TapeRecorder())
+    with pytest.raises(RuntimeError, match="must not read the device"):
+        function()
+
+
+def test_graphs_want_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    with pytest.raises(ValueError, match="graph must be off except in one process on a GPU"):
+        step.Trainer(TrainOptions(**OPTIONS, graph=True))
+    with pytest.raises(ValueError, match="device must be there, got cuda with"):
+        step.Trainer(TrainOptions(**OPTIONS, device="cuda"))
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.2, "microbatch": 8}, {"precision": "fp16"}])
+def test_graphs_on_a_gpu_are_the_steps(options):
+    needs_cuda()
+    _, expected = trained(device="cuda", **options)
+    recorded, losses = trained(device="cuda", graph=True, **options)
+    assert losses == pytest.approx(expected, rel=1e-2)
+    assert all(p.is_cuda for p in recorded.net.parameters())
+
+
+def test_a_gpu_trains_as_the_cpu_does():
+    needs_cuda()
+    _, losses = trained(device="cuda")
+    _, expected = trained(device="cpu")
+    assert losses == pytest.approx(expected, rel=1e-3)
