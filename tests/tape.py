@@ -1,37 +1,55 @@
-"""A recorder on the CPU: what a CUDA graph does, operation by operation."""
+"""A stand-in for CUDA graphs on a CPU: what is recorded is a tape of operators, not a function.
 
-from __future__ import annotations
+Like a graph, a tape holds operators with the tensors and numbers that they had when it was
+recorded. Playing it runs no Python of the library: each operator reads the same memory again and
+its result goes to where it went. So whatever a recording depends on besides its buffers is frozen,
+and shows. Reading a number back to the host, which no graph can do, is refused.
+"""
+
+import contextlib
+import threading
+import time
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# What tells the host a number, which no recording survives.
-_READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default,
-          torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default}  # fmt: skip
+HOST_READS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.nonzero.default,
+}
 
 
-class _Tape(TorchDispatchMode):
+class Recording(TorchDispatchMode):
+    """Keeps the operators called under it; `play` repeats them on the same memory."""
+
     def __init__(self):
         super().__init__()
         self.calls = []
 
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        options = options or {}
-        if function in _READS:
-            raise RuntimeError(f"a recorded function must not read the device, got {function}")
-        result = function(*arguments, **options)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in HOST_READS:
+            raise RuntimeError(f"a graph cannot hold {function}, which reads from the device")
+        result = function(*args, **kwargs)
         # The same memory, without what autograd knows of it.
-        call = tree_map_only(torch.Tensor, torch.Tensor.detach, (arguments, options, result))
-        self.calls.append((function, *call))
+        kept = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs, result))
+        self.calls.append((function, *kept))
         return result
 
+    @torch.no_grad()
+    def play(self):
+        for call, args, kwargs, result in self.calls:
+            again = call(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
 
-class TapeRecorder:
-    """Records the operators that a function calls, and repeats them on the same tensors.
 
-    Python is not run again, as with a CUDA graph: what the host decided or counted while recording
-    stays as it was. Raises RuntimeError where the function reads a number, warming up included.
+class StepTape:
+    """Has the methods of the trainer's recorder of steps (`trainer/capture.py`).
 
     recorded: how many functions; replays: how often they were repeated.
     """
@@ -40,26 +58,84 @@ class TapeRecorder:
         self.recorded = self.replays = 0
 
     def warm_up(self, function):
-        with _Tape():
+        with Recording():
             function()
 
     def record(self, function):
-        with _Tape() as tape:
+        with Recording() as tape:
             function()
         self.recorded += 1
         done = True  # what a graph records has no effect; what is taped has had its own
 
-        @torch.no_grad()
         def replay():
             nonlocal done
             self.replays += 1
             if done:
                 done = False
                 return
-            for call, arguments, options, result in tape.calls:
-                again = call(*arguments, **options)
-                for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
+            tape.play()
 
         return replay
+
+
+class Tape:
+    """Has the methods of `autoguide_fast.engine.graphs.CudaGraphs`, but `peak`.
+
+    Attributes:
+        recorded (int): Recordings made so far.
+        kernels (list of int): Operators in each of them.
+        parallel (int): How often two functions were run beside each other.
+        memory (int or None): Images for which there is room; more raise torch.OutOfMemoryError.
+    """
+
+    name, multiprocessors = "a tape", 0
+
+    def __init__(self, memory=None):
+        self.lock, self.inside = threading.RLock(), 0
+        self.recorded, self.kernels, self.parallel, self.given_back = 0, [], 0, 0
+        self.memory = memory
+
+    @contextlib.contextmanager
+    def turn(self):
+        with self.lock:
+            self.inside += 1
+            try:
+                yield
+            finally:
+                self.inside -= 1
+
+    def record(self, function, warm_up):
+        assert self.inside
+        warm_up()
+        with Recording() as tape:
+            function()
+        self.recorded += 1
+        self.kernels.append(len(tape.calls))
+        if self.memory is not None:
+            convolve = torch.ops.aten.convolution.default
+            largest = max(len(args[0]) for call, args, _, _ in tape.calls if call is convolve)
+            if largest > self.memory:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+        def play():
+            assert self.inside
+            tape.play()
+
+        return play
+
+    def together(self, first, second):
+        self.parallel += 1
+        second()
+        first()
+
+    def settle(self):
+        pass
+
+    def give_back(self):
+        self.given_back += 1
+
+    def mark(self):
+        return time.perf_counter()
+
+    def seconds(self, start, end):
+        return end - start

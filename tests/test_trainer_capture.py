@@ -1,6 +1,6 @@
 """A step that is recorded once and replayed: the steps as they are, without a read of the device.
 
-On the CPU `tape.TapeRecorder` stands in for CUDA graphs; everything else is what runs on a GPU.
+On the CPU `tape.StepTape` stands in for CUDA graphs; everything else is what runs on a GPU.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from tape import TapeRecorder
+from tape import StepTape
 
 from autoguide_fast.trainer import capture, step
 from autoguide_fast.trainer.options import TrainOptions
@@ -38,7 +38,7 @@ def assert_same(one, other):
     ids=["fp32", "passes", "dropout", "bf16", "fp16"],
 )
 def test_recorded_steps_are_the_steps(options):
-    recorder = TapeRecorder()
+    recorder = StepTape()
     recorded, losses = trained(recorder, **options)
     plain, expected = trained(**options)
     assert losses == pytest.approx(expected, rel=1e-5)
@@ -50,7 +50,7 @@ def test_recorded_steps_are_the_steps(options):
 
 def test_a_recorded_step_leaves_out_what_overflows():
     options = {"precision": "fp16", "loss_scale": 2.0**26}
-    recorded, losses = trained(TapeRecorder(), **options)
+    recorded, losses = trained(StepTape(), **options)
     plain, expected = trained(**options)
     assert plain.skipped_steps == recorded.skipped_steps > capture.WARM_UPS
     assert recorded.scale.state() == plain.scale.state()
@@ -68,7 +68,7 @@ def test_a_recorded_step_repairs_what_is_not_finite(monkeypatch):
         return drawn
 
     monkeypatch.setattr(step, "draw", spoilt)
-    recorded, losses = trained(TapeRecorder())
+    recorded, losses = trained(StepTape())
     plain, _ = trained()
     assert math.isnan(losses[STEPS - 2]) and math.isfinite(losses[-1])
     assert recorded.repaired_steps == plain.repaired_steps == 1
@@ -76,7 +76,7 @@ def test_a_recorded_step_repairs_what_is_not_finite(monkeypatch):
 
 
 def test_a_restored_state_is_recorded_anew():
-    recorder = TapeRecorder()
+    recorder = StepTape()
     plain, expected = trained()
     recorded, _ = trained(recorder)
     half, _ = trained(steps=STEPS // 2)
@@ -88,7 +88,7 @@ def test_a_restored_state_is_recorded_anew():
 
 
 def test_the_tape_refuses_a_read():
-    function = capture.Recorded(lambda: torch.ones(()).item(), TapeRecorder())
+    function = capture.Recorded(lambda: torch.ones(()).item(), StepTape())
     with pytest.raises(RuntimeError, match="must not read the device"):
         function()
 
