@@ -173,13 +173,13 @@ void conv3x3_weights(const float* w, float* u, ConvShape s, bool backward, int64
         for (int out = 0; out < kLanes; out += kWidth) {
           Floats half[6][3];
           for (int j = 0; j < 3; ++j) {
-            winograd_weight(load(&taps[j][in][out]), load(&taps[3 + j][in][out]),
+            winograd_weights(load(&taps[j][in][out]), load(&taps[3 + j][in][out]),
                             load(&taps[6 + j][in][out]), &half[0][j], 3);
           }
           float* to = u + (panel * inputs + first + in) * kLanes + out;
           for (int i = 0; i < 6; ++i) {
             Floats points[6];
-            winograd_weight(half[i][0], half[i][1], half[i][2], points, 1);
+            winograd_weights(half[i][0], half[i][1], half[i][2], points, 1);
             for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * outputs * inputs, points[j]);
           }
         }
@@ -247,12 +247,12 @@ void conv3x3_gradient_weights(const float* du, int64_t parts, float* dw, ConvSha
         };
         Floats half[3][6];
         for (int j = 0; j < 6; ++j) {
-          winograd_weight_adjoint(sum(j), sum(6 + j), sum(12 + j), sum(18 + j), sum(24 + j),
+          winograd_weights_adjoint(sum(j), sum(6 + j), sum(12 + j), sum(18 + j), sum(24 + j),
                                   sum(30 + j), &half[0][j], 6);
         }
         for (int i = 0; i < 3; ++i) {
           Floats w[3];
-          winograd_weight_adjoint(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4],
+          winograd_weights_adjoint(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4],
                                   half[i][5], w, 1);
           for (int j = 0; j < 3; ++j) store(&taps[i * 3 + j][in][out], w[j]);
         }
