@@ -72,8 +72,8 @@ def sample(
             denoised images. Modules are fed in
             their own floating type and are put in evaluation mode meanwhile; bare callables are
             fed in `dtype`.
-        guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for the
-            bundled `"digits"` by name, whose own guide serves.
+        guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for a
+            bundled net by name, such as `"digits"` or `"photos"`, whose own guide serves.
         guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
             from the guide.
         class_labels: one class for all images, a sequence or int tensor or array `[N]` of classes,

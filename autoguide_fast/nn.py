@@ -48,6 +48,8 @@ class MPConv(torch.nn.Module):
         if weight.shape[-1] == 1 and x.stride(1) == 1:
             # On channels-last images a product of matrices, which libraries run faster.
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+        if self.training and ops.conv3x3_pays(x, weight):
+            return ops.conv3x3(x, weight)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     def extra_repr(self):

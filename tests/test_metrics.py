@@ -297,3 +297,16 @@ def test_reference_averages_groups_of_its_own_size():
     assert many.nimg == 250
     assert many.precision == pytest.approx(np.mean([group.precision for group in groups]))
     assert many.recall == pytest.approx(np.mean([group.recall for group in groups]))
+
+
+def test_two_scales_are_means_and_the_middle():
+    images = torch.arange(2 * 3 * 16 * 16, dtype=torch.int64).remainder(251).to(torch.uint8)
+    images = images.view(2, 3, 16, 16)
+    features = metrics.two_scale_features(images)
+    assert features.shape == (2, 3 * (16 + 64))
+    assert features[1, 0] == pytest.approx(images[1, 0, :4, :4].double().mean() / 127.5 - 1)
+    middle = features[:, 48:].reshape(2, 3, 8, 8)
+    np.testing.assert_allclose(middle, images[:, :, 4:12, 4:12].numpy() / 127.5 - 1)
+    for unfit in (images[0], images[..., :4], images[..., :15]):
+        with pytest.raises(ValueError, match="two_scale_features: images must be"):
+            metrics.two_scale_features(unfit)

@@ -1,4 +1,4 @@
-"""The bundled digits: they load, fit, denoise and sample; the card says what the files say."""
+"""The bundled nets: they load, fit, denoise and sample; the card says what the files say."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from autoguide_fast import load, metrics, sample
 from autoguide_fast.checkpoints.bundled import PRETRAINED
 from autoguide_fast.digits import NUM_CLASSES, load_digits
 from autoguide_fast.encoders import PixelEncoder
+from autoguide_fast.trainer.yardstick import yardstick
 
 NAMES = ("digits", "digits-guide", "digits-uncond")
+PHOTOS = ("photos", "photos-guide")
 CARD = (PRETRAINED / "README.md").read_text(encoding="utf-8")
 
 
@@ -29,9 +31,52 @@ def test_files_load(name):
         assert net.info["recommended_guidance"] > 1
 
 
-def test_main_and_guide_are_small():
-    size = sum((PRETRAINED / f"{n}.safetensors").stat().st_size for n in ("digits", "digits-guide"))
-    assert size < 4e6
+@pytest.mark.parametrize("name", PHOTOS)
+def test_photo_files_load(name):
+    net = load(name)
+    assert (net.img_resolution, net.img_channels, net.label_dim) == (32, 3, 2)
+    assert isinstance(net.encoder, PixelEncoder)
+    assert net.info["nimg"] > 0 and 0 < net.info["sigma_rel"] < 0.25 + 1e-9
+    assert ("recommended_guidance" in net.info) == (name == "photos")
+
+
+@pytest.mark.parametrize("pair", [NAMES[:2], PHOTOS])
+def test_main_and_guide_are_small(pair):
+    size = sum((PRETRAINED / f"{name}.safetensors").stat().st_size for name in pair)
+    assert size < 3e6
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 1.0])
+def test_denoises_photos(name, sigma):
+    """Far better than the mean and spread of every pixel can; the crops are of the training."""
+    net = load(name)
+    images, classes = yardstick("photos").load("train")
+    clean = net.encoder.encode(images[::40])
+    noisy = clean + sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.nn.functional.one_hot(classes[::40], 2).float()
+    with torch.no_grad():
+        denoised = net(noisy, torch.tensor(sigma), labels)
+    mean, var = clean.mean(0), clean.var(0)
+    wiener = mean + (noisy - mean) * var / (var + sigma**2)
+    assert (denoised - clean).square().mean() < 0.4 * (wiener - clean).square().mean()
+
+
+def test_photo_samples_show_the_photo_asked_for():
+    """Without and with autoguidance, which brings them nearer to the crops."""
+    measure = yardstick("photos")
+    classes = measure.classes(48)
+    images = {
+        w: sample("photos", guidance=w, class_labels=classes, seeds=range(48), num_steps=8)
+        for w in (1.0, load("photos").info["recommended_guidance"])
+    }
+    for drawn in images.values():
+        assert drawn.shape == (48, 3, 32, 32) and drawn.dtype == torch.uint8
+        quality = measure.training.quality(drawn, classes)
+        assert quality.agreement > 0.9
+        # Sets of as few crops lie about as far from all of them.
+        assert quality.frechet < 2 * measure.training.frechet(measure.load("train")[0][::83])
+    assert not torch.equal(*images.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,7 +129,7 @@ def test_samples_are_not_copies(samples):
         assert near.sample_distances.min() > 0.1, guidance
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PHOTOS])
 def test_card_agrees_with_the_files(name):
     net = load(name)
     (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", CARD, flags=re.MULTILINE)
@@ -97,12 +142,16 @@ def test_card_agrees_with_the_files(name):
 
 
 def test_card_table_agrees_with_the_recorded_weights():
-    for method, name in (("autoguidance", "digits"), ("CFG", "digits-uncond")):
-        (weight,) = re.findall(rf"^\| {method} \| ([\d.]+) \|", CARD, flags=re.MULTILINE)
-        assert float(weight) == load(name).info["recommended_guidance"]
+    recommended = {
+        "autoguidance": [load(name).info["recommended_guidance"] for name in ("digits", "photos")],
+        "CFG": [load("digits-uncond").info["recommended_guidance"]],
+    }
+    for method, expected in recommended.items():
+        weights = re.findall(rf"^\| {method} \| ([\d.]+) \|", CARD, flags=re.MULTILINE)
+        assert [float(weight) for weight in weights] == expected
 
 
 def test_card_names_licences_and_commands():
-    for words in ("CC BY 4.0", "Apache-2.0", "autoguide-fast train", "autoguide-fast search",
-                  "autoguide-fast judge"):  # fmt: skip
+    for words in ("CC BY 4.0", "CC BY 2.0", "Apache-2.0", "--data photos", "autoguide-fast train",
+                  "autoguide-fast search", "autoguide-fast judge"):  # fmt: skip
         assert words in CARD

@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from autoguide_fast import load
 from autoguide_fast.cli import main
-from autoguide_fast.trainer import judge, search, workers
+from autoguide_fast.trainer import judge, search, workers, yardstick
 from autoguide_fast.trainer.options import TrainOptions
 
 TINY = ["--channels", 4, "--channels-per-head", 4, "--batch", 16, "--rampup", 64, "--quiet"]
@@ -115,7 +116,8 @@ def test_table_shows_mean_and_spread():
     row = {figure: 0.5 for figure, _ in judge._COLUMNS.values()}
     rows = [{"method": "none", "w": 1.0, **row, "fd_train": fd} for fd in (0.1, 0.2, 0.3)]
     rows.append({"method": "CFG", "w": 1.1, **row})
-    none, cfg = judge.table(rows).splitlines()[2:]
+    head, _, none, cfg = judge.table(rows, "photos").splitlines()
+    assert "FD to held-out photos" in head
     assert none.startswith("| none | 1 | 0.2000 ± 0.1000 |")
     assert cfg.startswith("| CFG | 1.1 | 0.5000 |")
 
@@ -151,3 +153,40 @@ def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
     assert [row["method"] for row in rows] == list(judge.METHODS)
     assert all(np.isfinite(row["fd_train"]) for row in rows)
     assert "| autoguidance |" in out
+
+
+@pytest.mark.parametrize("name", yardstick.NAMES)
+def test_a_yardstick_measures_its_data(name):
+    """Held-out images, the same every time, of all classes; nearer to the data than noise is."""
+    measure = yardstick.yardstick(name)
+    images, labels = measure.load("heldout")
+    assert torch.equal(images, measure.load("heldout")[0])
+    assert set(labels.tolist()) == set(measure.classes(100)) == set(range(measure.num_classes))
+    noise = torch.randint_like(images, 256)
+    for reference in (measure.training, measure.heldout):
+        assert reference.frechet(images) < 0.5 * reference.frechet(noise)
+    with pytest.raises(ValueError, match="data must be one of digits, photos, got 'cats'"):
+        yardstick.yardstick("cats")
+
+
+def test_photos_are_searched_and_judged(capsys, tmp_path, monkeypatch):
+    """A pair in colour, of which there is no net without labels."""
+    code, _, err = run(
+        capsys, "train", "--out", tmp_path / "run", *TINY, "--data", "photos", "--duration", 16,
+        "--snapshots", 1, "--channel-mult", 1, 2, "--grid", 0,
+    )  # fmt: skip
+    assert code == 0, err
+    monkeypatch.setattr(search, "EMA_GRID", (0.05,))
+    monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.5, 2.0)})
+    code, _, err = run(
+        capsys, "search", "--main", tmp_path / "run", "--guide", tmp_path / "run",
+        "--out", tmp_path / "pair", "--images", 100, "--steps", 1,
+    )  # fmt: skip
+    assert code == 0, err
+    judged = ["judge", "--data", "photos", "--pair", tmp_path / "pair", "--images", 100]
+    judged += ["--steps", 1, "--repeats", 1]
+    code, out, err = run(capsys, *judged)
+    assert code == 0, err
+    assert "| none |" in out and "| autoguidance |" in out and "| CFG |" not in out
+    code, _, err = run(capsys, *judged, "--methods", "CFG")
+    assert code == 2 and "got CFG without photos-uncond" in err

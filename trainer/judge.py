@@ -1,4 +1,4 @@
-"""Judges a trained pair against the digits, on seeds that no search has seen."""
+"""Judges a trained pair against its data, on seeds that no search has seen."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from .workers import map_jobs
+from .yardstick import NAMES, yardstick
 
 FIRST_SEED = 20_000_000
 METHODS = ("none", "CFG", "autoguidance")
+_GUIDES = {"none": None, "CFG": "uncond", "autoguidance": "guide"}  # role of the net that guides
 
-# Column of the table -> figure in a row of results, and its digits.
+# Column of the table -> figure in a row of results, and its decimals.
 _COLUMNS = {
-    "FD to training digits": ("fd_train", 4),
-    "FD to held-out digits": ("fd_heldout", 4),
+    "FD to training {data}": ("fd_train", 4),
+    "FD to held-out {data}": ("fd_heldout", 4),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
     "class agreement": ("agreement", 4),
-    "nearest training digit": ("memorisation", 3),
+    "nearest of training {data}": ("memorisation", 3),
     "share of near repeats": ("near_repeats", 3),
 }
 
@@ -31,6 +33,7 @@ _EXAMPLES = """\
 examples:
   autoguide-fast judge --images 10000 --repeats 3 --workers 2 --out results.json
   autoguide-fast judge --pair pair/ --images 2000 --repeats 1
+  autoguide-fast judge --data photos --images 1000 --steps 16
 """
 
 
@@ -38,6 +41,7 @@ examples:
 class Job:
     """One set of samples to draw and judge: `folder` None stands for the bundled nets."""
 
+    data: str
     folder: str | None
     method: str
     repeat: int
@@ -51,7 +55,7 @@ def add_command(subparsers) -> None:
     """Adds `judge` to the command line."""
     parser = subparsers.add_parser(
         "judge",
-        help="measure no guidance, CFG and autoguidance on the digits, with repeats",
+        help="measure no guidance, CFG and autoguidance on the bundled data, with repeats",
         description="Draws images without guidance, with CFG and with autoguidance at the weights "
         "recorded in the nets, in several repeats with fresh seeds, and prints mean and standard "
         "deviation over the repeats as a Markdown table.",
@@ -59,14 +63,15 @@ def add_command(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--data", choices=NAMES, default=NAMES[0], help=f"what to judge by (default: {NAMES[0]})")
     add("--pair", type=Path, metavar="DIR", help="folder written by search (default: bundled)")
     add("--images", type=int, default=10_000, metavar="N", help="per repeat (default: 10000)")
     add("--repeats", type=int, default=3, metavar="N", help="(default: 3)")
     add("--steps", type=int, default=32, metavar="N", help="of the sampler (default: 32)")
     add("--seed", type=int, default=FIRST_SEED, metavar="S",
         help=f"first of the seeds (default: {FIRST_SEED})")  # fmt: skip
-    add("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="M",
-        help=f"which of {', '.join(METHODS)} (default: all)")  # fmt: skip
+    add("--methods", nargs="+", choices=METHODS, metavar="M",
+        help=f"which of {', '.join(METHODS)} (default: all that there are nets for)")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16", "int8"), default="float32",
         help="what the engine's convolutions multiply (default: float32)")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
@@ -81,11 +86,19 @@ def run(arguments: argparse.Namespace) -> None:
         if value < least:
             raise ValueError(f"judge: --{name} must be >= {least}, got {value}; raise it")
     folder = str(arguments.pair) if arguments.pair else None
+    nets = load_nets(arguments.data, folder)
+    methods = arguments.methods or [m for m, role in _GUIDES.items() if role in (None, *nets)]
+    for method in methods:
+        if _GUIDES[method] not in (None, *nets):
+            raise ValueError(
+                f"judge: --methods must be those that there are nets for, got {method} without "
+                f"{yardstick(arguments.data).nets()[_GUIDES[method]]}; leave it out"
+            )
     jobs = [
-        Job(folder, method, repeat, arguments.images, arguments.steps,
+        Job(arguments.data, folder, method, repeat, arguments.images, arguments.steps,
             arguments.seed + repeat * arguments.images, arguments.dtype)
         for repeat in range(arguments.repeats)
-        for method in arguments.methods
+        for method in methods
     ]  # fmt: skip
     rows: list[dict] = []
 
@@ -97,42 +110,44 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
 
     map_jobs(judge, jobs, arguments.workers, keep)
-    print(table(rows))
+    print(table(rows, arguments.data))
 
 
-def load_nets(folder: str | os.PathLike | None = None) -> dict[str, object]:
-    """The three nets by name, from a folder that `search` wrote or bundled (None)."""
-    from autoguide_fast import load
+def load_nets(data: str, folder: str | os.PathLike | None = None) -> dict[str, object]:
+    """The nets by role, from a folder that `search` wrote or bundled (None); 'uncond' if there."""
+    from autoguide_fast import checkpoints, load
 
-    names = ("digits", "digits-guide", "digits-uncond")
-    return {n: load(Path(folder) / f"{n}.safetensors" if folder else n) for n in names}
+    nets = {}
+    for role, name in yardstick(data).nets().items():
+        path = Path(folder) / f"{name}.safetensors" if folder else name
+        there = path.exists() if folder else name in checkpoints.BUNDLED
+        if there or role != "uncond":
+            nets[role] = load(path)
+    return nets
 
 
 def judge(job: Job) -> dict:
-    """Draws one set of samples and measures it against training and held-out digits."""
+    """Draws one set of samples and measures it against training and held-out images."""
     import torch
 
     from autoguide_fast import Engine, metrics
-    from autoguide_fast.digits import NUM_CLASSES, load_digits
 
-    nets = load_nets(job.folder)
-    guide, weight = {
-        "none": (None, 1.0),
-        "CFG": (nets["digits-uncond"], nets["digits-uncond"].info["recommended_guidance"]),
-        "autoguidance": (nets["digits-guide"], nets["digits"].info["recommended_guidance"]),
-    }[job.method]
-    classes = [i % NUM_CLASSES for i in range(job.images)]
+    nets, measure = load_nets(job.data, job.folder), yardstick(job.data)
+    guide, weight = nets.get(_GUIDES[job.method]), 1.0
+    if guide is not None:
+        recommending = "uncond" if job.method == "CFG" else "main"
+        weight = nets[recommending].info["recommended_guidance"]
+    classes = measure.classes(job.images)
     started = time.perf_counter()
-    images = Engine(nets["digits"], guide, getattr(torch, job.dtype)).sample(
+    images = Engine(nets["main"], guide, getattr(torch, job.dtype)).sample(
         guidance=weight, class_labels=classes, num_steps=job.steps, batch_size=128,
         seeds=range(job.seed, job.seed + job.images),
     )  # fmt: skip
     seconds = time.perf_counter() - started
 
-    training, heldout = load_digits("train"), load_digits("heldout")
-    quality = metrics.Reference(*training).quality(images, classes)
+    quality = measure.training.quality(images, classes)
     near = metrics.memorisation(
-        *(metrics.pixel_features(x) for x in (images, training[0], heldout[0]))
+        measure.extract(images), measure.training.features, measure.heldout.features
     )
     return {
         "method": job.method,
@@ -141,7 +156,7 @@ def judge(job: Job) -> dict:
         "repeat": job.repeat,
         "images": job.images,
         "fd_train": quality.frechet,
-        "fd_heldout": metrics.Reference(*heldout).frechet(images),
+        "fd_heldout": measure.heldout.frechet(images),
         "precision": quality.precision,
         "recall": quality.recall,
         "agreement": quality.agreement,
@@ -151,9 +166,10 @@ def judge(job: Job) -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], data: str) -> str:
     """Mean and standard deviation over the repeats of each method, as a Markdown table."""
-    lines = ["| method | w | " + " | ".join(_COLUMNS) + " |", "|---|---|" + "---|" * len(_COLUMNS)]
+    head = " | ".join(_COLUMNS).format(data=data)
+    lines = [f"| method | w | {head} |", "|---|---|" + "---|" * len(_COLUMNS)]
     for method in METHODS:
         mine = [row for row in rows if row["method"] == method]
         if not mine:

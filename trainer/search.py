@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoguide_fast import checkpoints, metrics, sample
-from autoguide_fast.digits import NUM_CLASSES, load_digits
+from autoguide_fast import checkpoints, sample
 
 from .snapshots import Snapshots
 from .workers import map_jobs
+from .yardstick import yardstick
 
 FIRST_SEED = 1_000_000
 EMA_GRID = (0.02, 0.03, 0.05, 0.07, 0.10, 0.13, 0.16, 0.20, 0.25)
@@ -44,10 +44,10 @@ def add_command(subparsers) -> None:
     parser = subparsers.add_parser(
         "search",
         help="find guide, EMA lengths and guidance weight for trained nets",
-        description="Searches, on the digits, for the main net's EMA length without guidance and "
-        "then for the guide, its training time, its EMA length and the weight, by coordinate "
-        "descent on the Frechet distance to the training digits. Writes the nets and every "
-        "evaluation.",
+        description="Searches, on the bundled data that the nets were trained on, for the main "
+        "net's EMA length without guidance and then for the guide, its training time, its EMA "
+        "length and the weight, by coordinate descent on the Frechet distance to the training "
+        "images. Writes the nets and every evaluation.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,13 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Searches and writes what was found."""
     trial = TrialOptions(arguments.images, arguments.steps, arguments.seed)
     main = Snapshots(arguments.main)
+    data = main.options["data"]
     for folder in (*arguments.guide, *arguments.uncond):
         Snapshots(folder)  # says now what is missing, not after an hour
-    found, log = search_main(Trial(trial), main, arguments.main_ema)
-    report = {"search": dataclasses.asdict(trial), "main": found, "log": log}
+    found, log = search_main(Trial(trial, data), main, arguments.main_ema)
+    report = {"data": data, "search": dataclasses.asdict(trial), "main": found, "log": log}
 
     jobs = [
-        GuideJob(trial, str(arguments.main), found["nimg"], found["ema"], role, str(folder))
+        GuideJob(trial, data, str(arguments.main), found["nimg"], found["ema"], role, str(folder))
         for role, folders in (("guide", arguments.guide), ("uncond", arguments.uncond))
         for folder in folders
     ]
@@ -103,7 +104,7 @@ def save_net(report: dict, role: str, out: Path) -> None:
     weight_from = {"main": "guide", "uncond": "uncond"}.get(role)
     if weight_from in report:
         info["recommended_guidance"] = report[weight_from]["weight"]
-    name = "digits" if role == "main" else f"digits-{role}"
+    name = yardstick(report["data"]).nets()[role]
     checkpoints.save(net, out / f"{name}.safetensors", **info)
 
 
@@ -126,11 +127,12 @@ class TrialOptions:
 class Trial:
     """Samples with the same seeds every time, so that differences are the nets' own."""
 
-    def __init__(self, options: TrialOptions) -> None:
+    def __init__(self, options: TrialOptions, data: str) -> None:
+        judge = yardstick(data)
         self.seeds = range(options.seed, options.seed + options.images)
-        self.classes = [i % NUM_CLASSES for i in range(options.images)]
+        self.classes = judge.classes(options.images)
         self.steps = options.steps
-        self.reference = metrics.Reference(*load_digits("train"))
+        self.reference = judge.training
 
     def __call__(self, net, guide=None, weight: float = 1.0) -> dict[str, float]:
         """Quality of the samples: frechet, precision, recall, agreement."""
@@ -148,6 +150,7 @@ class GuideJob:
     """One search for a guide: which main net is guided by the snapshots of which run."""
 
     trial: TrialOptions
+    data: str
     main: str
     main_nimg: int
     main_ema: float
@@ -172,7 +175,7 @@ def search_main(trial: Trial, main: Snapshots, ema: float | None) -> tuple[dict,
 
 def search_guide(job: GuideJob) -> tuple[dict, list[dict]]:
     """The time, EMA length and weight at which a run's snapshots guide best; and all tried."""
-    trial = Trial(job.trial)
+    trial = Trial(job.trial, job.data)
     net = Snapshots(job.main).net(job.main_nimg, job.main_ema)
     guide = Snapshots(job.run)
     get = functools.lru_cache(maxsize=8)(guide.net)

@@ -9,6 +9,8 @@ BUNDLED = {
     "digits": "digits-guide",
     "digits-guide": None,
     "digits-uncond": None,
+    "photos": "photos-guide",
+    "photos-guide": None,
 }
 
 

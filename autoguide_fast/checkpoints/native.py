@@ -71,7 +71,7 @@ def load(path_or_name, device="cpu"):
 
     Args:
         path_or_name (str or Path): Name of a bundled network (`"digits"`, `"digits-guide"`,
-            `"digits-uncond"`) or a file written by `save`.
+            `"digits-uncond"`, `"photos"`, `"photos-guide"`) or a file written by `save`.
         device (torch.device or str): Where to put it.
 
     Returns:

@@ -5,7 +5,7 @@ that stands for an image; `pixel_features` makes the simplest kind, the pixels t
 """
 
 from autoguide_fast.metrics.classifier import class_agreement, train_classifier
-from autoguide_fast.metrics.features import pixel_features
+from autoguide_fast.metrics.features import pixel_features, two_scale_features
 from autoguide_fast.metrics.frechet import feature_statistics, frechet_distance
 from autoguide_fast.metrics.manifold import PrecisionRecall, precision_recall
 from autoguide_fast.metrics.memorisation import Memorisation, memorisation
@@ -23,4 +23,5 @@ __all__ = [
     "pixel_features",
     "precision_recall",
     "train_classifier",
+    "two_scale_features",
 ]

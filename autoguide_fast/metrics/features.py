@@ -28,6 +28,35 @@ def pixel_features(images) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1
 
 
+def two_scale_features(images) -> np.ndarray:
+    """Flatten images too large to compare pixel by pixel: what they show, and how fine it is.
+
+    That is the image at a quarter of its size, each pixel the mean of 4x4, and its middle 8x8
+    pixels as they are, all on the scale of `pixel_features`.
+
+    Args:
+        images: uint8 `[N, C, H, W]`, array or tensor, H and W divisible by 4 and >= 8.
+
+    Returns:
+        float64 `[N, C * (H/4 * W/4 + 64)]` in [-1, 1].
+
+    Raises:
+        TypeError: `images` is not uint8.
+        ValueError: another shape.
+    """
+    images = to_numpy(images)
+    if images.ndim != 4 or min(images.shape[2:]) < 8 or images.shape[2] % 4 or images.shape[3] % 4:
+        raise ValueError(
+            "two_scale_features: images must be [N, C, H, W] with H and W divisible by 4 and >= 8, "
+            f"got {list(images.shape)}; use pixel_features"
+        )
+    n, c, h, w = images.shape
+    pixels = pixel_features(images).reshape(n, c, h, w)
+    small = pixels.reshape(n, c, h // 4, 4, w // 4, 4).mean(axis=(3, 5))
+    middle = pixels[:, :, h // 2 - 4 : h // 2 + 4, w // 2 - 4 : w // 2 + 4]
+    return np.concatenate([small.reshape(n, -1), middle.reshape(n, -1)], axis=1)
+
+
 def as_features(values, function: str, argument: str, at_least: int = 1) -> np.ndarray:
     """Return `values` as a finite float64 matrix `[N, D]`, or raise in the name of `function`.
 

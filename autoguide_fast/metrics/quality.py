@@ -41,20 +41,22 @@ class Reference:
         images: uint8 `[N, C, H, W]`, array or tensor.
         labels: integers `[N]`.
         k: neighbour that sets the radii of precision and recall.
+        extract: turns images into the features `[N, D]` that are compared.
 
     Raises:
         ValueError, TypeError: as the metrics that it prepares.
     """
 
-    def __init__(self, images, labels, k: int = 3):
-        self.features = pixel_features(images)
+    def __init__(self, images, labels, k: int = 3, extract=pixel_features):
+        self.extract = extract
+        self.features = extract(images)
         self.statistics = feature_statistics(self.features)
         self.classifier = train_classifier(self.features, labels)
         self.k = k
 
     def frechet(self, images) -> float:
         """Return the Frechet distance between the reference and uint8 images `[M, C, H, W]`."""
-        return frechet_distance(feature_statistics(pixel_features(images)), self.statistics)
+        return frechet_distance(feature_statistics(self.extract(images)), self.statistics)
 
     def quality(self, images, labels) -> Quality:
         """Judge samples.
@@ -70,7 +72,7 @@ class Reference:
         Returns:
             A `Quality`.
         """
-        features = pixel_features(images)
+        features = self.extract(images)
         size = min(len(self.features), len(features))
         groups = [
             precision_recall(self.features, features[start : start + size], self.k)

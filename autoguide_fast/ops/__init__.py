@@ -1,5 +1,6 @@
 """The magnitude-preserving operators and the guided step, each with its PyTorch reference."""
 from .attention_split import attention_split, attention_split_reference
+from .conv3x3 import conv3x3, conv3x3_pays, conv3x3_reference
 from .guided_step import (
     guided_heun_first,
     guided_heun_first_reference,
@@ -27,6 +28,9 @@ from .resample import (
 __all__ = [
     "attention_split",
     "attention_split_reference",
+    "conv3x3",
+    "conv3x3_pays",
+    "conv3x3_reference",
     "guided",
     "guided_heun_first",
     "guided_heun_first_reference",

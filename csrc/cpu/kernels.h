@@ -115,6 +115,28 @@ extern CpuKernel<void(Dtype, Dtype raw_dtype, const void* x, const void* x_next,
                       int64_t begin, int64_t end)>
     guided_heun_second_kernel;
 
+// 3x3 convolution of x [N, H, W, C] with w [K, 3, 3, C], zeros around, float32, by Winograd's
+// F(4x4, 3x3): H and W are multiples of 4, C and K of 16. A tile is 4x4 pixels.
+struct ConvShape {
+  int64_t N, H, W, C, K;
+};
+// u [36, outputs / 16, inputs, 16], of w or of what leads gradients back      index: outputs / 16
+extern CpuKernel<void(const float* w, float* u, ConvShape, bool backward, int64_t begin,
+                      int64_t end)>
+    conv3x3_weights_kernel;
+// y [N, H, W, K]                                                              index: tiles
+extern CpuKernel<void(const float* x, const float* u, float* y, ConvShape, int64_t begin,
+                      int64_t end)>
+    conv3x3_products_kernel;
+// du [36, C, K], of some of the tiles                                         index: tiles
+extern CpuKernel<void(const float* x, const float* grad, float* du, ConvShape, int64_t begin,
+                      int64_t end)>
+    conv3x3_gradient_kernel;
+// dw [K, 3, 3, C] from the sum of several du                                  index: C / 16 * K / 16
+extern CpuKernel<void(const float* du, int64_t parts, float* dw, ConvShape, int64_t begin,
+                      int64_t end)>
+    conv3x3_gradient_weights_kernel;
+
 void choose_isa();  // called once, after all variants have registered
 
 }  // namespace agf
