@@ -3,12 +3,13 @@
 import contextlib
 import math
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
 
 from . import arguments, checkpoints
-from .engine import Engine, cached
+from .engine import Engine, cached, clear
 from .sampler import EagerStepper, heun, plan_steps
 from .schedules import Churn, rho_schedule
 from .seeds import StackedRandom
@@ -111,7 +112,8 @@ def sample(
     Raises:
         TypeError, ValueError: bad input, before any work.
         FloatingPointError: values became non-finite; names the step and the net. (One number is
-            read back from the device after each step for this.)
+            read back from the device for this, after each step or, where all steps run as one CUDA
+            graph, at the end.)
 
     Not differentiable. Randomness comes from the seeds alone; torch's own generator is untouched.
     """
@@ -140,7 +142,7 @@ def sample(
     engine = model if isinstance(model, Engine) else None
     if engine is not None:
         model, guide = _engine_pair(engine, guide, guidance, device)
-        device = torch.device("cpu")
+        device = engine.device
     if noise is not None:
         noise = arguments.tensor_of_noise(noise)
     names = {"model": _described(model, "model"), "guide": _described(guide, "guide")}
@@ -187,8 +189,8 @@ def sample(
     done = []
     with torch.no_grad(), _evaluating(model, guide), _bar(progress, batches, steps) as bar:
         used = (model, guide if guidance != 1 else None)
-        if engine is None and Engine.runs(*used):
-            engine = cached(*used)
+        if engine is None:
+            engine = _engine(*used)
         for number, indices in enumerate(batches):
             x, classes, randn = _drawn(indices, seeds, noise, rows, label_dim, shape, device, dtype)
             if engine is None:
@@ -206,7 +208,16 @@ def sample(
                     )  # fmt: skip
                     callback(info)
 
-            x = heun(stepper, x, steps, randn, on_step)
+            result = None
+            if hasattr(stepper, "whole") and callback is None and not progress:
+                result = stepper.whole(x, randn)
+                if not torch.isfinite(result).all():
+                    # Once more, step by step, to tell where.
+                    x, _, randn = _drawn(
+                        indices, seeds, noise, rows, label_dim, shape, device, dtype
+                    )
+                    result = None
+            x = heun(stepper, x, steps, randn, on_step) if result is None else result
             done.append(x if encoder is None or raw else encoder.decode(x))
     if not done:
         empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
@@ -214,11 +225,27 @@ def sample(
     return arguments.to_array(torch.cat(done), array)
 
 
+def _engine(*nets):
+    """The engine of a pair, or None for nets that are evaluated as they are."""
+    if not Engine.runs(*nets):
+        return None
+    for _ in range(2):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return cached(*nets)
+        clear()  # of other pairs
+    warnings.warn(
+        "sample: memory does not last for an Engine beside the networks; evaluating them as they "
+        "are, which is slower",
+        stacklevel=3,
+    )
+    return None
+
+
 def _engine_pair(engine, guide, guidance, device):
-    if device is not None and device.type != "cpu":
+    if device is not None and device != engine.device:
         raise ValueError(
-            f"sample: device must be the CPU for an Engine, got {device}; pass the networks "
-            "themselves"
+            f"sample: device must be {engine.device} for this Engine, got {device}; pass the "
+            "networks themselves"
         )
     if guide is not None:
         raise ValueError(

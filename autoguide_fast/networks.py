@@ -207,13 +207,16 @@ class UNet(torch.nn.Module):
 
     def run(self, x, modulations):
         """`forward` with its modulations at hand."""
-        modulations = iter(modulations)
         grey = x.shape[1] == 1
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         if grey and self.training:
             # The layout of one channel says nothing; training runs faster on channels-last.
             x = x.contiguous(memory_format=torch.channels_last)
-        skips = []
+        return self.run_blocks(x, modulations)
+
+    def run_blocks(self, x, modulations):
+        """`run` for `x` that has its channel of ones, `[N, C + 1, H, W]`."""
+        modulations, skips = iter(modulations), []
         for name, module in self.enc.items():
             x = module(x) if name.endswith("conv") else module(x, next(modulations))
             skips.append(x)

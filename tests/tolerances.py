@@ -16,6 +16,14 @@ GOLDEN_SAMPLES_FLOAT64_STATE = 5e-6
 # float32 loses twice what a plain sum does; int8 depends on the net, these are random ones.
 ENGINE = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.int8: 0.2}
 
+# The same for the GPU's engine, by the type of its maps; FP8 has 3 bits of mantissa.
+BAKED = {
+    torch.float32: 3e-6,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+    torch.float8_e4m3fn: 0.15,
+}
+
 
 def relative_error(value, reference):
     """Return max |value - reference| / max |reference|, NaN where either has one."""

@@ -1,4 +1,4 @@
-"""The engine: a trained pair made ready once, to be run many times on the CPU."""
+"""The engine: a trained pair made ready once, to be run many times."""
 
 from .cache import cached, clear
 from .engine import Engine

@@ -8,6 +8,7 @@ import torch
 
 from ..guidance import Unlabelled
 from .engine import Engine
+from .prepared import device_of
 
 LIMIT = 4  # engines; each holds about what its nets' parameters take
 
@@ -16,17 +17,21 @@ _lock = threading.Lock()
 
 
 def cached(model, guide=None):
-    """The float32 engine of a pair, made now or kept from an earlier call.
+    """The engine of a pair, made now or kept from an earlier call.
 
-    Engines are known by configuration and content of the nets, so that a changed weight, however
-    it was changed, makes another engine, and a checkpoint that is loaded again does not.
+    It computes in float32, or as networks with `use_fp16` do on a CUDA device: in float16 if both
+    have it. Engines are known by configuration, place and content of the nets, so that a changed
+    weight, however it was changed, makes another engine, and a checkpoint that is loaded again does
+    not.
     """
+    half = device_of(model).type == "cuda" and all(net.use_fp16 for net in (model, guide) if net)
+    dtype = torch.float16 if half else torch.float32
     key = _fingerprint(model), _fingerprint(guide)
     with _lock:
         if key in _engines:
             _engines.move_to_end(key)
             return _engines[key]
-    engine = Engine(model, guide)
+    engine = Engine(model, guide, dtype)
     with _lock:
         _engines[key] = engine
         while len(_engines) > LIMIT:
@@ -47,5 +52,5 @@ def _fingerprint(net):
     if unlabelled:
         net = net.net
     with torch.inference_mode():
-        hashes = [torch.hash_tensor(t.detach()).item() for t in net.state_dict().values()]
-    return unlabelled, json.dumps(net.config), tuple(hashes)
+        hashes = torch.stack([torch.hash_tensor(t) for t in net.state_dict().values()])
+    return unlabelled, json.dumps(net.config), str(device_of(net)), tuple(hashes.tolist())

@@ -53,3 +53,10 @@ class Embedding:
             shape = (len(levels), *labels.shape[1:])
             emb = ops.mp_sum(emb.expand(shape), labels.expand(shape), t=self.label_balance)
         return F.linear(ops.mp_silu(emb.contiguous()), self.blocks) + 1
+
+    def of_images(self, sigma, class_labels):
+        """Like `modulations`, for noise levels `[1 or N]` and labels `[1 or N]`: `[1 or N, :]`."""
+        rows = self.modulations(sigma, class_labels)
+        if rows.shape[1] == 1:
+            return rows[:, 0]
+        return rows[0] if len(rows) == 1 else rows.diagonal().T.contiguous()

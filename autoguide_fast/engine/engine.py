@@ -3,40 +3,57 @@
 import torch
 
 from .._extension import build_info
-from .prepared import CELLS, Arena, PreparedNet, bare, objection
+from .prepared import CELLS, Arena, PreparedNet, bare, device_of, objection
 from .profile import Profile
 from .stepper import EngineStepper
 
 
 class Engine:
-    """A model and its guide, made ready to run on the CPU.
+    """A model and its guide, made ready to run where they are: on the CPU or on a CUDA device.
 
-    Weights are normalised, scaled, transformed and laid out once; each evaluation then runs a plan
-    of fused instructions over an arena that is never reallocated (`csrc/engine/`). The engine is a
-    snapshot: later changes of the nets do not reach it, and it does not keep them alive.
+    Weights are normalised, scaled, transformed and laid out once. On the CPU each evaluation then
+    runs a plan of fused instructions over an arena that is never reallocated (`csrc/engine/`). On a
+    CUDA device the library's convolutions and the fused operators are recorded as a CUDA graph,
+    whole samplings at a time, and replayed (`graph_engine.py`; **not run on a GPU yet**). The
+    engine is a snapshot: later changes of the nets do not reach it, and it does not keep them
+    alive.
 
         engine = Engine(load("digits"), load("digits-guide"))
         images = engine.sample(guidance=1.7, seeds=range(64))
 
     Args:
-        model (Precond): float32, on the CPU; may be wrapped by `unlabelled`.
-        guide (Precond or None): Likewise, with the `sigma_data` of the model.
-        dtype (torch.dtype or "auto"): What the convolutions multiply: torch.float32;
+        model (Precond): float32; may be wrapped by `unlabelled`.
+        guide (Precond or None): Likewise, on the same device and with the `sigma_data` of the
+            model.
+        dtype (torch.dtype or "auto"): On the CPU, what the convolutions multiply: torch.float32;
             torch.bfloat16, with float32 sums; torch.int8, with int32 sums and constant scales. All
-            else is float32. "auto" takes the fastest here of those whose samples are as good as
-            float32's: bfloat16 where the processor multiplies it (AVX-512 BF16), else float32.
+            else is float32. On a CUDA device, the type of weights and maps: torch.float32 (as
+            precise as `torch.backends.cudnn.allow_tf32` lets it be), torch.float16,
+            torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions multiply FP8,
+            which costs quality (`float8.py`).
+            Embedding, state and steps are float32. "auto" takes the fastest here of those whose
+            samples are as good as float32's: float16 on a CUDA device, bfloat16 on a CPU that
+            multiplies it (AVX-512 BF16), else float32.
 
     Attributes:
         model, guide (callable): The prepared denoisers, `(x, sigma, class_labels) -> D` as those
             that they were made of; `guide` may be None. Not differentiable.
         dtype (torch.dtype): As given, or as "auto" chose.
+        device (torch.device): Where it runs.
 
     Raises:
         ValueError: nets that it cannot run (`Engine.runs` tells beforehand), or another dtype.
 
     May be shared by threads, which then take turns. `sample` makes engines by itself and keeps the
-    last few.
+    last few. `close`, or the end of a `with`, gives back the memory that running takes.
     """
+
+    def __new__(cls, model, *args, **options):
+        if cls is Engine and objection(model) is None and device_of(model).type == "cuda":
+            from .graph_engine import GraphEngine  # it stands above this one
+
+            cls = GraphEngine
+        return super().__new__(cls)
 
     def __init__(self, model, guide=None, dtype=torch.float32):
         if dtype == "auto":
@@ -46,15 +63,8 @@ class Engine:
                 f"Engine: dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto', got "
                 f"{dtype!r}; float32 gives the reference's numbers"
             )
-        for role, net in (("model", model), ("guide", guide)):
-            reason = None if role == "guide" and net is None else objection(net)
-            if reason:
-                raise ValueError(f"Engine: {role} must be a plain float32 Precond, got {reason}")
-        if guide is not None and guide.sigma_data != model.sigma_data:
-            raise ValueError(
-                f"Engine: guide must have the model's sigma_data {model.sigma_data:g}, got "
-                f"{guide.sigma_data:g}; the fused step preconditions both alike"
-            )
+        check_pair(model, guide)
+        self.device = device_of(model)
         self.dtype = dtype
         self._arena = Arena()
         self.model = PreparedNet(model, dtype, self._arena)
@@ -66,9 +76,11 @@ class Engine:
 
     @staticmethod
     def runs(model, guide=None):
-        """Whether an engine can be made of these: plain float32 `Precond`s on the CPU."""
+        """Whether an engine can be made of these: plain float32 `Precond`s on one device."""
         used = [net for net in (model, guide) if net is not None]
-        return not any(map(objection, used)) and len({net.sigma_data for net in used}) == 1
+        if any(map(objection, used)):
+            return False
+        return len({(net.sigma_data, device_of(net)) for net in used}) == 1
 
     def sample(self, **options):
         """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""
@@ -85,6 +97,17 @@ class Engine:
             steps (list of sampler.Step): The steps that will be run.
         """
         return EngineStepper(self.model, self.guide, guidance, class_labels, steps)
+
+    def close(self):
+        """Give back the memory that running takes, not that of the weights; it may run again."""
+        with self._arena.lock:
+            self._arena.block = torch.empty(0, dtype=torch.uint8)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     def peak_memory(self, batch, threads=None):
         """Bytes that the engine holds while it samples `batch` images: weights, arena, state.
@@ -125,4 +148,24 @@ class Engine:
             seconds = (times / repeats).tolist()
             flops = [batch * flop for flop in net.lowered.flops]
             rows += [(role, *row) for row in zip(net.lowered.names, seconds, flops, strict=True)]
-        return Profile(rows, batch, torch.get_num_threads())
+        return Profile(rows, batch, f"{torch.get_num_threads()} threads")
+
+
+def check_pair(model, guide):
+    """Raise ValueError where an engine cannot be made of these."""
+    for role, net in (("model", model), ("guide", guide)):
+        reason = None if role == "guide" and net is None else objection(net)
+        if reason:
+            raise ValueError(f"Engine: {role} must be a plain float32 Precond, got {reason}")
+    if guide is None:
+        return
+    if guide.sigma_data != model.sigma_data:
+        raise ValueError(
+            f"Engine: guide must have the model's sigma_data {model.sigma_data:g}, got "
+            f"{guide.sigma_data:g}; the fused step preconditions both alike"
+        )
+    if device_of(guide) != device_of(model):
+        raise ValueError(
+            f"Engine: guide must be on the model's device {device_of(model)}, got one on "
+            f"{device_of(guide)}; move it with .to()"
+        )

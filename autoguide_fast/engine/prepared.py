@@ -62,14 +62,7 @@ class PreparedNet:
         with torch.inference_mode():
             x = x.to(torch.float32)
             sigma = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
-            rows = self.modulations(sigma, class_labels)
-            # One row an image: [levels, 1, :], [1, rows, :], or the diagonal of both.
-            if rows.shape[1] == 1:
-                rows = rows[:, 0]
-            elif len(rows) == 1:
-                rows = rows[0]
-            else:
-                rows = rows.diagonal().T.contiguous()
+            rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
             sigma = sigma.reshape(-1, 1, 1, 1)
             total = sigma**2 + self.sigma_data**2
         raw = torch.empty(x.shape)
@@ -129,6 +122,12 @@ def objection(net):
         return f"one that runs in {net.run_dtype}; set its run_dtype to None"
     if any(p.dtype != torch.float32 for p in parameters):
         return "parameters of another type; convert it with .float()"
-    if any(p.device.type != "cpu" for p in parameters):
-        return f"one on {parameters[0].device}; move it with .cpu()"
+    devices = sorted({str(p.device) for p in parameters})
+    if len(devices) > 1 or parameters[0].device.type not in ("cpu", "cuda"):
+        return f"one on {' and '.join(devices)}; move it with .cpu() or .cuda()"
     return None
+
+
+def device_of(net):
+    """Where a net lies to which there is no objection."""
+    return bare(net).unet.out_gain.device

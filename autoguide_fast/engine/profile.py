@@ -12,12 +12,13 @@ class Profile:
     Attributes:
         rows (list of (role, name, seconds, flop)): In the order in which they run; `flop` counts
             multiplications and additions of the textbook's convolution or attention for the batch.
-        batch, threads (int)
+        batch (int)
+        where (str): What it was measured on.
     """
 
     rows: list
     batch: int
-    threads: int
+    where: str
 
     def __str__(self):
         total = sum(seconds for _, _, seconds, _ in self.rows)
@@ -28,7 +29,7 @@ class Profile:
             entry[1] += flop
             entry[2] += 1
         lines = [
-            f"batch {self.batch}, {self.threads} threads: {1e3 * total:.3f} ms an evaluation",
+            f"batch {self.batch}, {self.where}: {1e3 * total:.3f} ms an evaluation",
             f"{'net':<7}{'instruction':<13}{'count':>6}{'ms':>10}{'share':>8}{'GFLOP/s':>10}",
         ]
         for (role, kind), (seconds, flop, count) in sorted(

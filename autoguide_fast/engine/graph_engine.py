@@ -1,0 +1,196 @@
+"""`GraphEngine`: what `Engine` is on a GPU."""
+
+import contextlib
+from collections import OrderedDict
+
+import torch
+
+from ..networks import Block
+from ..sampler import plan_steps
+from .baked import BakedNet
+from .engine import Engine, check_pair
+from .graph_stepper import GraphStepper
+from .graphs import CudaGraphs
+from .prepared import bare, device_of
+from .profile import Profile
+
+DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn
+
+# Recordings that an engine keeps, the last used. Each has buffers of a few images' size and, as a
+# CUDA graph, about a kilobyte for each kernel that it launches.
+RECORDINGS = 8
+
+
+class GraphEngine(Engine):
+    """`Engine` for nets on a CUDA device: baked weights, and samplings replayed as CUDA graphs.
+
+    Args:
+        model, guide, dtype: As for `Engine`.
+        recorder (optional): What records, by default the device's `CudaGraphs`.
+        overlap (bool, optional): Whether model and guide run on two streams. By default they do
+            where the model's first map has fewer than two tiles of 128x128 for each multiprocessor,
+            so that its convolutions leave some of them idle: EDM2-S at a batch below 5 on 132.
+        float8_options: Of `BakedNet`.
+
+    Attributes:
+        pair (dict of str to BakedNet): "model" and "guide".
+        largest (int or None): Images at a time that memory lasts for, once it did not for more.
+    """
+
+    def __init__(
+        self, model, guide=None, dtype=torch.float32, recorder=None, overlap=None, **float8_options
+    ):
+        dtype = torch.float16 if dtype == "auto" else dtype
+        if dtype not in DTYPES:
+            raise ValueError(
+                "Engine: dtype must be torch.float16, torch.bfloat16, torch.float32, "
+                f"torch.float8_e4m3fn or 'auto' on a GPU, got {dtype!r}; float16 is as good as "
+                "float32 for networks that preserve magnitudes"
+            )
+        check_pair(model, guide)
+        self.device = device_of(model)
+        if recorder is None and dtype == torch.float8_e4m3fn:
+            capability = torch.cuda.get_device_capability(self.device)
+            if capability < (8, 9):
+                raise ValueError(
+                    "Engine: dtype must be torch.float16 or torch.bfloat16 on a GPU of compute "
+                    f"capability {capability[0]}.{capability[1]}, got {dtype}; FP8 needs 8.9"
+                )
+        self.dtype, self.overlap, self.largest = dtype, overlap, None
+        self.recorder = recorder or CudaGraphs(self.device)
+        self.model, self.guide = BakedNet(model, dtype, **float8_options), None
+        if guide is not None:
+            shared = self.model if bare(guide) is bare(model) else None
+            self.guide = BakedNet(guide, dtype, shared, **float8_options)
+        self._recordings = OrderedDict()
+
+    @property
+    def pair(self):
+        """The prepared nets by their role."""
+        return {"model": self.model} | ({} if self.guide is None else {"guide": self.guide})
+
+    def stepper(self, guidance, class_labels, steps):
+        """As `Engine.stepper`; the stepper's `whole` runs all steps at once."""
+        return GraphStepper(self, guidance, class_labels, steps)
+
+    @contextlib.contextmanager
+    def turn(self):
+        """The time in which the caller may make and use recordings, whatever its gradient mode."""
+        with self.recorder.turn(), torch.inference_mode(False), torch.no_grad():
+            yield
+
+    def recording(self, key, make, guided):
+        """The recording `key`, made now or kept; to be called within a `turn`.
+
+        `make` is called with recorder, pair, and how the pair's nets run beside each other.
+        """
+        if key not in self._recordings:
+            pair = self.pair if guided else {"model": self.model}
+            together = self.recorder.together if self._overlaps(key[1]) else _one_after_the_other
+            made = make(self.recorder, pair, together)
+            while len(self._recordings) >= RECORDINGS:
+                self.recorder.settle()
+                self._recordings.popitem(last=False)
+            self._recordings[key] = made
+        self._recordings.move_to_end(key)
+        return self._recordings[key]
+
+    def close(self):
+        """Give back what running took: graphs, their pool and buffers. It may be run again."""
+        with self.turn():
+            self.recorder.settle()
+            self._recordings.clear()
+            self.recorder.give_back()
+
+    def peak_memory(self, batch, threads=None):
+        """Bytes that torch holds at most on the device while this records and runs, measured.
+
+        That of `batch` images in 2 steps, from scratch, and of whatever else lies there; CUDA's own
+        context and graphs are not torch's. `threads` has no meaning here.
+        """
+        self.close()
+        return self.recorder.peak(lambda: self._stepped(batch))
+
+    def profile(self, batch=1, repeats=20):
+        """Measure where the time of an evaluation goes, net by net; returns a `Profile`.
+
+        As for `Engine`, with the convolutions and, in each block, what lies between them. Launched
+        one by one, not replayed: where the device waits for Python, the wait is counted.
+        """
+        rows = []
+        with self.turn():
+            for role, net in self.pair.items():
+                rows += _timed(role, net, self.recorder, batch, repeats)
+        return Profile(rows, batch, self.recorder.name)
+
+    def _stepped(self, batch):
+        """Two steps of `batch` images, so that everything has been recorded and run."""
+        net = self.model
+        shape = batch, net.img_channels, net.img_resolution, net.img_resolution
+        guidance = 1.0 if self.guide is None else 2.0
+        steps = plan_steps([2.0, 1.0, 0.0], guidance, device=self.device)
+        return self.stepper(guidance, None, steps).whole(torch.ones(shape, device=self.device))
+
+    def _overlaps(self, batch):
+        if self.overlap is not None:
+            return self.overlap
+        first = next(iter(self.model.unet.enc.values()))
+        pixels = batch * self.model.img_resolution**2
+        tiles = -(-pixels // 128) * -(-len(first.weight) // 128)
+        return tiles < 2 * self.recorder.multiprocessors
+
+
+def _one_after_the_other(first, second):
+    first()
+    second()
+
+
+def _timed(role, net, recorder, batch, repeats):
+    """Rows of a `Profile`: each convolution, and each block without its convolutions."""
+    marks, seconds, work = [], {}, {}
+
+    def watch(name, module):
+        def before(module, arguments):
+            marks.append((name, recorder.mark(), len(marks)))
+
+        def after(module, arguments, result):
+            marks.append((name, recorder.mark(), None))
+            if name not in work:
+                weight = getattr(module, "weight", None)
+                pixels = result.shape[0] * result.shape[2] * result.shape[3]
+                work[name] = 0.0 if weight is None else 2.0 * weight.numel() * pixels
+
+        return [
+            module.register_forward_pre_hook(before), module.register_forward_hook(after),
+        ]  # fmt: skip
+
+    hooks = []
+    for name, module in [*net.unet.enc.items(), *net.unet.dec.items()]:
+        if isinstance(module, Block):
+            hooks += watch(f"{name} between", module)
+            for child, convolution in module.named_children():
+                hooks += watch(f"{name} {child}", convolution)
+        else:
+            hooks += watch(name, module)
+    hooks += watch("out_conv", net.unet.out_conv)
+    modulations = net.modulations(torch.ones(1, device=net.device), None, batch)[0]
+    try:
+        for repeat in range(2 + repeats):
+            marks.clear()
+            net.run(net.image(batch).normal_(), modulations)
+            if repeat < 2:
+                continue
+            opened = []
+            for name, mark, start in marks:
+                if start is not None:
+                    opened.append((name, mark, [0.0]))
+                    continue
+                _, begin, inside = opened.pop()
+                total = recorder.seconds(begin, mark)
+                seconds[name] = seconds.get(name, 0.0) + total - inside[0]
+                if opened:
+                    opened[-1][2][0] += total
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(role, name, seconds[name] / repeats, work[name]) for name in seconds]

@@ -1,0 +1,143 @@
+"""The GPU engine's stepper: loads recordings, runs them, hands out copies of what they wrote."""
+
+import warnings
+
+import torch
+
+from ..sampler import heun
+from .recordings import Half, Loop
+
+# Steps that one recording holds at most: a graph of 64 steps of EDM2-S with its guide has about
+# 80,000 kernels, which take some 100 MB of the device.
+LONGEST = 64
+
+
+class GraphStepper:
+    """Runs a `GraphEngine`'s pair from recordings; a stepper for `sampler.heun`.
+
+    `first` and `second` run a recording for each half, so that a callback may look at the state
+    between steps; `whole` runs one for all. A batch that memory does not last for is split once.
+
+    Args:
+        engine (GraphEngine)
+        guidance (float): The weight w.
+        class_labels (Tensor [N or 1, label_dim] or None)
+        steps (list of sampler.Step): The steps that will be run.
+    """
+
+    def __init__(self, engine, guidance, class_labels, steps):
+        self.engine, self.steps, self.class_labels = engine, steps, class_labels
+        self.guided = any(s.guided or s.guided_next for s in steps)
+        self.guidance = torch.tensor(guidance, dtype=torch.float64).to(engine.device)
+        levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
+        self.levels = levels[:-1].to(torch.float32)  # the last is 0, where nothing is evaluated
+        self._modulations = {}  # by role and part of the batch, for `first` and `second`
+        self.outputs = []  # (role, tensor) of the step under way, in order of appearance
+
+    def first(self, x, step):
+        """Euler's step from `step.level` to `step.level_next`."""
+        self.outputs.clear()
+        x_next, slope = self._half(step, False, x)
+        self.outputs.append(("state", x_next))
+        return x_next, slope
+
+    def second(self, x, x_next, slope, step):
+        """Heun's correction with the slope found at the end of Euler's step."""
+        return self._half(step, True, x, x_next, slope)[0]
+
+    def whole(self, noise, randn=None):
+        """`sampler.heun` of all steps at once; arguments and result as there."""
+        if len(self.steps) > LONGEST:
+            return heun(self, noise, self.steps, randn)
+        churn = [randn() for step in self.steps if step.churn_std]
+        guided = tuple((s.guided, s.guided_next) for s in self.steps)
+        churned = tuple(s.churn_std > 0 for s in self.steps)
+
+        def run(rows):
+            count = len(noise[rows])
+            key = "whole", count, noise.dtype, guided, churned
+            engine = self.engine
+            with engine.turn():
+                loop = engine.recording(
+                    key, lambda *common: Loop(*common, count, noise.dtype, self.steps), self.guided
+                )
+                loop.load(
+                    self.steps, self.guidance,
+                    lambda role: self._rows(role, rows, count, self.levels),
+                    noise[rows], [drawn[rows] for drawn in churn],
+                )  # fmt: skip
+                loop.run()
+                return (loop.result.clone(),)
+
+        return self._in_parts(len(noise), run)[0]
+
+    def _half(self, step, second, x, *rest):
+        guided = step.guided_next if second else step.guided
+        evaluation = 2 * step.index + second
+        outputs = []
+
+        def run(rows):
+            count = len(x[rows])
+            key = "second" if second else "first", count, x.dtype, guided
+            engine = self.engine
+            with engine.turn():
+                half = engine.recording(
+                    key, lambda *common: Half(*common, count, x.dtype, step, second), guided
+                )
+                modulations = {
+                    role: self._kept_rows(role, rows, count)[evaluation] for role in half.nets.pair
+                }
+                half.load(step, self.guidance, modulations, *(t[rows] for t in (x, *rest)))
+                half.run()
+                results = (half.result,) if second else (half.x_next, half.slope)
+                raws = half.nets.raws
+                outputs[:] = list(raws)
+                return tuple(t.clone() for t in (*results, *raws.values()))
+
+        found = self._in_parts(len(x), run)
+        count = 1 if second else 2
+        self.outputs += zip(outputs, found[count:], strict=True)
+        return found[:count]
+
+    def _rows(self, role, rows, count, levels):
+        labels = self.class_labels
+        if labels is not None and len(labels) > 1:
+            labels = labels[rows]
+        return self.engine.pair[role].modulations(levels, labels, count)
+
+    def _kept_rows(self, role, rows, count):
+        key = role, rows.start, count
+        if key not in self._modulations:
+            self._modulations[key] = self._rows(role, rows, count, self.levels)
+        return self._modulations[key]
+
+    def _in_parts(self, count, run):
+        """`run` for slices of the batch, which returns tuples of images; and these joined."""
+        engine = self.engine
+        size = max(1, min(count, engine.largest or count))
+        while True:
+            try:
+                found = [run(slice(i, i + size)) for i in range(0, max(count, 1), size)]
+                # Copies of what recordings wrote, made while it was theirs.
+                return (
+                    found[0]
+                    if len(found) == 1
+                    else [torch.cat(t) for t in zip(*found, strict=True)]
+                )
+            except torch.OutOfMemoryError as error:
+                reason = str(error).split("\n")[0].split(". ")[0]
+            # Here, where no frame of what failed holds memory any more.
+            self._modulations.clear()
+            engine.close()
+            if size < count or count == 1:
+                remedy = f"pass a batch_size below {size}" if size > 1 else "use smaller networks"
+                raise torch.OutOfMemoryError(
+                    f"Engine: the memory of {engine.device} must last for {size} images at a time, "
+                    f"got: {reason}; {remedy}"
+                )
+            size = engine.largest = -(-count // 2)
+            warnings.warn(
+                f"Engine: memory of {engine.device} does not last for {count} images at a time "
+                f"({reason}); running {size} at a time from here on",
+                stacklevel=2,
+            )

@@ -1,0 +1,161 @@
+"""CUDA graphs: what a function launches, recorded once and then launched again as one.
+
+Everything of this engine that needs a GPU at hand is in this file; **it has not run on one yet**.
+The tests put a recorder of the same methods in its place, a tape of operators (`tests/tape.py`),
+so the rest is tested on a CPU.
+"""
+
+import contextlib
+import threading
+
+import torch
+
+
+class CudaGraphs:
+    """Records functions as CUDA graphs of one device and runs them, one at a time.
+
+    The graphs share a pool of memory, which is theirs alone: they never run at the same time, and
+    what lasts longer than one of them lies outside. Streams of different threads take turns, and so
+    do all recorders of a device, because libraries keep one workspace for a stream.
+
+    Args:
+        device (torch.device)
+    """
+
+    def __init__(self, device):
+        self.device = device
+        self._shared = _shared(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def multiprocessors(self):
+        """How many the device has."""
+        return torch.cuda.get_device_properties(self.device).multi_processor_count
+
+    @property
+    def name(self):
+        """What the device is called."""
+        return torch.cuda.get_device_name(self.device)
+
+    @contextlib.contextmanager
+    def turn(self):
+        """The time in which the caller may use buffers and graphs, on its current stream."""
+        with self._shared.lock, torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._shared.done)
+            try:
+                yield
+            finally:
+                self._shared.done.record(stream)
+
+    def record(self, function, warm_up):
+        """Return a callable that launches again what `function()` launches; inside a `turn`.
+
+        `warm_up()` runs before, outside the graph: libraries choose algorithms by measurement, load
+        kernels and take their workspaces in it, so it must meet each shape that `function` does.
+        An exception of either leaves the device usable.
+        """
+        current = torch.cuda.current_stream()
+        self._shared.stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._shared.stream), _measured_choice():
+                warm_up()
+        finally:
+            current.wait_stream(self._shared.stream)
+        graph, failure = torch.cuda.CUDAGraph(), None
+        # The stream that was warmed up: libraries keep handles and workspaces for each. Other
+        # threads may allocate meanwhile.
+        with (
+            _measured_choice(),
+            torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._shared.stream,
+                capture_error_mode="thread_local",
+            ),
+        ):
+            # A capture has to end in order whatever happens.
+            try:
+                function()
+            except BaseException as error:
+                failure = error
+        if failure is not None:
+            graph.reset()
+            try:
+                raise failure
+            finally:
+                failure = None  # or this frame would keep itself, and what memory it holds
+        return graph.replay
+
+    def together(self, first, second):
+        """Run two functions on two streams, both after what is under way and before what follows.
+
+        What they allocate must not outlast them.
+        """
+        stream = torch.cuda.current_stream()
+        self._shared.side.wait_stream(stream)
+        try:
+            with torch.cuda.stream(self._shared.side):
+                second()
+            first()
+        finally:
+            stream.wait_stream(self._shared.side)
+
+    def settle(self):
+        """Wait until nothing that was recorded runs any more, so that it may be forgotten."""
+        self._shared.done.synchronize()
+
+    def give_back(self):
+        """Return memory that torch keeps, that of forgotten graphs included, to the device."""
+        with torch.cuda.device(self.device):
+            torch.cuda.empty_cache()
+
+    def peak(self, function):
+        """Return the most bytes that tensors took while `function()` ran, those before included."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        function()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def mark(self):
+        """Return a mark in the current stream's time."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start, end):
+        """Return the seconds between two marks, once both are reached."""
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+class _Shared:
+    """What the recorders of a device have in common."""
+
+    def __init__(self, device):
+        self.lock = threading.RLock()
+        with torch.cuda.device(device):
+            self.stream, self.side = torch.cuda.Stream(), torch.cuda.Stream()
+            self.done = torch.cuda.Event()  # of the last turn
+
+
+_shared_by_device, _guard = {}, threading.Lock()
+
+
+def _shared(device):
+    with _guard:
+        if device not in _shared_by_device:
+            _shared_by_device[device] = _Shared(device)
+        return _shared_by_device[device]
+
+
+@contextlib.contextmanager
+def _measured_choice():
+    """Let cuDNN choose its algorithms by measurement, unless its user wants them deterministic."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

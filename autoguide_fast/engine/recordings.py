@@ -1,0 +1,175 @@
+"""What a GPU's engine records: half a step, and the whole of a sampling, over buffers of their own.
+
+Both run `sampler.heun`'s arithmetic on noise levels, weight, labels' modulations and churn noise
+that lie on the device, so that one recording serves any schedule, weight and labels. Inside nothing
+is read back, and nothing is read or written that a user holds.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from .. import ops
+from ..sampler import heun
+
+
+class Evaluations:
+    """Evaluations of model and guide at given levels, and the half steps that follow them.
+
+    A stepper for `sampler.heun`, as long as `step.index` counts from 0.
+
+    Args:
+        pair (dict of str to BakedNet): "model", and "guide" where it is used.
+        together (callable): Runs two functions, see `graphs.CudaGraphs`.
+        images (int)
+        dtype (torch.dtype): Of the state.
+        levels (int): At how many noise levels the nets are evaluated.
+    """
+
+    def __init__(self, pair, together, images, dtype, levels):
+        model = pair["model"]
+        self.pair, self.together, self.sigma_data = pair, together, model.sigma_data
+        self.channels = model.img_channels
+        size = images, model.img_channels, model.img_resolution, model.img_resolution
+        self.device = model.device
+
+        def buffer(*shape, dtype=dtype):
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        self.buffer, self.shape = buffer, size
+        self.guidance = buffer(dtype=torch.float64)
+        # Of a step: from where to where.
+        self.levels = buffer(-(-levels // 2), 2, dtype=torch.float64)
+        self.image = model.image(images)
+        self.raws = {role: buffer(*size, dtype=model.dtype) for role in pair}
+        self.modulations = {
+            role: buffer(levels, images * sum(c.stop - c.start for c in net.columns),
+                         dtype=net.dtype)
+            for role, net in pair.items()
+        }  # fmt: skip
+
+    def begin(self):
+        """Derive from the levels what each evaluation needs; to be recorded first."""
+        levels = self.levels.flatten().to(torch.float32)
+        self.c_in = 1 / (levels**2 + self.sigma_data**2).sqrt()
+
+    def first(self, x, step):
+        """Euler's step, see `sampler.heun`."""
+        raws = self._evaluate(x, 2 * step.index, step.guided)
+        return ops.guided_heun_first(
+            x, *raws, step.level, step.level_next, self.guidance, self.sigma_data
+        )
+
+    def second(self, x, x_next, slope, step):
+        """Heun's correction, see `sampler.heun`."""
+        raws = self._evaluate(x_next, 2 * step.index + 1, step.guided_next)
+        return ops.guided_heun_second(
+            x, x_next, slope, *raws, step.level, step.level_next, self.guidance, self.sigma_data
+        )
+
+    def _evaluate(self, x, evaluation, guided):
+        torch.mul(x, self.c_in[evaluation], out=self.image[:, : self.channels])
+
+        def run(role):
+            # Half a step reads one row of modulations, whichever half it is.
+            rows = self.modulations[role]
+            self.raws[role].copy_(self.pair[role].run(self.image, rows[evaluation % len(rows)]))
+
+        if not guided:
+            run("model")
+            return self.raws["model"], None
+        self.together(lambda: run("model"), lambda: run("guide"))
+        return self.raws["model"], self.raws["guide"]
+
+
+class Half:
+    """One half of a step: evaluations at one noise level, and what the sampler makes of them.
+
+    Args:
+        recorder: A `graphs.CudaGraphs`, or what stands for it.
+        pair, together, images, dtype: As for `Evaluations`.
+        step (sampler.Step): One of the steps that this half serves.
+        second (bool): Which half.
+    """
+
+    def __init__(self, recorder, pair, together, images, dtype, step, second):
+        nets = self.nets = Evaluations(pair, together, images, dtype, levels=1)
+        nets.levels.copy_(torch.tensor([[2.0, 1.0]]))  # levels are divided by, while warming up
+        step = replace(step, index=0, level=nets.levels[0, 0], level_next=nets.levels[0, 1])
+        self.x, self.x_next, self.slope, self.result = (nets.buffer(*nets.shape) for _ in range(4))
+
+        def run():
+            nets.begin()
+            if second:
+                self.result.copy_(nets.second(self.x, self.x_next, self.slope, step))
+                return
+            x_next, slope = nets.first(self.x, step)
+            self.x_next.copy_(x_next)
+            self.slope.copy_(slope)
+
+        self._replay = recorder.record(run, warm_up=run)
+
+    def load(self, step, guidance, modulations, x, x_next=None, slope=None):
+        """Set the buffers; `modulations` are of this half's level."""
+        self.nets.levels.copy_(torch.stack([step.level, step.level_next])[None])
+        self.nets.guidance.copy_(guidance)
+        for role, rows in self.nets.modulations.items():
+            rows.copy_(modulations[role][None])
+        for buffer, value in ((self.x, x), (self.x_next, x_next), (self.slope, slope)):
+            if value is not None:
+                buffer.copy_(value)
+
+    def run(self):
+        """Run on what is loaded."""
+        self._replay()
+
+
+class Loop:
+    """The whole of `sampler.heun`.
+
+    Args:
+        recorder, pair, together, images, dtype: As for `Half`.
+        steps (list of sampler.Step): Steps like those that will be run: as many of them, guided and
+            churned at the same places.
+    """
+
+    def __init__(self, recorder, pair, together, images, dtype, steps):
+        nets = self.nets = Evaluations(pair, together, images, dtype, levels=2 * len(steps) - 1)
+        nets.levels.copy_(torch.arange(2 * len(steps), 0, -1.0).view(-1, 2))  # as in `Half`
+        self.x, self.result = nets.buffer(*nets.shape), nets.buffer(*nets.shape)
+        self.churn = nets.buffer(sum(bool(s.churn_std) for s in steps), *nets.shape)
+        # The state comes scaled to the first level, churn noise to its standard deviation.
+        steps = [
+            replace(step, sigma=1.0, churn_std=float(bool(step.churn_std)), level=a, level_next=b)
+            for step, (a, b) in zip(steps, (row.unbind() for row in nets.levels), strict=True)
+        ]
+
+        def run(steps=steps):
+            nets.begin()
+            self.result.copy_(heun(nets, self.x, steps, iter(self.churn).__next__))
+
+        # All steps are alike: one that has both halves meets whatever the others do.
+        whole = replace(
+            steps[0],
+            sigma_next=1.0,
+            churn_std=max(s.churn_std for s in steps),
+            guided=any(s.guided for s in steps),
+            guided_next=any(s.guided_next for s in steps),
+        )
+        self._replay = recorder.record(run, warm_up=lambda: run([whole]))
+
+    def load(self, steps, guidance, modulations, noise, churn):
+        """Set the buffers; `modulations` is a function of the role, `churn` a list of noise."""
+        levels = [level for step in steps for level in (step.level, step.level_next)]
+        self.nets.levels.copy_(torch.stack(levels).view(-1, 2))
+        self.nets.guidance.copy_(guidance)
+        for role, rows in self.nets.modulations.items():
+            rows.copy_(modulations(role))
+        torch.mul(noise, steps[0].sigma, out=self.x)
+        stds = [step.churn_std for step in steps if step.churn_std]
+        for buffer, std, drawn in zip(self.churn, stds, churn, strict=True):
+            torch.mul(drawn, std, out=buffer)
+
+    def run(self):
+        """Run on what is loaded."""
+        self._replay()

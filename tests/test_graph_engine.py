@@ -1,0 +1,451 @@
+"""The GPU's engine, on a CPU: a tape of operators stands for CUDA graphs (tape.py)."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import simulator
+import torch
+from golden import golden, golden_net
+from nets import tiny
+from tape import Tape
+from tolerances import BAKED, GOLDEN_SAMPLES, relative_error
+
+import autoguide_fast
+from autoguide_fast.engine import Engine, graph_engine, graph_stepper
+from autoguide_fast.engine.graph_engine import GraphEngine
+from autoguide_fast.networks import Block
+from autoguide_fast.sampler import EagerStepper, heun, plan_steps
+from autoguide_fast.schedules import Churn, rho_schedule
+from autoguide_fast.textbook import TextbookPrecond
+
+LABELS = torch.eye(5)[[3, 1, 4]]
+PAIRS = {
+    "labelled": (tiny(), tiny(seed=1), LABELS),
+    "guide_without_labels": (tiny(), tiny(0, seed=1, model_channels=4), LABELS),
+    "model_without_labels": (tiny(0), tiny(0, seed=1), None),
+    "no_label_given": (tiny(), tiny(seed=1), None),
+    "one_row_for_all": (tiny(), tiny(seed=1), LABELS[:1]),
+    "unlabelled": (tiny(), autoguide_fast.unlabelled(tiny()), LABELS),
+    "three_levels": (tiny(channel_mult=[1, 2, 2], num_blocks=2), tiny(seed=1), LABELS),
+}
+SCHEDULES = {
+    "plain": {},
+    "one_step": {"num_steps": 1},
+    "unguided": {"guidance": 1.0},
+    "interval": {"interval": (0.1, 3.0)},
+    "churn": {"churn": Churn(8, S_min=0.05, S_max=50, S_noise=1.003)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def make(case="labelled", dtype=torch.float32, **options):
+    model, guide, labels = PAIRS[case]
+    return GraphEngine(model, guide, dtype, **{"recorder": Tape(), **options}), labels
+
+
+def plan(num_steps=5, guidance=1.7, sigma_max=80.0, **options):
+    return plan_steps(rho_schedule(num_steps, sigma_max=sigma_max), guidance, **options)
+
+
+def noise(count=3, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 2, 8, 8, generator=generator).to(dtype)
+
+
+def churn(count=3, seed=7, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(count, 2, 8, 8, generator=generator).to(dtype)
+
+
+def eager(case, steps, guidance=1.7, count=3, dtype=torch.float32):
+    model, guide, labels = PAIRS[case]
+    stepper = EagerStepper(model, guide, guidance, labels)
+    return heun(stepper, noise(count, dtype=dtype), steps, churn(count, dtype=dtype))
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", BAKED, ids=str)
+@pytest.mark.parametrize("name", ["tiny", "wide", "plain"])
+def test_evaluation(name, dtype):
+    nets = {
+        "tiny": {"channels_per_head": 4},
+        "wide": {"model_channels": 16, "clip_act": 1.5, "attn_balance": 0.8, "res_balance": 0.6},
+        "plain": {"label_dim": 0, "attn_resolutions": [], "clip_act": None},
+    }
+    net = tiny(**nets[name])
+    baked = GraphEngine(net, None, dtype, recorder=Tape(), float8_width=0).model
+    labels = LABELS if net.label_dim else None
+    for sigma in (torch.tensor(0.7), torch.tensor([0.1, 1.0, 9.0]), 2.0):
+        for rows in (labels, None if labels is None else labels[:1], None):
+            value = baked(noise(), sigma, rows)
+            level = torch.as_tensor(sigma).double()
+            reference = TextbookPrecond(net).double()(
+                noise().double(), level, None if rows is None else rows.double()
+            )
+            assert relative_error(value, reference) < BAKED[dtype]
+
+
+def test_float8_is_what_multiplies():
+    net = tiny(model_channels=16)
+
+    def kinds(**options):
+        unet = GraphEngine(net, None, torch.float8_e4m3fn, recorder=Tape(), **options).model.unet
+        blocks = [b for b in unet.modules() if isinstance(b, Block)]
+        return {str(c.weight.dtype) for b in blocks for c in b.children()}
+
+    assert kinds(float8_width=0) == {"torch.float8_e4m3fn"}
+    assert kinds() == {"torch.float16"}  # all too narrow for it to pay
+    errors = {}
+    for dtype, options in ((torch.float16, {}), (torch.float8_e4m3fn, {"float8_width": 0})):
+        baked = GraphEngine(net, None, dtype, recorder=Tape(), **options).model
+        expected = net(noise(), torch.tensor(0.7), LABELS)
+        errors[dtype] = relative_error(baked(noise(), torch.tensor(0.7), LABELS), expected)
+    assert errors[torch.float8_e4m3fn] > 5 * errors[torch.float16]
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_samples_agree_with_the_networks(case):
+    engine, labels = make(case)
+    steps = plan()
+    expected = eager(case, steps)
+    stepper = engine.stepper(1.7, labels, steps)
+    assert relative_error(stepper.whole(noise()), expected) < GOLDEN_SAMPLES
+    assert relative_error(heun(stepper, noise(), steps), expected) < GOLDEN_SAMPLES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_agree_with_the_networks(name, dtype):
+    engine, labels = make()
+    steps = plan(**SCHEDULES[name])
+    expected = eager("labelled", steps, dtype=dtype)
+    stepper = engine.stepper(1.7, labels, steps)
+    whole = stepper.whole(noise(dtype=dtype), churn(dtype=dtype))
+    halves = heun(stepper, noise(dtype=dtype), steps, churn(dtype=dtype))
+    assert whole.dtype == dtype
+    assert relative_error(whole, expected) < GOLDEN_SAMPLES
+    assert torch.equal(whole, halves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_samples_in_half_precision(dtype):
+    engine, labels = make(dtype=dtype)
+    steps = plan()
+    value = engine.stepper(1.7, labels, steps).whole(noise())
+    assert value.dtype == torch.float32
+    assert 1e-5 < relative_error(value, eager("labelled", steps)) < 2 * BAKED[dtype]
+
+
+def test_bundled_pair_in_half_precision():
+    """What `Engine(dtype="auto")` is on a GPU, over a whole run of the trained pair."""
+    model, guide = autoguide_fast.load("digits"), autoguide_fast.load("digits-guide")
+    engine = GraphEngine(model, guide, "auto", recorder=Tape())
+    options = {"guidance": 1.7, "seeds": range(4), "raw": True, "num_steps": 12}
+    assert engine.dtype == torch.float16
+    expected = autoguide_fast.sample(model, guide, **options)
+    error = (engine.sample(**options) - expected).norm() / expected.norm()
+    assert error < 2e-2
+
+
+def test_golden_samples():
+    data = golden("guided_sampling")
+    model, guide = golden_net("guided_sampling", "net/"), golden_net("guided_sampling", "gnet/")
+    engine = GraphEngine(model, guide, recorder=Tape())
+    options = {"S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003, "num_steps": 8}
+    for name, more in (
+        ("sample_autoguidance_w1.7_steps32", {"guidance": 1.7}),
+        ("sample_churn40_w2.1_steps8", {"guidance": 2.1, **options}),
+    ):
+        result = engine.sample(seeds=data["seeds"], **more)
+        assert relative_error(result, data[name]) < GOLDEN_SAMPLES
+
+
+@pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
+def test_samples_through_the_simulated_kernels():
+    """What a GPU runs between convolutions, thread by thread, from a tape."""
+    engine, labels = make()
+    steps = plan_steps(rho_schedule(2, sigma_min=0.5, sigma_max=3), guidance=1.7)
+    expected = eager("labelled", steps)
+    with simulator.simulating():
+        value = engine.stepper(1.7, labels, steps).whole(noise())
+    assert relative_error(value, expected) < GOLDEN_SAMPLES
+
+
+# --- what a recording depends on ----------------------------------------------------------------
+
+
+def test_one_recording_serves_any_schedule_weight_labels_and_noise():
+    engine, labels = make()
+    for guidance, sigma_max, rows in ((1.7, 80, labels), (3.0, 20, labels[:1]), (0.5, 40, None)):
+        options = {"churn": Churn(4 * guidance)}
+        steps = plan(guidance=guidance, sigma_max=sigma_max, **options)
+        model, guide, _ = PAIRS["labelled"]
+        expected = heun(EagerStepper(model, guide, guidance, rows), noise(), steps, churn())
+        value = engine.stepper(guidance, rows, steps).whole(noise(), churn())
+        assert relative_error(value, expected) < GOLDEN_SAMPLES
+    assert engine.recorder.recorded == 1
+    for guidance, sigma_max in ((1.7, 80), (3.0, 20)):
+        steps = plan(guidance=guidance, sigma_max=sigma_max)
+        heun(engine.stepper(guidance, labels, steps), noise(), steps)
+    assert engine.recorder.recorded == 3  # and one for each half
+
+
+def test_a_tape_is_no_function_that_runs_again():
+    """The stand-in itself: what is not in a buffer is frozen, and nothing is read back."""
+    tape, buffer, number = Tape(), torch.zeros(3), 1.0
+    out = torch.zeros(3)
+
+    def function():
+        out.copy_(buffer.view(3, 1).squeeze(1) * 2 + number)
+
+    with tape.turn():
+        play = tape.record(function, function)
+        buffer.fill_(5.0)
+        number = 100.0
+        play()
+        assert out.tolist() == [11.0] * 3
+        with pytest.raises(RuntimeError, match="reads from the device"):
+            tape.record(lambda: out.sum().item(), lambda: None)
+
+
+def test_results_and_inputs_belong_to_the_user():
+    engine, labels = make()
+    steps = plan()
+    start, seen = noise(), []
+    stepper = engine.stepper(1.7, labels, steps)
+    whole = stepper.whole(start)
+    halves = heun(stepper, start, steps, on_step=lambda step, x: seen.append((x, x.clone())))
+    kept = whole.clone()
+    assert torch.equal(start, noise())
+    start.fill_(float("nan"))  # nothing reads it any more
+    for again in (stepper.whole(noise(seed=5)), heun(stepper, noise(seed=6), steps)):
+        assert not torch.equal(again, kept)
+    assert torch.equal(whole, kept) and torch.equal(halves, kept)
+    assert all(torch.equal(x, copy) for x, copy in seen)
+    assert torch.equal(stepper.whole(noise()), kept)
+    assert not whole.is_inference() and not whole.requires_grad
+
+
+def test_gradient_modes_of_the_caller_leave_no_trace():
+    engine, labels = make()
+    steps = plan(2)
+    with torch.inference_mode():
+        first = engine.stepper(1.7, labels, steps).whole(noise())
+    assert torch.equal(engine.stepper(1.7, labels, steps).whole(noise()), first)
+    with torch.enable_grad():
+        start = noise().requires_grad_()
+        stepper = engine.stepper(1.7, labels, steps)
+        for value in (stepper.whole(start), heun(stepper, noise(), steps)):
+            assert not value.requires_grad and torch.equal(value, first)
+
+
+def test_outside_the_interval_the_guide_is_not_in_the_recording():
+    model, guide, labels = PAIRS["labelled"]
+    sizes = {}
+    for guided in (True, False):
+        engine = GraphEngine(model, guide if guided else None, recorder=Tape())
+        steps = plan(guidance=1.7 if guided else 1.0)
+        engine.stepper(1.0, labels, steps).whole(noise())
+        sizes[guided] = engine.recorder.kernels[0]
+    assert sizes[False] < 0.6 * sizes[True]
+    engine, _ = make()
+    steps = plan(interval=(1.0, 30.0))
+    assert len({(s.guided, s.guided_next) for s in steps}) == 4
+    engine.stepper(1.7, labels, steps).whole(noise())
+    assert sizes[False] < engine.recorder.kernels[0] < sizes[True]
+    heun(engine.stepper(1.7, labels, steps), noise(), steps)
+    _, unguided, guided, _ = sorted(engine.recorder.kernels[1:])
+    assert unguided < 0.7 * guided
+
+
+def test_long_runs_are_recorded_half_by_half(monkeypatch):
+    monkeypatch.setattr(graph_stepper, "LONGEST", 3)
+    engine, labels = make()
+    steps = plan()
+    value = engine.stepper(1.7, labels, steps).whole(noise())
+    assert {key[0] for key in engine._recordings} == {"first", "second"}
+    assert relative_error(value, eager("labelled", steps)) < GOLDEN_SAMPLES
+
+
+def test_nets_run_beside_each_other_where_one_leaves_room():
+    steps, expected = plan(), None
+    for overlap, images in ((None, 3), (True, 3), (False, 3)):
+        engine, labels = make(overlap=overlap)
+        value = engine.stepper(1.7, labels, steps).whole(noise(images))
+        assert (engine.recorder.parallel > 0) == bool(overlap)  # a tape has no multiprocessors
+        expected = value if expected is None else expected
+        assert torch.equal(value, expected)
+    engine, _ = make()
+    engine.recorder.multiprocessors = 132
+    assert engine._overlaps(1) and not engine._overlaps(1000)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_a_batch_for_which_memory_does_not_last_is_split_once():
+    engine, labels = make(recorder=Tape(memory=2))
+    steps = plan(churn=Churn(8))
+    expected = eager("labelled", steps)
+    stepper = engine.stepper(1.7, labels, steps)
+    with pytest.warns(UserWarning, match="does not last for 3 images at a time .* running 2 at"):
+        value = stepper.whole(noise(), churn())
+    assert relative_error(value, expected) < GOLDEN_SAMPLES
+    halves = heun(stepper, noise(), steps, churn())  # remembers, and does not warn again
+    assert relative_error(halves, expected) < GOLDEN_SAMPLES
+    assert [len(tensor) for _, tensor in stepper.outputs] == [3] * len(stepper.outputs)
+
+
+def test_a_batch_that_does_not_fit_in_halves_is_an_error_and_the_engine_goes_on():
+    engine, labels = make(recorder=Tape(memory=1))
+    steps = plan()
+    for run in (engine.stepper(1.7, labels, steps).whole, lambda x: heun(
+        engine.stepper(1.7, labels, steps), x, steps)):  # fmt: skip
+        engine.largest = None
+        with (
+            pytest.warns(UserWarning, match="running 2 at a time"),
+            pytest.raises(torch.OutOfMemoryError, match=r"must last for 2 images .* below 2"),
+        ):
+            run(noise())
+        assert not engine._recordings
+    one = engine.stepper(1.7, labels[:1], steps).whole(noise(1))
+    expected = heun(EagerStepper(*PAIRS["labelled"][:2], 1.7, labels[:1]), noise(1), steps)
+    assert relative_error(one, expected) < GOLDEN_SAMPLES
+
+
+def test_sample_goes_on_without_an_engine_where_memory_does_not_last(monkeypatch):
+    from autoguide_fast import generate
+
+    def full(*nets):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    net = tiny()
+    expected = autoguide_fast.sample(net, seeds=range(2), num_steps=3)
+    monkeypatch.setattr(generate, "cached", full)
+    with pytest.warns(UserWarning, match="memory does not last for an Engine"):
+        value = autoguide_fast.sample(net, seeds=range(2), num_steps=3)
+    assert relative_error(value, expected) < GOLDEN_SAMPLES
+
+
+def test_what_was_recorded_is_given_back():
+    engine, labels = make()
+    steps = plan()
+    with engine:
+        first = engine.stepper(1.7, labels, steps).whole(noise())
+        (loop,) = engine._recordings.values()
+        buffer = weakref.ref(loop.result)
+        del loop
+    gc.collect()
+    assert buffer() is None and engine.recorder.given_back == 1
+    assert torch.equal(engine.stepper(1.7, labels, steps).whole(noise()), first)
+    alive, tape = weakref.ref(engine), engine.recorder
+    del engine
+    gc.collect()
+    assert alive() is None and tape.recorded == 2
+
+
+def test_the_last_recordings_are_kept(monkeypatch):
+    monkeypatch.setattr(graph_engine, "RECORDINGS", 2)
+    engine, _ = make()
+    steps = plan(2)
+    for images in (1, 2, 1, 3, 1, 2):
+        engine.stepper(1.7, None, steps).whole(noise(images))
+    assert engine.recorder.recorded == 4
+    assert [key[1] for key in engine._recordings] == [1, 2]
+
+
+def test_the_engine_is_a_snapshot_and_shares_weights_of_one_net():
+    net = tiny()
+    engine = GraphEngine(net, autoguide_fast.unlabelled(net), recorder=Tape())
+    assert engine.guide.unet is engine.model.unet and engine.guide.label_dim == 0
+    steps = plan()
+    before = engine.stepper(1.7, LABELS, steps).whole(noise())
+    alive = weakref.ref(net.unet.dec["8x8_block0"].conv_res0.weight)
+    net.unet.out_gain.mul_(2)
+    assert torch.equal(engine.stepper(1.7, LABELS, steps).whole(noise()), before)
+    assert len(net.unet.enc["8x8_block0"].conv_res0.weight) == 8  # the net is left as it was
+    del net
+    gc.collect()
+    assert alive() is None
+
+
+# --- through sample -----------------------------------------------------------------------------
+
+
+def test_sample_takes_a_graph_engine():
+    model, guide, _ = PAIRS["labelled"]
+    engine = GraphEngine(model, guide, recorder=Tape())
+    infos = []
+    options = {"guidance": 1.7, "seeds": range(5), "num_steps": 4, "S_churn": 6, "batch_size": 2}
+    expected = autoguide_fast.sample(model, guide, **options)
+    whole = engine.sample(**options)
+    assert {key[0] for key in engine._recordings} == {"whole"}
+    watched = autoguide_fast.sample(engine, callback=infos.append, **options)
+    barred = engine.sample(progress=True, **options)
+    assert relative_error(whole, expected) < GOLDEN_SAMPLES
+    assert torch.equal(watched, whole) and torch.equal(barred, whole)
+    assert torch.equal(torch.cat([info.x for info in infos[3::4]]), whole)
+    assert engine.sample(seeds=[]).shape == (0, 2, 8, 8)
+    assert not any(name.startswith("emb") for name, _ in engine.model.unet.named_children())
+
+
+@pytest.mark.parametrize("callback", [None, lambda info: None])
+def test_overflow_is_noticed_and_named(callback):
+    guide = tiny(seed=1)
+    guide.unet.out_gain.fill_(1e7)  # more than float16 holds
+    engine = GraphEngine(tiny(), guide, torch.float16, recorder=Tape())
+    with pytest.raises(FloatingPointError, match=r"guide must be finite, .* in step 1 of 3"):
+        engine.sample(guidance=1.5, seeds=range(2), num_steps=3, S_churn=3, callback=callback)
+
+
+def test_threads_share_an_engine():
+    engine, labels = make()
+    steps = plan(3)
+    batches = [noise(count, seed=count) for count in (1, 2, 3, 3)]
+    expected = [engine.stepper(1.7, labels[:1], steps).whole(x) for x in batches]
+    wrong = []
+
+    def work(i):
+        for _ in range(5):
+            stepper = engine.stepper(1.7, labels[:1], steps)
+            for value in (stepper.whole(batches[i]), heun(stepper, batches[i], steps)):
+                if not torch.equal(value, expected[i]):
+                    wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_profile():
+    engine, _ = make()
+    profile = engine.profile(batch=2, repeats=2)
+    assert str(profile).startswith("batch 2, a tape:")
+    names = {name for _, name, _, _ in profile.rows}
+    assert {"8x8_conv", "out_conv", "4x4_block0 conv_res0", "4x4_block0 between"} <= names
+    assert all(seconds > 0 for _, _, seconds, _ in profile.rows)
+    work = {(role, name): flop for role, name, _, flop in profile.rows}
+    assert work["model", "8x8_block0 conv_res0"] == 2 * 8 * 8 * 9 * 64 * 2
+
+
+def test_bad_input():
+    model, guide, _ = PAIRS["labelled"]
+    with pytest.raises(ValueError, match=r"Engine: dtype must be torch.float16, .* got torch.int8"):
+        GraphEngine(model, guide, torch.int8, recorder=Tape())
+    with pytest.raises(ValueError, match="Engine: guide must be a plain float32 Precond"):
+        GraphEngine(model, lambda x, sigma, labels: x, recorder=Tape())
+    with pytest.raises(ValueError, match="Engine: guide must have the model's sigma_data"):
+        GraphEngine(model, tiny(sigma_data=0.7), recorder=Tape())
+    assert not Engine.runs(model, tiny().to("meta"))
