@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # Everything that takes a GPU, in one command and within nine minutes: builds with nvcc, runs the
-# CUDA tests, runs the operators under compute-sanitizer, does the same through NVRTC where CuPy
-# is there, and races the operators. Needs an NVIDIA GPU, a CUDA toolkit, and a Python with a CUDA
-# build of torch, pytest and what pyproject.toml asks for; no network.
-# Usage: benchmarks/gpu.sh [FOLDER]     results: benchmarks/results/ unless given
+# CUDA tests, races whole samplings and the operators, runs the operators under compute-sanitizer,
+# and does the same through NVRTC where CuPy is there. Needs an NVIDIA GPU, a CUDA toolkit, and a
+# Python with a CUDA build of torch, pytest and what pyproject.toml asks for; no network.
+# Usage: benchmarks/gpu.sh [FOLDER [REFERENCE]]
+#   FOLDER     where results go: benchmarks/results/ unless given
+#   REFERENCE  a checkout of the EDM2 reference implementation, to be raced too
 set -uo pipefail
+reference=${2:+--reference=$(realpath "$2")}
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
+seconds=530  # of everything; what comes last is left out first
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$results"
@@ -18,6 +22,11 @@ failed=0
 step() {
   local limit=$1 name=$2 start=$SECONDS status=0
   shift 2
+  [ "$limit" -le $((seconds - SECONDS)) ] || limit=$((seconds - SECONDS))
+  if [ "$limit" -lt 15 ]; then
+    printf '%-44s %s\n' "$name" "left out: no time" | tee -a "$log"
+    return
+  fi
   printf '=== %s\n' "$name" >>"$log"
   timeout "$limit" "$@" >>"$log" 2>&1 || status=$?
   local verdict=passed
@@ -39,7 +48,11 @@ export python
 AGF_CUDA=ON step 240 "build" "$python" setup.py build_ext --inplace
 step 20 "info" "$python" -m autoguide_fast.cli info
 step 150 "CUDA tests" bash -c 'suite tests/test_ops.py tests/test_ops_numerics.py \
-  tests/test_runtime_kernels.py tests/test_sample.py -k "cuda or device or stream or captured"'
+  tests/test_runtime_kernels.py tests/test_sample.py tests/test_cuda_engine.py \
+  -k "cuda or device or stream or captured"'
+step 230 "races of whole samplings" "$python" benchmarks/gpu_nets.py "$results" --seconds 225 \
+  ${reference:+"$reference"}
+step 60 "races of the operators" "$python" benchmarks/gpu_ops.py "$results"
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$sanitizer" ]; then
@@ -57,8 +70,6 @@ if [ -n "$sanitizer" ]; then
 else
   echo "compute-sanitizer: not on this machine, not run" | tee -a "$log"
 fi
-
-step 150 "races of the operators" "$python" benchmarks/gpu_ops.py "$results"
 
 if "$python" -c 'import cupy' 2>/dev/null; then
   copy=$(mktemp -d)

@@ -32,10 +32,11 @@ class Pair:
         self.model, self.guide, self.dtype, self.how = model, guide, dtype, how
 
     def stepper(self, guidance, class_labels, steps):
-        return EagerStepper(self.model, self.guide, guidance, class_labels)
+        device = class_labels.device
+        return EagerStepper(self.model, self.guide, guidance, class_labels, device)
 
     def sample(self, guidance, class_labels, noise, num_steps, raw):
-        steps = plan_steps(rho_schedule(num_steps), guidance)
+        steps = plan_steps(rho_schedule(num_steps), guidance, device=noise.device)
         return heun(self.stepper(guidance, class_labels, steps), noise, steps)
 
 
@@ -164,8 +165,10 @@ def reference(path, model, guide):
     theirs = importlib.import_module("training.networks_edm2").Precond
 
     def load(net):
-        other = theirs(**net.config).eval()
+        with net.unet.out_gain.device:
+            other = theirs(**net.config).eval()
         other.load_state_dict(net.state_dict())
+        other.use_fp16 = net.use_fp16
         return _bare(other)
 
     return Pair(load(model), load(guide))
