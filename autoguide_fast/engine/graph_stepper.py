@@ -118,7 +118,12 @@ class GraphStepper:
         while True:
             try:
                 found = [run(slice(i, i + size)) for i in range(0, max(count, 1), size)]
-                return [torch.cat(images) for images in zip(*found, strict=True)]
+                # Copies of what recordings wrote, made while it was theirs.
+                return (
+                    found[0]
+                    if len(found) == 1
+                    else [torch.cat(t) for t in zip(*found, strict=True)]
+                )
             except torch.OutOfMemoryError as error:
                 reason = str(error).split("\n")[0].split(". ")[0]
             # Here, where no frame of what failed holds memory any more.
