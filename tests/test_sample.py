@@ -336,7 +336,8 @@ def test_compiled_model():
     net = tiny(channel_mult=[1], num_blocks=0, attn_resolutions=[])
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     result = sample(compiled, seeds=range(2), num_steps=3)
-    assert relative_error(result, sample(net, seeds=range(2), num_steps=3)) < GOLDEN_SAMPLES
+    net.register_forward_hook(lambda *_: None)  # with which it runs as a module too
+    assert relative_error(result, sample(net, seeds=range(2), num_steps=3)) < 1e-6
     torch.compiler.reset()
 
 
