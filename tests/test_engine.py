@@ -3,6 +3,9 @@
 import gc
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -210,6 +213,43 @@ def test_a_forked_child_starts_its_own_threads(threads):
         assert queue.get(timeout=20) == expected
     finally:
         child.kill()
+
+
+BOUND = """
+import os, torch
+from autoguide_fast.engine import Engine
+from autoguide_fast.networks import Precond
+
+core = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {core})
+torch.set_num_threads(2)
+prepared = Engine(Precond(8, 2, 0, model_channels=16, channel_mult=[1], num_blocks=1)).model
+x = torch.zeros(1, 2, 8, 8)
+rows = prepared.modulations(torch.ones(1), None)[0]
+before = set(os.listdir("/proc/self/task"))
+prepared.evaluate(x, 1.0, rows, torch.empty_like(x))
+(worker,) = set(os.listdir("/proc/self/task")) - before
+print(core, *os.sched_getaffinity(int(worker)))
+"""
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_threads_leave_the_core_that_openmp_bound_their_starter_to(bound):
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+    if len(cores) < 2:
+        pytest.skip("one core, or cores that cannot be chosen")
+    unset = ("GOMP_CPU_AFFINITY", "OMP_PROC_BIND")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    if bound:
+        environment["OMP_PROC_BIND"] = "true"
+    done = subprocess.run(
+        [sys.executable, "-c", BOUND], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    core, *allowed = map(int, done.stdout.split())
+    # Unless OpenMP was told to bind, a choice of one core was the user's own.
+    assert (core in allowed) != bound
+    assert bound or allowed == [core]
 
 
 class Doubled(Precond):

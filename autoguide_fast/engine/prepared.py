@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 
 import torch
 
@@ -18,17 +19,42 @@ _CHUNK_IMAGES, _CHUNK_BYTES = 4, 24 << 20
 
 
 class Arena:
-    """The memory in which plans run, one at a time; grows to what the largest needs and stays."""
+    """The memory in which plans run, one at a time; grows to what the largest needs and stays.
+
+    Where the system has no such block, teams of threads take half as many images at a time from
+    then on, and so forth, down to one.
+    """
 
     def __init__(self):
         self.lock = threading.Lock()
         self.block = torch.empty(0, dtype=torch.uint8)
+        self.images = _CHUNK_IMAGES  # that a team takes together at most
 
-    def at_least(self, size):
-        """A block of `size` bytes or more; to be called with the lock held."""
-        if self.block.numel() < size:
-            self.block = torch.empty(size, dtype=torch.uint8)
-        return self.block
+    def reserve(self, nets, images, threads):
+        """A block in which any of `nets` runs such a batch; to be called with the lock held."""
+        while True:
+            size = max(net.arena_bytes(images, threads) for net in nets)
+            if self.block.numel() >= size:
+                return self.block
+            self.block = torch.empty(0, dtype=torch.uint8)  # before its successor is there
+            try:
+                self.block = torch.empty(size, dtype=torch.uint8)
+            except (RuntimeError, MemoryError) as error:
+                self._make_do(size, threads, error)
+
+    def _make_do(self, size, threads, error):
+        if self.images == 1:
+            raise MemoryError(
+                f"Engine: {size / 2**20:.1f} MiB must be free for one image a team of threads, got "
+                f"less with {threads} threads; free memory, or see torch.set_num_threads"
+            ) from error
+        if self.images == _CHUNK_IMAGES:
+            warnings.warn(
+                f"Engine: {size / 2**20:.1f} MiB for feature maps are not free; going on with "
+                "fewer images at a time, which is slower",
+                stacklevel=2,
+            )
+        self.images //= 2
 
 
 class PreparedNet:
@@ -94,7 +120,7 @@ class PreparedNet:
         with self.arena.lock, torch.inference_mode():
             torch.ops.autoguide_fast.evaluate.default(
                 self.lowered.plan.number, x, c_in, self.lowered.weights, modulations,
-                self.arena.at_least(self.arena_bytes(len(x), threads)), result, threads,
+                self.arena.reserve([self], len(x), threads), result, threads,
                 self.chunk(len(x), threads), times,
             )  # fmt: skip
 
@@ -107,7 +133,7 @@ class PreparedNet:
     def chunk(self, images, threads):
         """Images that a team of threads takes through the plan together."""
         share = -(-images // threads) if images >= threads else images
-        return max(1, min(share, _CHUNK_IMAGES, _CHUNK_BYTES // self.lowered.image_bytes))
+        return max(1, min(share, self.arena.images, _CHUNK_BYTES // self.lowered.image_bytes))
 
 
 def bare(net):

@@ -57,24 +57,23 @@ class EngineStepper:
 
     def _half(self, half, x, x_next, out, step, guided):
         """Evaluate the nets and take half a step to `out`, all in one call of an operator."""
-        evaluation, images = 2 * step.index + half, len(x)
-        threads = torch.get_num_threads()
-        size, arguments = 0, []
-        for role in ("model", "guide"):
-            if role == "guide" and not guided:
-                arguments += 0, None, None, None, 1
-                continue
-            net, raw = self.nets[role], self.state.raws[role, half]
-            size = max(size, net.arena_bytes(images, threads))
-            arguments += (
-                net.lowered.plan.number, net.lowered.weights, self.modulations[role][evaluation],
-                raw, net.chunk(images, threads),
-            )  # fmt: skip
-            self.outputs.append((role, raw))
+        evaluation, images, threads = 2 * step.index + half, len(x), torch.get_num_threads()
+        roles = ("model", "guide") if guided else ("model",)
         arena = self.nets["model"].arena
         with arena.lock, torch.inference_mode():
+            block = arena.reserve([self.nets[role] for role in roles], images, threads)
+            arguments = []
+            for role in roles:
+                net, raw = self.nets[role], self.state.raws[role, half]
+                arguments += (
+                    net.lowered.plan.number, net.lowered.weights,
+                    self.modulations[role][evaluation], raw, net.chunk(images, threads),
+                )  # fmt: skip
+                self.outputs.append((role, raw))
+            if not guided:
+                arguments += 0, None, None, None, 1
             torch.ops.autoguide_fast.guided_half_step.default(
-                *arguments, arena.at_least(size), threads, x, x_next, self.state.slope, out,
+                *arguments, block, threads, x, x_next, self.state.slope, out,
                 self.c_in[evaluation], step.sigma_hat, step.sigma_next, self.guidance,
                 self.sigma_data,
             )  # fmt: skip
