@@ -41,8 +41,8 @@ NOISE = torch.zeros(3, 2, 8, 8)
 VALUE_ERRORS = {
     "unknown_model": (
         {"model": "digitz"},
-        r"model must be a bundled name \(digits, digits-guide, digits-uncond\) or an existing "
-        r"file, got 'digitz'",
+        r"model must be a bundled name \(digits, digits-guide, digits-uncond, photos, "
+        r"photos-guide\) or an existing file, got 'digitz'",
     ),
     "unknown_guide": ({"guide": "no/such.file", "guidance": 2}, "guide must be a bundled name"),
     "guide_missing": ({"guidance": 2.0}, "guide must be given where guidance is not 1"),
