@@ -394,7 +394,8 @@ _FEW_QUERIES = {torch.float32: 64, torch.bfloat16: 256}
 
 def _attention(q, k, v):
     """`softmax(q k^T / sqrt(channels)) v` of `[N, heads, pixels, channels]`, contiguous."""
-    if q.device.type != "cpu" or q.shape[2] > _FEW_QUERIES.get(q.dtype, 0):
+    # On "meta", where memory is counted ahead of a run, as on a CPU.
+    if q.device.type not in ("cpu", "meta") or q.shape[2] > _FEW_QUERIES.get(q.dtype, 0):
         return F.scaled_dot_product_attention(q, k, v)
     shape, (q, k, v) = q.shape, (part.flatten(0, 1) for part in (q, k, v))
     scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)

@@ -52,15 +52,20 @@ def plan(
     micro = options.share(processes)[1]
     with torch.device("meta"):
         net = Precond(resolution, channels, label_dim, **options.net_options()).train()
-        x = torch.empty(1, channels, resolution, resolution)
-        sigma, labels = torch.empty(1), torch.empty(1, label_dim) if label_dim else None
+
+        def images(count):
+            x = torch.empty(count, channels, resolution, resolution)
+            labels = torch.empty(count, label_dim) if label_dim else None
+            return x, torch.empty(count), labels
+
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
-            TextbookPrecond(net).eval()(x, sigma, labels)
+            TextbookPrecond(net).eval()(*images(1))
         net.train()
         if options.precision != "fp32":
             net.run_dtype = torch.bfloat16
-        kept = _kept_bytes(lambda: net(x, sigma, labels, return_logvar=True), net)
+        # Less what does not grow with the batch: weights as they are prepared.
+        kept = _kept_bytes(net, images(2)) - _kept_bytes(net, images(1))
     parameters = sum(p.numel() for p in net.parameters())
     tensors = 1 + 1 + 2 + len(options.ema)
     holders = processes if options.shard else 1
@@ -68,21 +73,19 @@ def plan(
                 4 * parameters * tensors // holders, kept * micro)  # fmt: skip
 
 
-def _kept_bytes(run, net: torch.nn.Module) -> int:
-    """Bytes that a forward pass on one image keeps for the backward pass, without the weights."""
+def _kept_bytes(net: torch.nn.Module, arguments: tuple) -> int:
+    """Bytes that a forward pass keeps for the backward pass, parameters apart."""
     own = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        # Weights as they are prepared do not grow with the batch; images and maps have 4 axes and
-        # one image in front.
         storage = tensor.untyped_storage()._cdata
-        if storage not in own and tensor.ndim and tensor.shape[0] == 1:
+        if storage not in own:
             kept[storage] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = run()
+        out = net(*arguments, return_logvar=True)
     del out
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 

@@ -25,10 +25,11 @@ class Engine:
         model (Precond): float32; may be wrapped by `unlabelled`.
         guide (Precond or None): Likewise, on the same device and with the `sigma_data` of the
             model.
-        dtype (torch.dtype or "auto"): On the CPU, what the convolutions multiply: torch.float32;
-            torch.bfloat16, with float32 sums; torch.int8, with int32 sums and constant scales. All
-            else is float32. On a CUDA device, the type of weights and maps: torch.float32 (as
-            precise as `torch.backends.cudnn.allow_tf32` lets it be), torch.float16,
+        dtype (torch.dtype or "auto"): On the CPU, what convolutions and attention multiply:
+            torch.float32; torch.bfloat16, with float32 sums; torch.int8, with int32 sums and
+            constant scales (attention in bfloat16). All else is float32, as is attention on a
+            processor that does not multiply bfloat16. On a CUDA device, the type of weights and
+            maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be), torch.float16,
             torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions multiply FP8,
             which costs quality (`float8.py`).
             Embedding, state and steps are float32. "auto" takes the fastest here of those whose
