@@ -29,9 +29,9 @@ class Engine:
             torch.float32; torch.bfloat16, with float32 sums; torch.int8, with int32 sums and
             constant scales (attention in bfloat16). All else is float32, as is attention on a
             processor that does not multiply bfloat16. On a CUDA device, the type of weights and
-            maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be), torch.float16,
-            torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions multiply FP8,
-            which costs quality (`float8.py`).
+            maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be),
+            torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions
+            multiply FP8, which costs quality (`float8.py`).
             Embedding, state and steps are float32. "auto" takes the fastest here of those whose
             samples are as good as float32's: float16 on a CUDA device, bfloat16 on a CPU that
             multiplies it (AVX-512 BF16), else float32.
