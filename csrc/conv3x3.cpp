@@ -4,49 +4,54 @@
 namespace agf {
 namespace {
 
-constexpr int64_t kPoints = 36, kPanel = 16;
+constexpr int64_t kPanel = 16;
 
-int64_t tiles(const ConvShape& s) { return s.N * (s.H / 4) * (s.W / 4); }
-
-void check_operand(const char* function, const char* name, const Tensor& x) {
-  check_image(function, name, x);
-  check(x.scalar_type() == ScalarType::Float, function, ": ", name,
-        " must be float32, got another dtype; use torch.nn.functional.conv2d");
+// F(4x4, 3x3) or F(2x2, 3x3): see winograd.h.
+int64_t tile_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+int64_t points(Dtype dtype) { return dtype == Dtype::f32 ? 36 : 16; }
+int64_t tiles(Dtype dtype, const ConvShape& s) {
+  return s.N * (s.H / tile_of(dtype)) * (s.W / tile_of(dtype));
 }
 
-ConvShape check_shape(const char* function, const Tensor& x, const Tensor& weight) {
-  check_operand(function, "x", x);
-  check_operand(function, "weight", weight);
+struct Arguments {
+  Dtype dtype;
+  ConvShape shape;
+};
+
+Arguments check_shape(const char* function, const Tensor& x, const Tensor& weight) {
+  check_image(function, "x", x);
+  check_image(function, "weight", weight);
+  const Dtype dtype = dtype_of(function, "x", x);
+  check(dtype == Dtype::f32 || dtype == Dtype::bf16, function,
+        ": x must be float32 or bfloat16, got another dtype; use torch.nn.functional.conv2d");
+  check(weight.scalar_type() == x.scalar_type(), function,
+        ": weight must have the dtype of x, got another; convert it with .to()");
   const ConvShape s{x.size(0), x.size(2), x.size(3), x.size(1), weight.size(0)};
   check(sizes_of(weight) == std::vector<int64_t>{s.K, s.C, 3, 3}, function,
         ": weight must be [out, ", s.C, ", 3, 3] for x ", shape_of(x), ", got ", shape_of(weight),
         "; reshape it");
-  check(s.H % 4 == 0 && s.W % 4 == 0, function, ": x must have a height and a width divisible by 4, got ",
-        shape_of(x), "; use torch.nn.functional.conv2d");
+  const int64_t tile = tile_of(dtype);
+  check(s.H % tile == 0 && s.W % tile == 0, function, ": x must have a height and a width divisible by ",
+        tile, ", got ", shape_of(x), "; use torch.nn.functional.conv2d");
   check(s.C % kPanel == 0 && s.K % kPanel == 0, function, ": weight must have channels divisible by ",
         kPanel, ", got ", shape_of(weight), "; use torch.nn.functional.conv2d");
-  return s;
-}
-
-const float* data(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
-float* mutable_data(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
-
-Tensor scratch(int64_t count, const Tensor& like) {
-  return empty({count}, ScalarType::Float, Format::contiguous, like);
+  return {dtype, s};
 }
 
 // y [N, outputs, H, W] from x, both channels-last; backward, from y's gradient to that of x.
-Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& s, bool backward) {
+Tensor convolve(const Tensor& x, const Tensor& weight, const Arguments& a, bool backward) {
+  const ConvShape& s = a.shape;
   ConvShape way = s;
   if (backward) std::swap(way.C, way.K);
   const Tensor in = dense(x, Format::channels_last), w = dense(weight, Format::channels_last);
-  const Tensor u = scratch(kPoints * s.C * s.K, x);
-  parallel(way.K / kPanel, kPoints * kPanel * way.C, [&](int64_t begin, int64_t end) {
-    conv3x3_weights_kernel(data(w), mutable_data(u), s, backward, begin, end);
+  const Tensor u = empty({points(a.dtype) * conv3x3_point(s.C, s.K)}, x.scalar_type(), Format::contiguous, x);
+  parallel(way.K / kPanel, points(a.dtype) * kPanel * way.C, [&](int64_t begin, int64_t end) {
+    conv3x3_weights_kernel(a.dtype, w.const_data_ptr(), u.mutable_data_ptr(), s, backward, begin, end);
   });
-  const Tensor y = empty({s.N, way.K, s.H, s.W}, ScalarType::Float, Format::channels_last, x);
-  parallel(tiles(s), kPoints * (s.C + s.K), [&](int64_t begin, int64_t end) {
-    conv3x3_products_kernel(data(in), data(u), mutable_data(y), way, begin, end);
+  const Tensor y = empty({s.N, way.K, s.H, s.W}, x.scalar_type(), Format::channels_last, x);
+  parallel(tiles(a.dtype, s), points(a.dtype) * (s.C + s.K), [&](int64_t begin, int64_t end) {
+    conv3x3_products_kernel(a.dtype, in.const_data_ptr(), u.const_data_ptr(), y.mutable_data_ptr(), way,
+                            begin, end);
   });
   return y;
 }
@@ -55,13 +60,15 @@ Tensor conv3x3(const Tensor& x, const Tensor& weight) {
   return convolve(x, weight, check_shape("conv3x3", x, weight), false);
 }
 
-ConvShape check_gradient(const char* function, const Tensor& grad, const Tensor& x,
+Arguments check_gradient(const char* function, const Tensor& grad, const Tensor& x,
                          const Tensor& weight) {
-  const ConvShape s = check_shape(function, x, weight);
-  check_operand(function, "grad", grad);
+  const Arguments a = check_shape(function, x, weight);
+  const ConvShape& s = a.shape;
   check(sizes_of(grad) == std::vector<int64_t>{s.N, s.K, s.H, s.W}, function,
         ": grad must be that of x convolved with weight, got ", shape_of(grad), "; reshape it");
-  return s;
+  check(grad.scalar_type() == x.scalar_type(), function,
+        ": grad must have the dtype of x, got another; convert it with .to()");
+  return a;
 }
 
 Tensor conv3x3_backward_x(const Tensor& grad, const Tensor& x, const Tensor& weight) {
@@ -69,24 +76,31 @@ Tensor conv3x3_backward_x(const Tensor& grad, const Tensor& x, const Tensor& wei
 }
 
 Tensor conv3x3_backward_weight(const Tensor& grad, const Tensor& x, const Tensor& weight) {
-  const ConvShape s = check_gradient("conv3x3_backward_weight", grad, x, weight);
+  const auto [dtype, s] = check_gradient("conv3x3_backward_weight", grad, x, weight);
   const Tensor in = dense(x, Format::channels_last), g = dense(grad, Format::channels_last);
-  // Each part of the tiles has a sum of its own, and the sums are added in order: the same bits
-  // whichever thread ends first.
-  const int64_t count = tiles(s), threads = torch::stable::get_num_threads();
-  const int64_t parts = std::max<int64_t>(1, std::min(threads, count / kPanel));
-  const int64_t sum = kPoints * s.C * s.K;
-  const Tensor du = scratch(parts * sum, x);
-  parallel(parts, std::numeric_limits<int32_t>::max(), [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      conv3x3_gradient_kernel(data(in), data(g), mutable_data(du) + part * sum, s,
-                              count * part / parts, count * (part + 1) / parts);
+  // Threads share the output channels where weights are more than images, since each then reads and
+  // writes sums of its own; else the tiles. The latter's parts have sums of their own, which are
+  // added in order: the same bits whichever thread ends first.
+  const int64_t count = tiles(dtype, s), panels = s.K / kPanel;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t columns = count < 5 * s.K ? std::min(threads, panels) : 1;
+  const int64_t parts = std::max<int64_t>(1, std::min(threads / columns, count / kPanel));
+  const int64_t size = points(dtype) * conv3x3_point(s.C, s.K);
+  const Tensor sums = empty({parts * size}, ScalarType::Float, Format::contiguous, x);
+  float* du = static_cast<float*>(sums.mutable_data_ptr());
+  const auto gradient = [&, dtype = dtype, s = s](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t part = item / columns, column = item % columns;
+      conv3x3_gradient_kernel(dtype, in.const_data_ptr(), g.const_data_ptr(), du + part * size, s,
+                              count * part / parts, count * (part + 1) / parts,
+                              panels * column / columns, panels * (column + 1) / columns);
     }
-  });
-  const Tensor dw = empty({s.K, s.C, 3, 3}, ScalarType::Float, Format::channels_last, x);
-  parallel((s.C / kPanel) * (s.K / kPanel), parts * kPoints * kPanel * kPanel,
-           [&](int64_t begin, int64_t end) {
-             conv3x3_gradient_weights_kernel(data(du), parts, mutable_data(dw), s, begin, end);
+  };
+  parallel(parts * columns, std::numeric_limits<int32_t>::max(), gradient);
+  const Tensor dw = empty({s.K, s.C, 3, 3}, x.scalar_type(), Format::channels_last, x);
+  parallel((s.C / kPanel) * (s.K / kPanel), parts * points(dtype) * kPanel * kPanel,
+           [&, dtype = dtype, s = s](int64_t begin, int64_t end) {
+             conv3x3_gradient_weights_kernel(dtype, du, parts, dw.mutable_data_ptr(), s, begin, end);
            });
   return dw;
 }

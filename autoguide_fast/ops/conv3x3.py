@@ -1,8 +1,9 @@
-"""3x3 convolution in training on a CPU: a quarter of the products, forward and backward."""
+"""3x3 convolution in training on a CPU: a fraction of the products, forward and backward."""
 
 import torch
 import torch.nn.functional as F
 
+from .._extension import build_info
 from ._library import backward, fake, op
 
 _conv3x3 = op("conv3x3")
@@ -10,20 +11,24 @@ _conv3x3_backward_x = op("conv3x3_backward_x")
 _conv3x3_backward_weight = op("conv3x3_backward_weight")
 
 _CHANNELS = 16  # of which the operator takes multiples
-# Fewer 4x4 tiles do not make up for the transforms of the weights, four times their size.
-_LEAST_TILES = 128
+# Tile in pixels by type. In bfloat16 the processor must multiply it, else oneDNN is faster.
+_TILES = {torch.float32: 4, torch.bfloat16: 2}
+# Fewer pixels do not make up for the transforms of the weights, which are several times their size.
+_LEAST_PIXELS = {torch.float32: 2048, torch.bfloat16: 512}
 
 
 def conv3x3(x, weight):
-    """Convolve images with a 3x3 kernel, zeros around them, by Winograd's F(4x4, 3x3).
+    """Convolve images with a 3x3 kernel, zeros around them, by Winograd's minimal products.
 
     `torch.nn.functional.conv2d(x, weight, padding=1)`; forward and the gradients of images and
-    weights each take 36 products for every 16 results instead of 144. Float32 loses about twice
-    what a plain sum does.
+    weights each take 36 products for every 16 results instead of 144 in float32, by F(4x4, 3x3),
+    which loses about twice what a plain sum does; in bfloat16 16 for every 4 results instead of
+    36, by F(2x2, 3x3), which rounds once more than a plain sum.
 
     Args:
-        x: `[N, C, H, W]` float32, on the CPU, H and W divisible by 4, C by 16.
-        weight: `[K, C, 3, 3]` float32, K divisible by 16.
+        x: `[N, C, H, W]` float32 or bfloat16, on the CPU; C divisible by 16, H and W by 4 or, in
+            bfloat16, by 2.
+        weight: `[K, C, 3, 3]` of the same dtype, K divisible by 16.
 
     Returns:
         `[N, K, H, W]`, channels-last.
@@ -44,11 +49,13 @@ def conv3x3_reference(x, weight):
 
 def conv3x3_pays(x, weight):
     """Whether `conv3x3` can take these, and is faster there than `torch.nn.functional.conv2d`."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.shape[2:] != (3, 3):
+    if x.device.type != "cpu" or x.dtype not in _TILES or weight.shape[2:] != (3, 3):
         return False
-    (n, c, h, w), k = x.shape, weight.shape[0]
-    fits = c % _CHANNELS == k % _CHANNELS == h % 4 == w % 4 == 0
-    return fits and x.stride(1) == 1 and n * h * w >= 16 * _LEAST_TILES
+    if x.dtype == torch.bfloat16 and build_info()["isa"] != "avx512_bf16":
+        return False
+    (n, c, h, w), k, tile = x.shape, weight.shape[0], _TILES[x.dtype]
+    fits = c % _CHANNELS == k % _CHANNELS == h % tile == w % tile == 0
+    return fits and x.stride(1) == 1 and n * h * w >= _LEAST_PIXELS[x.dtype]
 
 
 def _channels_last(shape, like):

@@ -94,12 +94,12 @@ inline A dot(const A* x, const A* y, int n) {
   return sum;
 }
 
-// Scratch memory of one call; not std::vector, whose functions the linker would share between
+// Scratch memory of one call, on a cache line; not std::vector, whose functions the linker would share between
 // the variants for different instruction sets.
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(std::int64_t n) : p_(static_cast<A*>(std::malloc(n * sizeof(A) + 1))) {
+  explicit Scratch(std::int64_t n) : p_(static_cast<A*>(std::aligned_alloc(64, (n * sizeof(A) + 64) / 64 * 64))) {
     if (!p_) std::abort();
   }
   ~Scratch() { std::free(p_); }

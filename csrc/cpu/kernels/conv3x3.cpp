@@ -1,9 +1,8 @@
-// 3x3 convolution in training, by Winograd's F(4x4, 3x3): forward, and the gradients of images and
-// weights, each in a quarter of the products. A thread takes as many 4x4 tiles at a time as keep
-// their transforms near, so that nothing but images and weights moves through memory.
+// 3x3 convolution in training by Winograd's F(4x4, 3x3) in float32, F(2x2, 3x3) in bfloat16:
+// forward, and the gradients of images and weights, each in 1/4 or 4/9 of the products. A thread
+// takes as many tiles at a time as keep their transforms near, so that nothing but images and
+// weights moves through memory.
 #include "conv3x3.h"
-
-#include <cstring>
 
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
@@ -12,151 +11,110 @@
 namespace agf::AGF_ISA {
 namespace {
 
-constexpr int kPoints = 36;
+// The matrices of the points lie a cache line further apart than they need: a power of two between
+// them would put all that a transform reads or writes into one set of the L1 cache.
+constexpr int64_t kPadding = 64;
+constexpr int64_t kPanelSums = kMaxPanels * kLanes;
 
-// Transforms of one round of tiles may take this much; it is walked through point by point.
-int64_t tiles_at_once(int64_t C, int64_t K) {
-  constexpr int64_t kBudget = 3 << 19;
-  const int64_t fit = kBudget / (kPoints * 4 * (C + K)) / kPixels * kPixels;
-  return fit < kPixels ? kPixels : fit > 64 ? 64 : fit;
+template <Cell cell, class Winograd>
+struct Way : Winograd {
+  using Winograd::kTile, Winograd::kWindow;
+  static constexpr Cell kCell = cell;
+  static constexpr int kPoints = kWindow * kWindow;
+  static constexpr int kBytes = cell_bytes(cell);
+  static constexpr int kStep = 4 / kBytes;  // values that a product takes at once
+};
+using Way32 = Way<Cell::f32, WinogradF4>;
+using Way16 = Way<Cell::bf16, WinogradF2>;
+
+template <class Body>
+void by_way(Dtype dtype, Body&& body) {
+  if (dtype == Dtype::f32) return body(Way32{});
+  body(Way16{});
 }
 
-inline Floats load(const float* p) { return load_as<Floats>(p); }
-inline void store(float* p, Floats value) { __builtin_memcpy(p, &value, sizeof(value)); }
+// How many of `count` tiles, of `bytes` each, a round takes within the budget: a multiple of kPixels,
+// about the same in every round.
+int64_t tiles_at_once(int64_t count, int64_t bytes, int64_t budget) {
+  const int64_t fit = budget / bytes < kPixels ? int64_t{kPixels} : budget / bytes;
+  const int64_t rounds = (count + fit - 1) / fit > 0 ? (count + fit - 1) / fit : 1;
+  return (count + rounds * kPixels - 1) / (rounds * kPixels) * kPixels;
+}
 
-// Where tile number `tile` of images [N, H, W, channels] begins.
-struct Corner {
-  int64_t image, y, x;
-  Corner(int64_t tile, const ConvShape& s)
-      : image(tile / ((s.H / 4) * (s.W / 4))),
-        y(tile / (s.W / 4) % (s.H / 4) * 4),
-        x(tile % (s.W / 4) * 4) {}
-  int64_t pixel(const ConvShape& s, int64_t dy, int64_t dx) const {
-    return (image * s.H + y + dy) * s.W + x + dx;
+// Images [N, H, W, channels] in tiles.
+template <class W>
+struct Tiled {
+  const char* data;
+  int64_t height, width, bytes;  // of a pixel
+  const char* zeros;             // for pixels outside
+
+  // Where pixel (i, j) of a tile is, or one around it.
+  auto at(int64_t tile) const {
+    const int64_t across = width / W::kTile, down = height / W::kTile;
+    const int64_t top = tile / across % down * W::kTile, left = tile % across * W::kTile;
+    const char* corner = data + ((tile / across / down * height + top) * width + left) * bytes;
+    return [this, top, left, corner](int64_t i, int64_t j) {
+      const bool inside = top + i >= 0 && top + i < height && left + j >= 0 && left + j < width;
+      return inside ? corner + (i * width + j) * bytes : zeros;
+    };
   }
 };
 
-// out [kPixels, panels * 16] (+)= sum over t of v[t * v_step + p * v_pixel] * d[t][panel][16].
-template <int panels>
-__attribute__((noinline)) void multiply(const float* v, int64_t v_pixel, int64_t v_step,
-                                        const float* d, int64_t d_panel, int64_t count, float* out,
-                                        int64_t out_pixel, bool add) {
-  constexpr int vectors = panels * kVectors;
-  Floats sums[kPixels][vectors] = {};
-  for (int64_t t = 0; t < count; ++t) {
-    Floats w[vectors];
-#pragma GCC unroll 16
-    for (int j = 0; j < vectors; ++j) w[j] = load(d + j / kVectors * d_panel + j % kVectors * kWidth);
-#pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p) {
-#pragma GCC unroll 16
-      for (int j = 0; j < vectors; ++j) sums[p][j] += v[p * v_pixel] * w[j];
-    }
-    v += v_step;
-    d += kLanes;
-  }
-  for (int p = 0; p < kPixels; ++p) {
-    for (int j = 0; j < vectors; ++j) {
-      float* to = out + p * out_pixel + j * kWidth;
-      store(to, add ? load(to) + sums[p][j] : sums[p][j]);
-    }
-  }
-}
-
-// The same for all of `channels` outputs, `d` packed [channels / 16][d_panel / 16][16].
-void multiply_all(const float* v, int64_t v_pixel, int64_t v_step, const float* d, int64_t d_panel,
-                  int64_t count, float* out, int64_t out_pixel, int64_t channels, bool add) {
-  for (int64_t panel = 0; panel < channels / kLanes;) {
-    const int taken = next_panels(channels / kLanes - panel);
-    const auto run = [&](auto panels) {
-      multiply<decltype(panels)::value>(v, v_pixel, v_step, d + panel * d_panel, d_panel, count,
-                                        out + panel * kLanes, out_pixel, add);
-    };
-    if constexpr (kMaxPanels == 3) {
-      if (taken == 3) run(std::integral_constant<int, 3>{});
-      if (taken == 2) run(std::integral_constant<int, 2>{});
-    }
-    if (taken == 1) run(std::integral_constant<int, 1>{});
-    panel += taken;
-  }
-}
-
-// V [36][tiles][C] of the tiles [first, first + count) of x [N, H, W, C], zeros around.
-void transform_input(const float* x, const ConvShape& s, int64_t C, int64_t first, int64_t count,
-                     int64_t tiles, const float* zeros, float* transformed) {
-  for (int64_t tile = 0; tile < count; ++tile) {
-    const Corner at(first + tile, s);
-    const float* d[6][6];
-    for (int i = 0; i < 6; ++i) {
-      for (int j = 0; j < 6; ++j) {
-        const int64_t y = at.y + i - 1, xx = at.x + j - 1;
-        const bool inside = y >= 0 && y < s.H && xx >= 0 && xx < s.W;
-        d[i][j] = inside ? x + at.pixel(s, i - 1, j - 1) * C : zeros;
+// store(tile, c, points) for each tile and run of kWidth channels c, `together` tiles at a time:
+// points [together][out][out] come from the pixels source(tile)(i, j), [in][in] of each tile, by a
+// transform of lines in both directions. Tiles past `count` are made of zeros.
+template <Cell cell, int together, int in, int out, class Source, class Line, class Store>
+void transform(int64_t count, int64_t channels, const char* zeros, const Source& source,
+               const Line& line, const Store& store) {
+  for (int64_t tile = 0; tile < count; tile += together) {
+    const char* pixels[together][in][in];
+    for (int e = 0; e < together; ++e) {
+      const bool none = tile + e >= count;
+      const auto pixel = source(none ? tile : tile + e);
+      for (int i = 0; i < in; ++i) {
+        for (int j = 0; j < in; ++j) pixels[e][i][j] = none ? zeros : pixel(i, j);
       }
     }
-    for (int64_t c = 0; c < C; c += kWidth) {
-      Floats half[6][6];
-      for (int j = 0; j < 6; ++j) {
-        winograd_input(load(d[0][j] + c), load(d[1][j] + c), load(d[2][j] + c), load(d[3][j] + c),
-                       load(d[4][j] + c), load(d[5][j] + c), &half[0][j], 6);
+    for (int64_t c = 0; c < channels; c += kWidth) {
+      Floats points[together][out][out];
+#pragma GCC unroll 2
+      for (int e = 0; e < together; ++e) {
+        Floats half[out][in];
+#pragma GCC unroll 8
+        for (int j = 0; j < in; ++j) {
+          Floats column[in];
+#pragma GCC unroll 8
+          for (int i = 0; i < in; ++i) {
+            column[i] = load_cells<cell>(pixels[e][i][j] + c * cell_bytes(cell));
+          }
+          line(column, &half[0][j], in);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < out; ++i) line(half[i], points[e][i], 1);
       }
-      for (int i = 0; i < 6; ++i) {
-        Floats out[6];
-        winograd_input(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4], half[i][5], out, 1);
-        for (int j = 0; j < 6; ++j) store(transformed + ((i * 6 + j) * tiles + tile) * C + c, out[j]);
-      }
+      store(tile, c, points);
     }
   }
 }
 
-// From M [36][tiles][K] to y [N, H, W, K].
-void transform_output(const float* products, const ConvShape& s, int64_t K, int64_t first,
-                      int64_t count, int64_t tiles, float* y) {
-  for (int64_t tile = 0; tile < count; ++tile) {
-    const Corner at(first + tile, s);
-    for (int64_t k = 0; k < K; k += kWidth) {
-      const auto in = [&](int i, int j) {
-        return load(products + ((i * 6 + j) * tiles + tile) * K + k);
-      };
-      Floats half[4][6];
-      for (int j = 0; j < 6; ++j) {
-        winograd_output(in(0, j), in(1, j), in(2, j), in(3, j), in(4, j), in(5, j), &half[0][j], 6);
-      }
-      for (int i = 0; i < 4; ++i) {
-        Floats out[4];
-        winograd_output(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4], half[i][5], out, 1);
-        for (int j = 0; j < 4; ++j) store(y + at.pixel(s, i, j) * K + k, out[j]);
-      }
-    }
-  }
+// The input transform of tiles [first, first + count) of images `x`.
+template <class W, int together, class Store>
+void transform_input(const Tiled<W>& x, int64_t first, int64_t count, int64_t channels,
+                     const Store& store) {
+  transform<W::kCell, together, W::kWindow, W::kWindow>(
+      count, channels, x.zeros,
+      [&](int64_t tile) {
+        return [pixel = x.at(first + tile)](int i, int j) { return pixel(i - 1, j - 1); };
+      },
+      [](const Floats* from, Floats* to, int stride) { W::input(from, to, stride); }, store);
 }
 
-// The adjoint of transform_output: from grad [N, H, W, K] to [36][K / 16][tiles][16].
-void transform_gradient(const float* grad, const ConvShape& s, int64_t K, int64_t first,
-                        int64_t count, int64_t tiles, float* transformed) {
-  for (int64_t tile = 0; tile < count; ++tile) {
-    const Corner at(first + tile, s);
-    for (int64_t k = 0; k < K; k += kWidth) {
-      const auto in = [&](int i, int j) { return load(grad + at.pixel(s, i, j) * K + k); };
-      Floats half[6][4];
-      for (int j = 0; j < 4; ++j) {
-        winograd_output_adjoint(in(0, j), in(1, j), in(2, j), in(3, j), &half[0][j], 4);
-      }
-      float* to = transformed + (k / kLanes * tiles + tile) * kLanes + k % kLanes;
-      for (int i = 0; i < 6; ++i) {
-        Floats out[6];
-        winograd_output_adjoint(half[i][0], half[i][1], half[i][2], half[i][3], out, 1);
-        for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * tiles * K, out[j]);
-      }
-    }
-  }
-}
-
-// u [36][outputs / 16][inputs][16] from w [K, 3, 3, C]. Backward, outputs and inputs have changed
-// places and the taps their order.
-void conv3x3_weights(const float* w, float* u, ConvShape s, bool backward, int64_t begin,
-                     int64_t end) {
-  const int64_t outputs = backward ? s.C : s.K, inputs = backward ? s.K : s.C;
+// u [points][outputs / 16][inputs / step][16][step] from w [K, 3, 3, C]. Backward, outputs and
+// inputs have changed places and the taps their order.
+template <class W>
+void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64_t begin,
+                int64_t end) {
+  const int64_t inputs = backward ? s.K : s.C, point_size = conv3x3_point(s.C, s.K);
   alignas(64) float taps[9][kLanes][kLanes];  // [tap][input][output]
   for (int64_t panel = begin; panel < end; ++panel) {
     for (int64_t first = 0; first < inputs; first += kLanes) {
@@ -165,22 +123,32 @@ void conv3x3_weights(const float* w, float* u, ConvShape s, bool backward, int64
           for (int out = 0; out < kLanes; ++out) {
             const int64_t k = backward ? first + in : panel * kLanes + out;
             const int64_t c = backward ? panel * kLanes + out : first + in;
-            taps[tap][in][out] = w[(k * 9 + (backward ? 8 - tap : tap)) * s.C + c];
+            const char* from = w + ((k * 9 + (backward ? 8 - tap : tap)) * s.C + c) * W::kBytes;
+            if constexpr (W::kCell == Cell::f32) {
+              taps[tap][in][out] = load_as<float>(from);
+            } else {
+              taps[tap][in][out] = widen(load_as<bf16>(from));
+            }
           }
         }
       }
-      for (int in = 0; in < kLanes; ++in) {
+      for (int in = 0; in < kLanes; in += W::kStep) {
         for (int out = 0; out < kLanes; out += kWidth) {
-          Floats half[6][3];
-          for (int j = 0; j < 3; ++j) {
-            winograd_weights(load(&taps[j][in][out]), load(&taps[3 + j][in][out]),
-                            load(&taps[6 + j][in][out]), &half[0][j], 3);
+          Floats points[W::kStep][W::kWindow][W::kWindow];
+          for (int e = 0; e < W::kStep; ++e) {
+            Floats half[W::kWindow][3];
+            for (int j = 0; j < 3; ++j) {
+              Floats column[3];
+              for (int i = 0; i < 3; ++i) column[i] = load_as<Floats>(&taps[3 * i + j][in + e][out]);
+              W::weights(column, &half[0][j], 3);
+            }
+            for (int i = 0; i < W::kWindow; ++i) W::weights(half[i], points[e][i], 1);
           }
-          float* to = u + (panel * inputs + first + in) * kLanes + out;
-          for (int i = 0; i < 6; ++i) {
-            Floats points[6];
-            winograd_weights(half[i][0], half[i][1], half[i][2], points, 1);
-            for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * outputs * inputs, points[j]);
+          for (int point = 0; point < W::kPoints; ++point) {
+            const int i = point / W::kWindow, j = point % W::kWindow;
+            const Ints cells = pack_cells<W::kCell>(points[0][i][j], points[W::kStep - 1][i][j]);
+            const int64_t row = (panel * inputs + first + in) * kLanes;
+            std::memcpy(u + (point * point_size + row) * W::kBytes + out * 4, &cells, sizeof(cells));
           }
         }
       }
@@ -188,83 +156,212 @@ void conv3x3_weights(const float* w, float* u, ConvShape s, bool backward, int64
   }
 }
 
-void conv3x3_products(const float* x, const float* u, float* y, ConvShape s, int64_t begin,
-                      int64_t end) {
-  const int64_t C = s.C, K = s.K, tiles = tiles_at_once(C, K);
-  const Scratch<float> memory(kPoints * tiles * (C + K) + C + kLanes);
-  float* zeros = memory.get();
-  float* transformed = zeros + C;
-  float* products = transformed + kPoints * tiles * C;
-  for (int64_t c = 0; c < C; ++c) zeros[c] = 0;
+template <class W>
+void products_of(const char* x, const char* u, char* y, const ConvShape& s, int64_t begin,
+                 int64_t end) {
+  const int64_t pixel = s.C * W::kBytes, panels = s.K / kLanes, panel_bytes = pixel * kLanes;
+  const int64_t point_bytes = conv3x3_point(s.C, s.K) * W::kBytes;
+  const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (pixel + kPanelSums * 4), 600 << 10);
+  const int64_t stride = tiles * pixel + kPadding, sums_stride = tiles * kPanelSums * 4 + kPadding;
+  const Scratch<char> memory(W::kPoints * (stride + sums_stride) + pixel);
+  char* transformed = memory.get();
+  char* sums = transformed + W::kPoints * stride;
+  char* zeros = sums + W::kPoints * sums_stride;
+  std::memset(zeros, 0, pixel);
+  const Tiled<W> images{x, s.H, s.W, pixel, zeros}, results{y, s.H, s.W, s.K * W::kBytes, nullptr};
+  const int64_t no_tap = 0;
   for (int64_t first = begin; first < end; first += tiles) {
     const int64_t count = end - first < tiles ? end - first : tiles;
-    transform_input(x, s, C, first, count, tiles, zeros, transformed);
-    for (int point = 0; point < kPoints; ++point) {
-      for (int64_t tile = 0; tile < count; tile += kPixels) {
-        multiply_all(transformed + (point * tiles + tile) * C, C, 1, u + point * C * K, C * kLanes,
-                     C, products + (point * tiles + tile) * K, K, K, false);
+    transform_input<W, 1>(images, first, count, s.C, [&](int64_t tile, int64_t c, const auto& points) {
+      char* to = transformed + tile * pixel + c * W::kBytes;
+      for (int i = 0; i < W::kPoints; ++i) {
+        store_cells<W::kCell>((&points[0][0][0])[i], to + i * stride);
       }
+    });
+    for (int64_t panel = 0; panel < panels;) {
+      const int taken = next_panels(panels - panel);
+      const int64_t width = taken * kLanes;
+      for (int point = 0; point < W::kPoints; ++point) {
+        for (int64_t tile = 0; tile < count; tile += kPixels) {
+          const char* at[kPixels];
+          for (int p = 0; p < kPixels; ++p) at[p] = transformed + point * stride + (tile + p) * pixel;
+          multiply<W::kCell>(taken, at, &no_tap, 1, pixel, u + point * point_bytes + panel * panel_bytes,
+                             kLanes * 4, panel_bytes,
+                             reinterpret_cast<float*>(sums + point * sums_stride) + tile * width);
+        }
+      }
+      transform<Cell::f32, 1, W::kWindow, W::kTile>(
+          count, width, nullptr,
+          [&](int64_t tile) {
+            return [=](int i, int j) {
+              return sums + (i * W::kWindow + j) * sums_stride + tile * width * 4;
+            };
+          },
+          [](const Floats* from, Floats* to, int stride) { W::output(from, to, stride); },
+          [&](int64_t tile, int64_t k, const auto& pixels) {
+            const auto pixel = results.at(first + tile);
+            for (int i = 0; i < W::kTile; ++i) {
+              for (int j = 0; j < W::kTile; ++j) {
+                char* to = const_cast<char*>(pixel(i, j)) + (panel * kLanes + k) * W::kBytes;
+                store_cells<W::kCell>(pixels[0][i][j], to);
+              }
+            }
+          });
+      panel += taken;
     }
-    transform_output(products, s, K, first, count, tiles, y);
   }
 }
 
-void conv3x3_gradient(const float* x, const float* grad, float* du, ConvShape s, int64_t begin,
-                      int64_t end) {
-  const int64_t C = s.C, K = s.K, tiles = tiles_at_once(C, K);
-  if (begin == end) std::memset(du, 0, kPoints * C * K * sizeof(float));
-  const Scratch<float> memory(kPoints * tiles * (C + K) + C);
-  float* zeros = memory.get();
-  float* inputs = zeros + C;
-  float* outputs = inputs + kPoints * tiles * C;
-  for (int64_t c = 0; c < C; ++c) zeros[c] = 0;
+template <class W>
+void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s, int64_t begin,
+                 int64_t end, int64_t first_panel, int64_t last_panel) {
+  const int64_t panels = last_panel - first_panel, C = s.C, K = panels * kLanes;
+  const int64_t pixel = C * W::kBytes, grad_pixel = s.K * W::kBytes;
+  const int64_t point_size = conv3x3_point(s.C, s.K);
+  du += first_panel * kLanes;
+  const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (C + K) * W::kBytes, 2 << 20);
+  // Products sum over tiles, kStep at once: [points][C / kPixels][steps][kPixels] of the images,
+  // [points][panels][steps][16] of the gradient, four bytes each.
+  const int64_t steps = tiles / W::kStep;
+  const int64_t stride = steps * C * 4 + kPadding, grad_stride = steps * K * 4 + kPadding;
+  const Scratch<char> memory(W::kPoints * (stride + grad_stride) + pixel + grad_pixel);
+  char* inputs = memory.get();
+  char* outputs = inputs + W::kPoints * stride;
+  char* zeros = outputs + W::kPoints * grad_stride;
+  std::memset(zeros, 0, pixel + grad_pixel);
+  const Tiled<W> images{x, s.H, s.W, pixel, zeros};
+  const Tiled<W> grads{grad + first_panel * kLanes * W::kBytes, s.H, s.W, grad_pixel, zeros};
+  const int64_t no_tap = 0;
+  if (begin == end) {
+    for (int64_t row = 0; row < W::kPoints * C; ++row) {
+      std::memset(du + row / C * point_size + row % C * s.K, 0, K * sizeof(float));
+    }
+  }
+  Tile product;
   for (int64_t first = begin; first < end; first += tiles) {
     const int64_t count = end - first < tiles ? end - first : tiles;
-    transform_input(x, s, C, first, count, tiles, zeros, inputs);
-    transform_gradient(grad, s, K, first, count, tiles, outputs);
-    for (int point = 0; point < kPoints; ++point) {
+    const auto cells = [](const auto& points, int i) {
+      return pack_cells<W::kCell>((&points[0][0][0])[i], (&points[W::kStep - 1][0][0])[i]);
+    };
+    transform_input<W, W::kStep>(images, first, count, C, [&](int64_t tile, int64_t c, const auto& points) {
+      for (int i = 0; i < W::kPoints; ++i) {
+        const Ints both = cells(points, i);
+        for (int part = 0; part < kWidth; part += kPixels) {
+          const int64_t row = (c + part) / kPixels * steps + tile / W::kStep;
+          std::memcpy(inputs + i * stride + row * kPixels * 4,
+                      reinterpret_cast<const char*>(&both) + part * 4, kPixels * 4);
+        }
+      }
+    });
+    transform<W::kCell, W::kStep, W::kTile, W::kWindow>(
+        count, K, zeros, [&](int64_t tile) { return grads.at(first + tile); },
+        [](const Floats* from, Floats* to, int stride) { W::output_adjoint(from, to, stride); },
+        [&](int64_t tile, int64_t k, const auto& points) {
+          const int64_t row = k / kLanes * steps + tile / W::kStep;
+          for (int i = 0; i < W::kPoints; ++i) {
+            const Ints both = cells(points, i);
+            std::memcpy(outputs + i * grad_stride + (row * kLanes + k % kLanes) * 4, &both, sizeof(both));
+          }
+        });
+    const int64_t used = (count + W::kStep - 1) / W::kStep;
+    for (int point = 0; point < W::kPoints; ++point) {
       for (int64_t c = 0; c < C; c += kPixels) {
-        multiply_all(inputs + point * tiles * C + c, 1, C, outputs + point * tiles * K,
-                     tiles * kLanes, count, du + (point * C + c) * K, K, K, first != begin);
+        const char* at[kPixels];
+        for (int p = 0; p < kPixels; ++p) at[p] = inputs + point * stride + (c * steps + p) * 4;
+        for (int64_t panel = 0; panel < panels;) {
+          const int taken = next_panels(panels - panel);
+          multiply<W::kCell, kPixels * 4>(
+              taken, at, &no_tap, 1, used * kPixels * 4,
+              outputs + point * grad_stride + panel * steps * kLanes * 4, kLanes * 4,
+              steps * kLanes * 4, product.sums);
+          for (int p = 0; p < kPixels; ++p) {
+            float* to = du + point * point_size + (c + p) * s.K + panel * kLanes;
+            const float* from = product.sums + p * taken * kLanes;
+            if (first == begin) {
+              std::memcpy(to, from, taken * kLanes * 4);
+            } else {
+              AGF_VECTORISE
+              for (int j = 0; j < taken * kLanes; ++j) to[j] += from[j];
+            }
+          }
+          panel += taken;
+        }
       }
     }
   }
 }
 
-void conv3x3_gradient_weights(const float* du, int64_t parts, float* dw, ConvShape s, int64_t begin,
-                              int64_t end) {
-  const int64_t points = s.C * s.K;
-  alignas(64) float taps[9][kLanes][kLanes];  // [tap][input][output]
+// dw [K, 3, 3, C] from the sum of several du [points, C, K].
+template <class W>
+void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvShape& s, int64_t begin,
+                         int64_t end) {
+  const int64_t point_size = conv3x3_point(s.C, s.K);
+  alignas(64) float taps[9][kLanes][kLanes];  // [tap][output][input]
   for (int64_t block = begin; block < end; ++block) {
     const int64_t c = block / (s.K / kLanes) * kLanes, k = block % (s.K / kLanes) * kLanes;
     for (int in = 0; in < kLanes; ++in) {
       for (int out = 0; out < kLanes; out += kWidth) {
-        const auto sum = [&](int point) {
-          const float* from = du + point * points + (c + in) * s.K + k + out;
-          Floats total = load(from);
-          for (int64_t part = 1; part < parts; ++part) total += load(from + part * kPoints * points);
-          return total;
-        };
-        Floats half[3][6];
-        for (int j = 0; j < 6; ++j) {
-          winograd_weights_adjoint(sum(j), sum(6 + j), sum(12 + j), sum(18 + j), sum(24 + j),
-                                  sum(30 + j), &half[0][j], 6);
+        Floats half[3][W::kWindow];
+        for (int j = 0; j < W::kWindow; ++j) {
+          Floats column[W::kWindow];
+          for (int i = 0; i < W::kWindow; ++i) {
+            const float* from = du + (i * W::kWindow + j) * point_size + (c + in) * s.K + k + out;
+            column[i] = load_as<Floats>(from);
+            for (int64_t part = 1; part < parts; ++part) {
+              column[i] += load_as<Floats>(from + part * W::kPoints * point_size);
+            }
+          }
+          W::weights_adjoint(column, &half[0][j], W::kWindow);
         }
         for (int i = 0; i < 3; ++i) {
           Floats w[3];
-          winograd_weights_adjoint(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4],
-                                  half[i][5], w, 1);
-          for (int j = 0; j < 3; ++j) store(&taps[i * 3 + j][in][out], w[j]);
+          W::weights_adjoint(half[i], w, 1);
+          for (int j = 0; j < 3; ++j) {
+            for (int lane = 0; lane < kWidth; ++lane) taps[i * 3 + j][out + lane][in] = w[j][lane];
+          }
         }
       }
     }
     for (int out = 0; out < kLanes; ++out) {
       for (int tap = 0; tap < 9; ++tap) {
-        float* to = dw + ((k + out) * 9 + tap) * s.C + c;
-        for (int in = 0; in < kLanes; ++in) to[in] = taps[tap][in][out];
+        char* to = dw + (((k + out) * 9 + tap) * s.C + c) * W::kBytes;
+        for (int in = 0; in < kLanes; in += kWidth) {
+          store_cells<W::kCell>(load_as<Floats>(&taps[tap][out][in]), to + in * W::kBytes);
+        }
       }
     }
   }
+}
+
+void conv3x3_weights(Dtype dtype, const void* w, void* u, ConvShape s, bool backward, int64_t begin,
+                     int64_t end) {
+  by_way(dtype, [&](auto way) {
+    weights_of<decltype(way)>(static_cast<const char*>(w), static_cast<char*>(u), s, backward, begin,
+                              end);
+  });
+}
+
+void conv3x3_products(Dtype dtype, const void* x, const void* u, void* y, ConvShape s, int64_t begin,
+                      int64_t end) {
+  by_way(dtype, [&](auto way) {
+    products_of<decltype(way)>(static_cast<const char*>(x), static_cast<const char*>(u),
+                               static_cast<char*>(y), s, begin, end);
+  });
+}
+
+void conv3x3_gradient(Dtype dtype, const void* x, const void* grad, float* du, ConvShape s,
+                      int64_t begin, int64_t end, int64_t first_panel, int64_t last_panel) {
+  by_way(dtype, [&](auto way) {
+    gradient_of<decltype(way)>(static_cast<const char*>(x), static_cast<const char*>(grad), du, s,
+                               begin, end, first_panel, last_panel);
+  });
+}
+
+void conv3x3_gradient_weights(Dtype dtype, const float* du, int64_t parts, void* dw, ConvShape s,
+                              int64_t begin, int64_t end) {
+  by_way(dtype, [&](auto way) {
+    gradient_weights_of<decltype(way)>(du, parts, static_cast<char*>(dw), s, begin, end);
+  });
 }
 
 const RegisterCpuKernel registered[] = {

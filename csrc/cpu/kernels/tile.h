@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/convert.h"
 #include "engine/plan.h"
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -34,6 +35,65 @@ inline T load_as(const void* p) {
   T value;
   std::memcpy(&value, p, sizeof(value));
   return value;
+}
+
+// kWidth cells as floats, and back.
+template <Cell cell>
+inline Floats load_cells(const char* p) {
+  if constexpr (cell == Cell::f32) {
+    return load_as<Floats>(p);
+  } else {
+    static_assert(cell == Cell::bf16);
+    using Halves = std::uint16_t __attribute__((vector_size(kWidth * 2)));
+    return (Floats)(__builtin_convertvector(load_as<Halves>(p), Ints) << 16);
+  }
+}
+
+template <Cell cell>
+inline void store_cells(Floats x, char* to) {
+  if constexpr (cell == Cell::f32) {
+    std::memcpy(to, &x, sizeof(x));
+  } else {
+    static_assert(cell == Cell::bf16);
+#if defined(__AVX512BF16__)
+    const __m256bh cells = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(to, &cells, sizeof(cells));
+#else
+    float values[kWidth];
+    std::memcpy(values, &x, sizeof(x));
+    narrow(values, reinterpret_cast<bf16*>(to), kWidth);
+#endif
+  }
+}
+
+// Four bytes of cells for each lane: a float, or its cell of `first` and that of `second`.
+template <Cell cell>
+inline Ints pack_cells(Floats first, [[maybe_unused]] Floats second) {
+  if constexpr (cell == Cell::f32) {
+    return (Ints)first;
+  } else {
+    static_assert(cell == Cell::bf16);
+#if defined(__AVX512BF16__)
+    using Halves = std::uint16_t __attribute__((vector_size(64)));
+    const Halves cells = (Halves)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (Ints)__builtin_shuffle(
+        cells, Halves{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+#else
+    Ints cells;
+    char* to = reinterpret_cast<char*>(&cells);
+    float a[kWidth], b[kWidth];
+    std::memcpy(a, &first, sizeof(a));
+    std::memcpy(b, &second, sizeof(b));
+    for (int i = 0; i < kWidth; ++i) {
+      bf16 pair[2];
+      narrow(a[i], pair);
+      narrow(b[i], pair + 1);
+      std::memcpy(to + 4 * i, pair, 4);
+    }
+    return cells;
+#endif
+  }
 }
 
 // sum + x . w for each lane, x four bytes of a pixel and w the lane's four bytes of weights.
@@ -90,8 +150,9 @@ struct Tile {
 };
 
 // sums = pixels x weights. Taps are byte offsets from each pixel's address, of `tap_bytes` each;
-// the weights of consecutive steps lie `step` bytes apart, those of consecutive panels `panel`.
-template <Cell cell, int panels>
+// the weights of consecutive steps lie `step` bytes apart, those of consecutive panels `panel`, and
+// a pixel's own steps `advance`.
+template <Cell cell, int panels, int advance>
 __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t* taps,
                                         int64_t num_taps, int64_t tap_bytes,
                                         const char* weights, int64_t step, int64_t panel,
@@ -103,7 +164,7 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
   for (int p = 0; p < kPixels; ++p) base[p] = pixels[p];
   for (int64_t t = 0; t < num_taps; ++t) {
     const int64_t end = taps[t] + tap_bytes;
-    for (int64_t i = taps[t]; i < end; i += 4) {
+    for (int64_t i = taps[t]; i < end; i += advance) {
       Ints w[vectors];
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) {
@@ -125,13 +186,13 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
   }
 }
 
-template <Cell cell>
+template <Cell cell, int advance = 4>
 inline void multiply(int panels, const char* const* pixels, const int64_t* taps,
                      int64_t num_taps, int64_t tap_bytes, const char* weights,
                      int64_t step, int64_t panel, float* out) {
   const auto run = [&](auto count) {
-    multiply<cell, decltype(count)::value>(pixels, taps, num_taps, tap_bytes, weights, step, panel,
-                                           out);
+    multiply<cell, decltype(count)::value, advance>(pixels, taps, num_taps, tap_bytes, weights, step,
+                                                    panel, out);
   };
   if constexpr (kMaxPanels == 3) {
     if (panels == 3) return run(std::integral_constant<int, 3>{});

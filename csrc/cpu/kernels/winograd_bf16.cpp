@@ -1,6 +1,7 @@
 // 3x3 convolution in bf16 by Winograd's F(2x2, 3x3): 16 products for 36, and transforms that only
-// add. What is transformed is rounded to bf16 once more, which costs 1.6 times the error of a
-// direct convolution in bf16; F(4x4, 3x3), as winograd.cpp has it for float32, would cost 4.7 times.
+// add. What is transformed is rounded to bf16 once more.
+#include "winograd.h"
+
 #include "cpu/engine_kernels.h"
 #include "finish.h"
 #include "tile.h"
@@ -9,23 +10,6 @@ namespace agf::AGF_ISA {
 namespace {
 
 constexpr int kPoints = 16;
-
-// kWidth cells as floats, and back.
-Floats load_bf16(const char* p) {
-  using Halves = std::uint16_t __attribute__((vector_size(kWidth * 2)));
-  return (Floats)(__builtin_convertvector(load_as<Halves>(p), Ints) << 16);
-}
-
-void store_bf16(Floats x, char* to) {
-#if defined(__AVX512BF16__)
-  const __m256bh cells = _mm512_cvtneps_pbh((__m512)x);
-  std::memcpy(to, &cells, sizeof(cells));
-#else
-  float values[kWidth];
-  std::memcpy(values, &x, sizeof(x));
-  narrow(values, reinterpret_cast<bf16*>(to), kWidth);
-#endif
-}
 
 struct Tiles {
   int64_t across, down;
@@ -42,23 +26,20 @@ void transform_input(const Convolve& c, const Frame& f, int64_t first, int64_t c
     const char* corner = f.pixel(c.in, at.image, 2 * at.y - 1, 2 * at.x - 1);
     char* to = transformed + tile * pixel;
     for (int64_t byte = 0; byte < pixel; byte += kWidth * 2) {
-      Floats half[4][4];  // B^T d: coefficients of the products of (x - p) over all other points p
+      Floats half[4][4];
       for (int j = 0; j < 4; ++j) {
         const char* d = corner + j * pixel + byte;
-        const Floats d0 = load_bf16(d), d1 = load_bf16(d + line), d2 = load_bf16(d + 2 * line),
-                     d3 = load_bf16(d + 3 * line);
-        half[0][j] = d2 - d0;
-        half[1][j] = d1 + d2;
-        half[2][j] = d2 - d1;
-        half[3][j] = d3 - d1;
+        winograd2_input(load_cells<Cell::bf16>(d), load_cells<Cell::bf16>(d + line),
+                        load_cells<Cell::bf16>(d + 2 * line), load_cells<Cell::bf16>(d + 3 * line),
+                        &half[0][j], 4);
       }
       for (int i = 0; i < 4; ++i) {
         const Floats* h = half[i];
-        char* out = to + 4 * i * stride + byte;
-        store_bf16(h[2] - h[0], out);
-        store_bf16(h[1] + h[2], out + stride);
-        store_bf16(h[2] - h[1], out + 2 * stride);
-        store_bf16(h[3] - h[1], out + 3 * stride);
+        Floats out[4];
+        winograd2_input(h[0], h[1], h[2], h[3], out, 1);
+        for (int j = 0; j < 4; ++j) {
+          store_cells<Cell::bf16>(out[j], to + (4 * i + j) * stride + byte);
+        }
       }
     }
   }
@@ -72,17 +53,15 @@ void transform_output(const Convolve& c, const Frame& f, int64_t first, int64_t 
   for (int64_t tile = 0; tile < count; ++tile, at.next()) {
     for (int64_t ch = 0; ch < width; ch += kWidth) {
       const char* m = products + (tile * width + ch) * 4;
-      Floats half[2][4];  // A^T m
+      Floats half[2][4];
       for (int j = 0; j < 4; ++j, m += stride) {
         const auto in = [&](int i) { return *reinterpret_cast<const Floats*>(m + 4 * i * stride); };
-        const Floats sum = in(1) + in(2), difference = in(1) - in(2);
-        half[0][j] = in(0) + sum;
-        half[1][j] = difference + in(3);
+        winograd2_output(in(0), in(1), in(2), in(3), &half[0][j], 4);
       }
       for (int i = 0; i < 2; ++i) {
-        const Floats* h = half[i];
-        *reinterpret_cast<Floats*>(&result[2 * i][ch]) = h[0] + h[1] + h[2];
-        *reinterpret_cast<Floats*>(&result[2 * i + 1][ch]) = h[1] - h[2] + h[3];
+        Floats out[2];
+        winograd2_output(half[i][0], half[i][1], half[i][2], half[i][3], out, 1);
+        for (int j = 0; j < 2; ++j) *reinterpret_cast<Floats*>(&result[2 * i + j][ch]) = out[j];
       }
     }
     Walk pixel = at;
