@@ -63,6 +63,18 @@ inline void narrow(const float* x, T* y, int n) {
   for (int i = 0; i < n; ++i) narrow(x[i], y + i);
 }
 
+// Rounding by the processor takes denormals for zero.
+#if defined(__AVX512BF16__)
+inline void narrow(const float* x, bf16* y, int n) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256bh cells = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+    std::memcpy(y + i, &cells, sizeof(cells));
+  }
+  for (; i < n; ++i) narrow(x[i], y + i);
+}
+#endif
+
 #if defined(__F16C__)
 inline void widen(const f16* x, float* y, int n) {
   int i = 0;

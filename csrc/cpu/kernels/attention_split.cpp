@@ -1,6 +1,6 @@
 // CPU loops of attention's normalise-and-split: from the interleaved output of one 1x1
 // convolution to normalised queries, keys and values, each contiguous per head.
-#include <cmath>
+#include <cstring>
 
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
@@ -9,22 +9,67 @@
 namespace agf::AGF_ISA {
 namespace {
 
+// The channels of one head at one pixel, [ch][3] with x_c values from one to the next in memory, as
+// three runs [3][ch] in L1, where loops over them vectorise; and back.
 template <class T>
-inline Compute<T> load(const T* p) {
-  if constexpr (kInPlace<T>) {
-    return *p;
-  } else {
-    return widen(*p);
+class Interleaved {
+ public:
+  using A = Compute<T>;
+  Interleaved(int64_t ch, int64_t x_c) : ch_(ch), x_c_(x_c), memory_(6 * ch) {}
+
+  A* part(int i) { return memory_.get() + i * ch_; }
+
+  void read(const T* from) {
+    A* mixed = part(3);
+    if (x_c_ == 1) {
+      copy(from, mixed, 3 * ch_);
+    } else {
+      for (int64_t i = 0; i < 3 * ch_; ++i) copy(from + i * x_c_, mixed + i, 1);
+    }
+    A *a = part(0), *b = part(1), *c = part(2);
+    AGF_VECTORISE
+    for (int64_t i = 0; i < ch_; ++i) {
+      a[i] = mixed[3 * i];
+      b[i] = mixed[3 * i + 1];
+      c[i] = mixed[3 * i + 2];
+    }
   }
-}
-template <class T>
-inline void store(Compute<T> x, T* p) {
-  if constexpr (kInPlace<T>) {
-    *p = x;
-  } else {
-    narrow(x, p);
+
+  void write(T* to) {
+    A* mixed = part(3);
+    const A *a = part(0), *b = part(1), *c = part(2);
+    AGF_VECTORISE
+    for (int64_t i = 0; i < ch_; ++i) {
+      mixed[3 * i] = a[i];
+      mixed[3 * i + 1] = b[i];
+      mixed[3 * i + 2] = c[i];
+    }
+    if (x_c_ == 1) {
+      put(mixed, to, 3 * ch_);
+    } else {
+      for (int64_t i = 0; i < 3 * ch_; ++i) put(mixed + i, to + i * x_c_, 1);
+    }
   }
-}
+
+  static void copy(const T* from, A* to, int64_t n) {
+    if constexpr (kInPlace<T>) {
+      std::memcpy(to, from, n * sizeof(T));
+    } else {
+      widen(from, to, static_cast<int>(n));
+    }
+  }
+  static void put(const A* from, T* to, int64_t n) {
+    if constexpr (kInPlace<T>) {
+      std::memcpy(to, from, n * sizeof(T));
+    } else {
+      narrow(from, to, static_cast<int>(n));
+    }
+  }
+
+ private:
+  int64_t ch_, x_c_;
+  Scratch<A> memory_;
+};
 
 void attention_split_loop(Dtype dtype, const void* x, void* q, void* k, void* v, double eps,
                           QkvShape s, int64_t begin, int64_t end) {
@@ -32,20 +77,20 @@ void attention_split_loop(Dtype dtype, const void* x, void* q, void* k, void* v,
     using T = decltype(type);
     using A = Compute<T>;
     T* parts[3] = {static_cast<T*>(q), static_cast<T*>(k), static_cast<T*>(v)};
+    Interleaved<T> head_of(s.ch, s.x_c);
     for (int64_t pixel = begin; pixel < end; ++pixel) {
       const int64_t n = pixel / s.S, position = pixel % s.S;
       const T* base = static_cast<const T*>(x) + n * s.x_n + position * s.x_s;
       for (int64_t head = 0; head < s.heads; ++head) {
+        head_of.read(base + head * s.ch * 3 * s.x_c);
+        const int64_t to = ((n * s.heads + head) * s.S + position) * s.ch;
         for (int part = 0; part < 3; ++part) {
-          const T* in = base + (head * s.ch * 3 + part) * s.x_c;
-          T* out = parts[part] + ((n * s.heads + head) * s.S + position) * s.ch;
-          A squares = 0;
-          for (int64_t c = 0; c < s.ch; ++c) {
-            const A a = load(in + c * 3 * s.x_c);
-            squares += a * a;
-          }
+          A* a = head_of.part(part);
+          const A squares = sum_of_squares(a, static_cast<int>(s.ch));
           const A factor = normalize_factor(squares, A(s.ch), A(eps));
-          for (int64_t c = 0; c < s.ch; ++c) store<T>(load(in + c * 3 * s.x_c) * factor, out + c);
+          AGF_VECTORISE
+          for (int64_t c = 0; c < s.ch; ++c) a[c] *= factor;
+          head_of.put(a, parts[part] + to, s.ch);
         }
       }
     }
@@ -60,28 +105,26 @@ void attention_split_backward_loop(Dtype dtype, const void* grad_q, const void* 
     using A = Compute<T>;
     const T* parts[3] = {static_cast<const T*>(grad_q), static_cast<const T*>(grad_k),
                          static_cast<const T*>(grad_v)};
+    Interleaved<T> head_of(s.ch, s.x_c);
+    Scratch<A> grad(s.ch);
     for (int64_t pixel = begin; pixel < end; ++pixel) {
       const int64_t n = pixel / s.S, position = pixel % s.S;
       const int64_t start = n * s.x_n + position * s.x_s;
       for (int64_t head = 0; head < s.heads; ++head) {
+        const int64_t first = start + head * s.ch * 3 * s.x_c;
+        head_of.read(static_cast<const T*>(x) + first);
+        const int64_t from = ((n * s.heads + head) * s.S + position) * s.ch;
         for (int part = 0; part < 3; ++part) {
-          const int64_t first = start + (head * s.ch * 3 + part) * s.x_c;
-          const T* in = static_cast<const T*>(x) + first;
-          T* out = static_cast<T*>(grad_x) + first;
-          const T* grad = parts[part] + ((n * s.heads + head) * s.S + position) * s.ch;
-          A squares = 0, product = 0;
-          for (int64_t c = 0; c < s.ch; ++c) {
-            const A a = load(in + c * 3 * s.x_c);
-            squares += a * a;
-            product += a * load(grad + c);
-          }
+          A *a = head_of.part(part), *g = grad.get();
+          head_of.copy(parts[part] + from, g, s.ch);
+          const A squares = sum_of_squares(a, static_cast<int>(s.ch));
+          const A product = dot(a, g, static_cast<int>(s.ch));
           const A factor = normalize_factor(squares, A(s.ch), A(eps));
           const A back = normalize_backward_factor(squares, product, A(s.ch), factor);
-          for (int64_t c = 0; c < s.ch; ++c) {
-            const int64_t i = c * 3 * s.x_c;
-            store<T>(load(grad + c) * factor - load(in + i) * back, out + i);
-          }
+          AGF_VECTORISE
+          for (int64_t c = 0; c < s.ch; ++c) a[c] = g[c] * factor - a[c] * back;
         }
+        head_of.write(static_cast<T*>(grad_x) + first);
       }
     }
   });

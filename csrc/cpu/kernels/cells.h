@@ -10,19 +10,7 @@
 
 namespace agf::AGF_ISA {
 
-// `count` values, a multiple of kLanes, rounded to bf16.
-inline void put_bf16(const float* values, char* to, int64_t count) {
-#if defined(__AVX512BF16__)
-  for (int64_t j = 0; j < count; j += kLanes) {
-    const __m256bh cells = _mm512_cvtneps_pbh(_mm512_loadu_ps(values + j));
-    std::memcpy(to + 2 * j, &cells, sizeof(cells));
-  }
-#else
-  narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count));
-#endif
-}
-
-// The same, rounded to u8 and clipped to its range.
+// `count` values, a multiple of kLanes, rounded to u8 and clipped to its range.
 inline void put_u8(const float* values, char* to, int64_t count, const Map& map) {
   const float inverse = 1 / map.scale;
 #if defined(__AVX512F__)
@@ -52,7 +40,7 @@ inline void put(const float* values, char* to, int64_t count, const Map& map) {
       std::memcpy(to, values, count * 4);
       break;
     case Cell::bf16:
-      put_bf16(values, to, count);
+      narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count));
       break;
     case Cell::u8:
       put_u8(values, to, count, map);

@@ -1,7 +1,7 @@
 // CPU loops of the magnitude-preserving concatenation, with the mp_silu that follows it.
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
-#include "mp_silu.h"
+#include "quick.h"
 
 namespace agf::AGF_ISA {
 namespace {
@@ -37,7 +37,7 @@ void mp_cat_loop(Dtype dtype, const void* a, const void* b, void* y, void* silu,
       if (silu_out) {
         A* s = silu_out.at(i);
         AGF_VECTORISE
-        for (int j = 0; j < n; ++j) s[j] = mp_silu(p[j] * w);
+        for (int j = 0; j < n; ++j) s[j] = mp_silu_for<T>(p[j] * w);
         silu_out.put(i, n);
       }
       out.put(i, n);
@@ -63,7 +63,7 @@ void mp_cat_backward_loop(Dtype dtype, const void* grad_y, const void* grad_silu
         const A* p = (from_b ? b_in : a_in).at(source, n);
         const A* s = silu_grad.at(i, n);
         AGF_VECTORISE
-        for (int j = 0; j < n; ++j) o[j] = w * (g[j] + s[j] * mp_silu_slope(p[j] * w));
+        for (int j = 0; j < n; ++j) o[j] = w * (g[j] + s[j] * mp_silu_slope_for<T>(p[j] * w));
       } else {
         AGF_VECTORISE
         for (int j = 0; j < n; ++j) o[j] = w * g[j];

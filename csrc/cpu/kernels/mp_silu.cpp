@@ -1,5 +1,5 @@
 // CPU loops of mp_silu and of the modulation before it.
-#include "mp_silu.h"
+#include "quick.h"
 
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
@@ -16,7 +16,7 @@ void mp_silu_loop(Dtype dtype, const void* x, void* y, int64_t begin, int64_t en
       const auto* a = in.at(i, n);
       auto* o = out.at(i);
       AGF_VECTORISE
-      for (int j = 0; j < n; ++j) o[j] = mp_silu(a[j]);
+      for (int j = 0; j < n; ++j) o[j] = mp_silu_for<T>(a[j]);
       out.put(i, n);
     });
   });
@@ -33,7 +33,7 @@ void mp_silu_backward_loop(Dtype dtype, const void* grad, const void* x, void* g
       const auto* a = in.at(i, n);
       auto* o = out.at(i);
       AGF_VECTORISE
-      for (int j = 0; j < n; ++j) o[j] = g[j] * mp_silu_slope(a[j]);
+      for (int j = 0; j < n; ++j) o[j] = g[j] * mp_silu_slope_for<T>(a[j]);
       out.put(i, n);
     });
   });
@@ -45,16 +45,19 @@ void modulate_rows(Dtype dtype, const void* x, const void* scale, void* y, int64
     using T = decltype(type);
     In<T> in(x), scale_in(scale);
     Out<T> out(y);
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const int64_t n = pixel / S;
+    for (int64_t first = begin; first < end;) {
+      const int64_t n = first / S, last = (n + 1) * S < end ? (n + 1) * S : end;
       for_chunks(0, C, [&](int64_t c, int m) {
-        const auto* a = in.at(pixel * C + c, m);
         const auto* s = scale_in.at(n * C + c, m);
-        auto* o = out.at(pixel * C + c);
-        AGF_VECTORISE
-        for (int j = 0; j < m; ++j) o[j] = mp_silu(a[j] * s[j]);
-        out.put(pixel * C + c, m);
+        for (int64_t pixel = first; pixel < last; ++pixel) {
+          const auto* a = in.at(pixel * C + c, m);
+          auto* o = out.at(pixel * C + c);
+          AGF_VECTORISE
+          for (int j = 0; j < m; ++j) o[j] = mp_silu_for<T>(a[j] * s[j]);
+          out.put(pixel * C + c, m);
+        }
       });
+      first = last;
     }
   });
 }
@@ -71,7 +74,7 @@ void modulate_planes(Dtype dtype, const void* x, const void* scale, void* y, int
         const auto* a = in.at(i, m);
         auto* o = out.at(i);
         AGF_VECTORISE
-        for (int j = 0; j < m; ++j) o[j] = mp_silu(a[j] * s);
+        for (int j = 0; j < m; ++j) o[j] = mp_silu_for<T>(a[j] * s);
         out.put(i, m);
       });
     }
@@ -98,7 +101,7 @@ void modulate_backward_rows(Dtype dtype, const void* grad, const void* x, const 
         A* o = out.at(pixel * C + c);
         AGF_VECTORISE
         for (int j = 0; j < m; ++j) {
-          const A t = g[j] * mp_silu_slope(a[j] * s[j]);
+          const A t = g[j] * mp_silu_slope_for<T>(a[j] * s[j]);
           o[j] = t * s[j];
           sums[j] += t * a[j];
         }
@@ -128,7 +131,7 @@ void modulate_backward_planes(Dtype dtype, const void* grad, const void* x, cons
         A* o = out.at(i);
 #pragma omp simd reduction(+ : sum)
         for (int j = 0; j < m; ++j) {
-          const A t = g[j] * mp_silu_slope(a[j] * s);
+          const A t = g[j] * mp_silu_slope_for<T>(a[j] * s);
           o[j] = t * s;
           sum += t * a[j];
         }

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "cpu/pixels.h"
-#include "mp_silu.h"
+#include "quick.h"
 
 namespace agf::AGF_ISA {
 namespace {
@@ -31,7 +31,7 @@ void normalize_rows(Dtype dtype, Resample mode, const void* x, void* y, void* si
         if (silu_out) {
           A* s = silu_out.at(pixel * C + c);
           AGF_VECTORISE
-          for (int j = 0; j < n; ++j) s[j] = mp_silu(o[j]);
+          for (int j = 0; j < n; ++j) s[j] = mp_silu_for<T>(o[j]);
           silu_out.put(pixel * C + c, n);
         }
         out.put(pixel * C + c, n);
@@ -68,7 +68,7 @@ void normalize_planes(Dtype dtype, Resample mode, const void* x, void* y, void* 
         if (silu_out) {
           A* s = silu_out.at(i);
           AGF_VECTORISE
-          for (int j = 0; j < n; ++j) s[j] = mp_silu(o[j]);
+          for (int j = 0; j < n; ++j) s[j] = mp_silu_for<T>(o[j]);
           silu_out.put(i, n);
         }
         out.put(i, n);
@@ -98,7 +98,7 @@ void normalize_backward_rows(Dtype dtype, const void* grad_y, const void* grad_s
         if (silu_in) {
           const A* s = silu_in.at(row * C + c, n);
           AGF_VECTORISE
-          for (int j = 0; j < n; ++j) t[j] = g[j] + s[j] * mp_silu_slope(a[j] * factor);
+          for (int j = 0; j < n; ++j) t[j] = g[j] + s[j] * mp_silu_slope_for<T>(a[j] * factor);
         } else {
           AGF_VECTORISE
           for (int j = 0; j < n; ++j) t[j] = g[j];
@@ -147,7 +147,7 @@ void normalize_backward_planes(Dtype dtype, const void* grad_y, const void* grad
         if (silu_in) {
           const A* gs = silu_in.at(i, n);
           AGF_VECTORISE
-          for (int j = 0; j < n; ++j) t[j] = g[j] + gs[j] * mp_silu_slope(a[j] * factor[j]);
+          for (int j = 0; j < n; ++j) t[j] = g[j] + gs[j] * mp_silu_slope_for<T>(a[j] * factor[j]);
         } else {
           AGF_VECTORISE
           for (int j = 0; j < n; ++j) t[j] = g[j];

@@ -1,7 +1,8 @@
 // The exponential and mp_silu for results that are then rounded to 8 or 16 bits: half the
 // instructions of the exact ones in scalar.h, which bound the time of an entry and of attention.
 #pragma once
-#include "cpu/convert.h"
+#include "cpu/chunks.h"
+#include "mp_silu.h"
 
 namespace agf::AGF_ISA {
 
@@ -23,6 +24,28 @@ inline float quick_exp(float x) {
 inline float quick_mp_silu(float x) {
   const float bounded = x < -80.0f ? -80.0f : x > 80.0f ? 80.0f : x;
   return x * (1 / 0.596f) / (1.0f + quick_exp(-bounded));
+}
+
+// mp_silu and its slope for values of type T in memory.
+template <class T>
+inline Compute<T> mp_silu_for(Compute<T> x) {
+  if constexpr (kInPlace<T>) {
+    return mp_silu(x);
+  } else {
+    x = x < -80.0f ? -80.0f : x;  // below, the result is 0
+    return quick_mp_silu(x);
+  }
+}
+
+template <class T>
+inline Compute<T> mp_silu_slope_for(Compute<T> x) {
+  if constexpr (kInPlace<T>) {
+    return mp_silu_slope(x);
+  } else {
+    const float bounded = x < -80.0f ? -80.0f : x > 80.0f ? 80.0f : x;
+    const float s = 1.0f / (1.0f + quick_exp(-bounded));
+    return s * (1.0f + bounded * (1.0f - s)) * (1 / 0.596f);
+  }
 }
 
 }  // namespace agf::AGF_ISA

@@ -55,14 +55,9 @@ inline void store_cells(Floats x, char* to) {
     std::memcpy(to, &x, sizeof(x));
   } else {
     static_assert(cell == Cell::bf16);
-#if defined(__AVX512BF16__)
-    const __m256bh cells = _mm512_cvtneps_pbh((__m512)x);
-    std::memcpy(to, &cells, sizeof(cells));
-#else
     float values[kWidth];
     std::memcpy(values, &x, sizeof(x));
     narrow(values, reinterpret_cast<bf16*>(to), kWidth);
-#endif
   }
 }
 
