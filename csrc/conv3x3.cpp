@@ -85,7 +85,7 @@ Tensor conv3x3_backward_weight(const Tensor& grad, const Tensor& x, const Tensor
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t columns = count < 5 * s.K ? std::min(threads, panels) : 1;
   const int64_t parts = std::max<int64_t>(1, std::min(threads / columns, count / kPanel));
-  const int64_t size = points(dtype) * conv3x3_point(s.C, s.K);
+  const int64_t size = points(dtype) * s.C * s.K;
   const Tensor sums = empty({parts * size}, ScalarType::Float, Format::contiguous, x);
   float* du = static_cast<float*>(sums.mutable_data_ptr());
   const auto gradient = [&, dtype = dtype, s = s](int64_t begin, int64_t end) {

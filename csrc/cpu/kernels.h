@@ -132,7 +132,8 @@ extern CpuKernel<void(Dtype, const void* w, void* u, ConvShape, bool backward, i
 extern CpuKernel<void(Dtype, const void* x, const void* u, void* y, ConvShape, int64_t begin,
                       int64_t end)>
     conv3x3_products_kernel;
-// du [points, C, K], of some of the tiles and panels of 16 of K        index: tiles, then panels
+// du [C / 16, K / 16, points, 16, 16], of some of the tiles and some of the panels of K / 16
+//                                                                      index: tiles, then panels
 extern CpuKernel<void(Dtype, const void* x, const void* grad, float* du, ConvShape, int64_t begin,
                       int64_t end, int64_t first_panel, int64_t last_panel)>
     conv3x3_gradient_kernel;

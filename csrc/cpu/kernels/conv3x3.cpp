@@ -41,6 +41,24 @@ int64_t tiles_at_once(int64_t count, int64_t bytes, int64_t budget) {
   return (count + rounds * kPixels - 1) / (rounds * kPixels) * kPixels;
 }
 
+// A thread's memory for its transforms. Kept between calls: fresh pages from the system would take
+// about as long as what is done in them.
+char* kept_memory(int64_t bytes) {
+  struct Kept {
+    char* data = nullptr;
+    int64_t bytes = 0;
+    ~Kept() { std::free(data); }
+  };
+  static thread_local Kept kept;
+  if (bytes > kept.bytes) {
+    std::free(kept.data);
+    kept.bytes = (bytes + 63) / 64 * 64;
+    kept.data = static_cast<char*>(std::aligned_alloc(64, kept.bytes));
+    if (!kept.data) std::abort();
+  }
+  return kept.data;
+}
+
 // Images [N, H, W, channels] in tiles.
 template <class W>
 struct Tiled {
@@ -163,8 +181,7 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
   const int64_t point_bytes = conv3x3_point(s.C, s.K) * W::kBytes;
   const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (pixel + kPanelSums * 4), 600 << 10);
   const int64_t stride = tiles * pixel + kPadding, sums_stride = tiles * kPanelSums * 4 + kPadding;
-  const Scratch<char> memory(W::kPoints * (stride + sums_stride) + pixel);
-  char* transformed = memory.get();
+  char* transformed = kept_memory(W::kPoints * (stride + sums_stride) + pixel);
   char* sums = transformed + W::kPoints * stride;
   char* zeros = sums + W::kPoints * sums_stride;
   std::memset(zeros, 0, pixel);
@@ -217,15 +234,19 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
                  int64_t end, int64_t first_panel, int64_t last_panel) {
   const int64_t panels = last_panel - first_panel, C = s.C, K = panels * kLanes;
   const int64_t pixel = C * W::kBytes, grad_pixel = s.K * W::kBytes;
-  const int64_t point_size = conv3x3_point(s.C, s.K);
-  du += first_panel * kLanes;
-  const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (C + K) * W::kBytes, 2 << 20);
+  // A round reads and writes all sums, so it takes more tiles where there are more of them.
+  const int64_t sums = 4 * W::kPoints * C * K * 4;
+  const int64_t budget = sums < 512 << 10 ? 512 << 10 : sums > 4 << 20 ? 4 << 20 : sums;
+  const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (C + K) * W::kBytes, budget);
+  const auto block = [&](int point, int64_t c, int64_t panel) {
+    const int64_t number = c / kLanes * (s.K / kLanes) + first_panel + panel;
+    return du + ((number * W::kPoints + point) * kLanes + c % kLanes) * kLanes;
+  };
   // Products sum over tiles, kStep at once: [points][C / kPixels][steps][kPixels] of the images,
   // [points][panels][steps][16] of the gradient, four bytes each.
   const int64_t steps = tiles / W::kStep;
   const int64_t stride = steps * C * 4 + kPadding, grad_stride = steps * K * 4 + kPadding;
-  const Scratch<char> memory(W::kPoints * (stride + grad_stride) + pixel + grad_pixel);
-  char* inputs = memory.get();
+  char* inputs = kept_memory(W::kPoints * (stride + grad_stride) + pixel + grad_pixel);
   char* outputs = inputs + W::kPoints * stride;
   char* zeros = outputs + W::kPoints * grad_stride;
   std::memset(zeros, 0, pixel + grad_pixel);
@@ -233,8 +254,8 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
   const Tiled<W> grads{grad + first_panel * kLanes * W::kBytes, s.H, s.W, grad_pixel, zeros};
   const int64_t no_tap = 0;
   if (begin == end) {
-    for (int64_t row = 0; row < W::kPoints * C; ++row) {
-      std::memset(du + row / C * point_size + row % C * s.K, 0, K * sizeof(float));
+    for (int64_t c = 0; c < C; c += kLanes) {
+      std::memset(block(0, c, 0), 0, panels * W::kPoints * kLanes * kLanes * sizeof(float));
     }
   }
   Tile product;
@@ -275,13 +296,12 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
               outputs + point * grad_stride + panel * steps * kLanes * 4, kLanes * 4,
               steps * kLanes * 4, product.sums);
           for (int p = 0; p < kPixels; ++p) {
-            float* to = du + point * point_size + (c + p) * s.K + panel * kLanes;
-            const float* from = product.sums + p * taken * kLanes;
-            if (first == begin) {
-              std::memcpy(to, from, taken * kLanes * 4);
-            } else {
+            for (int64_t i = 0; i < taken; ++i) {
+              float* to = block(point, c + p, panel + i);
+              const float* from = product.sums + (p * taken + i) * kLanes;
+              const bool add = first != begin;
               AGF_VECTORISE
-              for (int j = 0; j < taken * kLanes; ++j) to[j] += from[j];
+              for (int j = 0; j < kLanes; ++j) to[j] = add ? to[j] + from[j] : from[j];
             }
           }
           panel += taken;
@@ -291,11 +311,11 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
   }
 }
 
-// dw [K, 3, 3, C] from the sum of several du [points, C, K].
+// dw [K, 3, 3, C] from the sum of several du [C / 16][K / 16][points][16][16].
 template <class W>
 void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvShape& s, int64_t begin,
                          int64_t end) {
-  const int64_t point_size = conv3x3_point(s.C, s.K);
+  constexpr int64_t kBlock = kLanes * kLanes;
   alignas(64) float taps[9][kLanes][kLanes];  // [tap][output][input]
   for (int64_t block = begin; block < end; ++block) {
     const int64_t c = block / (s.K / kLanes) * kLanes, k = block % (s.K / kLanes) * kLanes;
@@ -305,10 +325,11 @@ void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvSha
         for (int j = 0; j < W::kWindow; ++j) {
           Floats column[W::kWindow];
           for (int i = 0; i < W::kWindow; ++i) {
-            const float* from = du + (i * W::kWindow + j) * point_size + (c + in) * s.K + k + out;
+            const int64_t point = block * W::kPoints + i * W::kWindow + j;
+            const float* from = du + point * kBlock + in * kLanes + out;
             column[i] = load_as<Floats>(from);
             for (int64_t part = 1; part < parts; ++part) {
-              column[i] += load_as<Floats>(from + part * W::kPoints * point_size);
+              column[i] += load_as<Floats>(from + part * W::kPoints * s.C * s.K);
             }
           }
           W::weights_adjoint(column, &half[0][j], W::kWindow);
