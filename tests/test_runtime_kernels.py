@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 
 import pytest
 import torch
@@ -59,6 +60,17 @@ def test_kernels_run_on_the_current_stream():
         y = ops.mp_silu(x)
     stream.synchronize()
     assert torch.equal(y, ops.mp_silu(torch.ones_like(x)))
+
+
+@cuda
+def test_a_kernel_may_be_the_first_call_of_a_thread():
+    x, found = torch.randn(1000, device="cuda"), []
+    ops.mp_silu(x)  # so that its result's memory is at hand, without a call of the runtime
+    torch.cuda.synchronize()
+    worker = threading.Thread(target=lambda: found.append(ops.mp_silu(x)))
+    worker.start()
+    worker.join()
+    torch.testing.assert_close(found[0], ops.mp_silu_reference(x))
 
 
 @cuda
