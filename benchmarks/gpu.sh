@@ -64,7 +64,7 @@ AGF_CUDA=ON step 240 "build" "$python" setup.py build_ext --inplace
 step 20 "info" "$python" -m autoguide_fast.cli info
 step 120 "CUDA tests" bash -c 'suite tests/test_ops.py tests/test_ops_numerics.py \
   tests/test_runtime_kernels.py tests/test_sample.py tests/test_cuda_engine.py \
-  -k "(cuda or device or stream or captured or first_call) and not opcheck"'
+  -k "(cuda or cupy or device or stream or captured or first_call) and not opcheck"'
 # The trainer is part of the package only where that is installed.
 step 40 "CUDA tests of the trainer" "$python" -c 'import os, sys, pytest, autoguide_fast
 autoguide_fast.__path__.append(os.getcwd())

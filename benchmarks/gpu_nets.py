@@ -126,7 +126,8 @@ def main():
         fp8 = torch.cuda.get_device_capability(args.device) >= (8, 9)
         rivals = ["ours-float16-swapped", *(["ours-float8_e4m3fn"] if fp8 else []), *rivals]
     rows = TINY if args.tiny else ROWS
-    races = [] if args.compile else [(row, ours + rivals, ROW_SECONDS) for row in rows]
+    limit = args.seconds if args.tiny else ROW_SECONDS
+    races = [] if args.compile else [(row, ours + rivals, limit) for row in rows]
     if cuda or args.compile:
         races += [(row, [*ours, "compile"], args.seconds) for row in rows]
     name = f"{slug}-nets-compile" if args.compile else f"{slug}-nets"

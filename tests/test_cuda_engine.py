@@ -143,6 +143,32 @@ def test_threads_on_streams_of_their_own_share_an_engine():
         list(pool.map(work, range(4)))
 
 
+def test_an_engine_made_on_one_stream_runs_on_another():
+    model, guide = pair()
+    steps, start, labels = plan(2), noise(), LABELS.cuda()
+    expected = Engine(model, guide).stepper(1.7, labels, steps).whole(start)
+    here, there = torch.cuda.Stream(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(here):
+        torch.cuda._sleep(100_000_000)  # tens of milliseconds, for which the weights are not there
+        engine = Engine(model, guide)
+    with torch.cuda.stream(there):
+        value = engine.stepper(1.7, labels, steps).whole(start)
+        assert torch.equal(value, expected)
+
+
+def test_a_recording_outlives_the_workspaces_of_libraries():
+    """`torch.compile` drops them whenever it captures a graph; their memory is then another's."""
+    model, guide = pair()
+    stepper = Engine(model, guide).stepper(1.7, LABELS.cuda(), plan())
+    expected = stepper.whole(noise())
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    others = [torch.zeros(32 << 20, dtype=torch.uint8, device="cuda") for _ in range(8)]
+    assert torch.equal(stepper.whole(noise()), expected)
+    assert not any(other.any() for other in others)
+
+
 def test_memory_is_given_back():
     model, guide = pair()
     torch.cuda.synchronize()

@@ -78,6 +78,21 @@ def test_another_error_is_handed_on_and_the_engine_goes_on(launches):
 
 
 @pytest.mark.parametrize("name", SHORTAGES)
+def test_an_engine_for_which_memory_does_not_last_leaves_the_recorder_free(name, monkeypatch):
+    def full(*arguments, **options):
+        raise SHORTAGES[name]
+
+    tape = Tape()
+    with monkeypatch.context() as patch, pytest.raises(type(SHORTAGES[name])):
+        patch.setattr(graph_engine, "BakedNet", full)
+        make(recorder=tape)
+    assert not tape.inside and not tape.is_apart
+    engine, labels = make(recorder=tape)
+    value = engine.stepper(1.7, labels, plan()).whole(noise())
+    assert relative_error(value, eager("labelled", plan())) < GOLDEN_SAMPLES
+
+
+@pytest.mark.parametrize("name", SHORTAGES)
 def test_sample_goes_on_without_an_engine_where_memory_does_not_last(name, monkeypatch):
     def full(*nets):
         raise SHORTAGES[name]

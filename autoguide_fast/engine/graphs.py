@@ -2,7 +2,8 @@
 
 Everything of this engine that needs a GPU at hand is in this file; **it has not run on one yet**.
 The tests put a recorder of the same methods in its place, a tape of operators (`tests/tape.py`),
-so the rest is tested on a CPU.
+so the rest is tested on a CPU; and put this file before a stand-in for streams that knows what
+waits for what (`tests/streams.py`).
 """
 
 import contextlib
