@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from . import arguments, checkpoints
-from .engine import Engine, cached, clear
+from .engine import Engine, cached, clear, lacks_memory
 from .sampler import EagerStepper, heun, plan_steps
 from .schedules import Churn, rho_schedule
 from .seeds import StackedRandom
@@ -230,8 +230,11 @@ def _engine(*nets):
     if not Engine.runs(*nets):
         return None
     for _ in range(2):
-        with contextlib.suppress(torch.OutOfMemoryError):
+        try:
             return cached(*nets)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
         clear()  # of other pairs
     warnings.warn(
         "sample: memory does not last for an Engine beside the networks; evaluating them as they "

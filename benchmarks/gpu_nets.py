@@ -1,11 +1,12 @@
 """Races whole guided samplings on a CUDA device: ours, eager PyTorch, `torch.compile`, reference.
 
-    python benchmarks/gpu_nets.py FOLDER [--reference PATH] [--seconds 240]
+    python benchmarks/gpu_nets.py FOLDER [--reference PATH] [--seconds 240] [--compile]
 
 writes FOLDER/<device>-nets.json and FOLDER/<device>-nets.md after each race. Each row is a process
 of its own (gpu_row.py), in which all contestants take turns; `torch.compile`, which may take
-minutes, gets the time that is left at the end, and a row in which only ours runs beside it. Weights
-are random with gains that are not zero; times are those that a caller waits.
+minutes, gets the time that is left at the end, and a row in which only ours runs beside it. With
+`--compile` it gets all of it, in files of their own, `-nets-compile`. Weights are random with gains
+that are not zero; times are those that a caller waits.
 
 `--device cpu --tiny` races a small pair on the CPU, to see that the script works.
 """
@@ -42,18 +43,22 @@ def run_row(args, row, contestants, limit, first):
     facts = {"pair": pair, "batch": batch, "steps": steps}
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {**facts, "unfinished": f"{', '.join(contestants)}: not done in {limit:.0f} s"}
-    if run.returncode:
-        return {**facts, "failed": run.stderr.strip().split("\n")[-1]}
-    return json.loads(run.stdout.strip().split("\n")[-1])
+        output, error = run.stdout, run.stderr.strip().split("\n")[-1]
+        why = {"failed": error} if run.returncode else {}
+    except subprocess.TimeoutExpired as stopped:
+        output = stopped.stdout or ""
+        output = output if isinstance(output, str) else output.decode()
+        why = {"unfinished": f"{', '.join(contestants)}: not done in {limit:.0f} s"}
+    # Each line is complete, but the last of a process that was stopped.
+    lines = [line for line in output.split("\n")[:-1] if line.startswith("{")]
+    return {**facts, **(json.loads(lines[-1]) if lines else {}), **why}
 
 
 def table(facts):
     """Return the figures as Markdown."""
     on, most = facts["machine"], facts["ceilings"]
     lines = [
-        f"{on['device']}, driver {on['driver']}, torch {on['torch']}, kernels {on['kernels']}.",
+        *gpu_ops.heading(on),
         "Ceilings: " + ", ".join(f"{key} {value:.0f}" for key, value in most.items()) + ".",
         "",
         "| pair | batch | steps | contestant | s | images/s in 32 steps | x ours | TFLOP/s | of "
@@ -67,22 +72,32 @@ def table(facts):
         if why:
             lines.append(f"{start}{why} |" + " |" * 8)
         for name, entry in row.get("contestants", {}).items():
+            if "median" not in entry:
+                lines.append(f"{start}{name}: {entry.get('failed', 'not raced')} |" + " |" * 8)
+                continue
             share = f"{entry['tflop_per_second'] / ceiling:.0%}" if ceiling else ""
             memory = f"{entry['bytes'] / 2**30:.1f}" if "bytes" in entry else ""
             first = row.get("first_image_seconds", "") if name.startswith("ours") else ""
             # All evaluations cost alike: 63 of them in 32 steps.
             rate = row["batch"] / entry["median"] * (2 * row["steps"] - 1) / 63
+            ratio = f"{entry['over_ours']:.2f}" if entry["over_ours"] else ""
             lines.append(
                 start + f"{name} | {entry['median']:.4g} | {rate:.4g} | "
-                f"{entry['over_ours']:.2f} | {entry['tflop_per_second']:.1f} | {share} | {memory} "
-                f"| {entry['error']:.1e} | {first and f'{first:.1f}'} |"
+                f"{ratio} | {entry['tflop_per_second']:.1f} | {share} | {memory} | "
+                f"{entry['error']:.1e} | {first and f'{first:.1f}'} |"
             )
     return "\n".join(lines) + "\n"
 
 
 def cpu():
     """Return what the figures were taken on, without a GPU."""
-    return {"device": "cpu", "driver": "none", "torch": torch.__version__, "kernels": "the CPU's"}
+    return {
+        "device": "cpu",
+        "driver": "none",
+        "torch": torch.__version__,
+        "kernels": "the CPU's",
+        "command": gpu_ops.command(),
+    }
 
 
 def main():
@@ -91,6 +106,7 @@ def main():
     parser.add_argument("--reference", metavar="PATH", help="a checkout of the EDM2 reference")
     parser.add_argument("--seconds", type=float, default=240, help="of everything")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true", help="race torch.compile alone")
     parser.add_argument("--tiny", action="store_true", help="small nets in float32")
     args = parser.parse_args()
     stop = time.perf_counter() + args.seconds
@@ -110,20 +126,25 @@ def main():
         fp8 = torch.cuda.get_device_capability(args.device) >= (8, 9)
         rivals = ["ours-float16-swapped", *(["ours-float8_e4m3fn"] if fp8 else []), *rivals]
     rows = TINY if args.tiny else ROWS
-    races = [(row, ours + rivals, ROW_SECONDS) for row in rows]
-    races += [(row, [*ours, "compile"], args.seconds) for row in rows if cuda]
+    limit = args.seconds if args.tiny else ROW_SECONDS
+    races = [] if args.compile else [(row, ours + rivals, limit) for row in rows]
+    if cuda or args.compile:
+        races += [(row, [*ours, "compile"], args.seconds) for row in rows]
+    name = f"{slug}-nets-compile" if args.compile else f"{slug}-nets"
     for number, (row, contestants, limit) in enumerate(races):
         left = stop - time.perf_counter()
         if left > 10:
-            found = run_row(args, row, contestants, min(limit, left), first=number == 0)
+            first = number == 0 and not args.compile
+            found = run_row(args, row, contestants, min(limit, left), first)
         else:
             found = dict(zip(("pair", "batch", "steps"), row, strict=True))
             found["unfinished"] = f"{', '.join(contestants)}: no time left"
         facts["rows"].append(found)
-        (args.folder / f"{slug}-nets.json").write_text(json.dumps(facts, indent=1) + "\n")
-        (args.folder / f"{slug}-nets.md").write_text(table(facts))
+        (args.folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (args.folder / f"{name}.md").write_text(table(facts))
     print(table(facts))
-    sys.exit(any("failed" in row for row in facts["rows"]))
+    entries = [e for row in facts["rows"] for e in (row, *row.get("contestants", {}).values())]
+    sys.exit(any("failed" in entry for entry in entries))
 
 
 if __name__ == "__main__":

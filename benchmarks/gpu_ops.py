@@ -1,16 +1,18 @@
 """Races every fused operator on a CUDA device: ours, eager PyTorch, `torch.compile` of the same.
 
-    python benchmarks/gpu_ops.py FOLDER
+    python benchmarks/gpu_ops.py FOLDER [SECONDS]
 
-writes FOLDER/<device>-ops.json and FOLDER/<device>-ops.md. Sizes are those of EDM2-S (192 channels
-at 64x64), float16, channels-last. Each contestant is captured in a CUDA graph of many calls, on
-buffers that rotate past the L2 cache, so what is timed is the device and not Python; the time of a
-call from Python stands beside it. GB/s counts each input read once and each output written once.
+writes FOLDER/<device>-ops.json and FOLDER/<device>-ops.md, of what there was time for. Sizes are
+those of EDM2-S (192 channels at 64x64), float16, channels-last. Each contestant is captured in a
+CUDA graph of many calls, on buffers that rotate past the L2 cache, so what is timed is the device
+and not Python; the time of a call from Python stands beside it. GB/s counts each input read once
+and each output written once.
 """
 
 import json
 import math
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import torch
 
 from autoguide_fast import ops, runtime_kernels
 
-CHANNELS, SIZE, BATCHES = 192, 64, (1, 8, 64)
+CHANNELS, SIZE, BATCHES = 192, 64, (64, 1, 8)
 DTYPE = torch.float16
 ROUNDS, WARMUP = 20, 3
 TOLERANCE = 2e-3  # of the largest magnitude: two roundings of float16
@@ -183,20 +185,38 @@ def machine(device):
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "kernels": runtime_kernels.route(),
+        "command": command(),
     }
+
+
+def command():
+    """Return the command that this process was started with."""
+    return shlex.join(["python", *sys.argv])
+
+
+def heading(machine):
+    """Return what a table of figures begins with."""
+    m = machine
+    return [
+        f"{m['device']}, driver {m['driver']}, torch {m['torch']}, kernels {m['kernels']}.",
+        f"`{m['command']}`.",
+    ]
 
 
 def table(facts):
     """Return the figures as Markdown."""
     on, most = facts["machine"], facts["ceilings"]
     lines = [
-        f"{on['device']}, driver {on['driver']}, torch {on['torch']}, kernels {on['kernels']}.",
+        *heading(on),
         "Ceilings: " + ", ".join(f"{key} {value:.0f}" for key, value in most.items()) + ".",
         "",
         "| op | batch | µs | x eager | x compile | GB/s | of copy | µs a call | x eager |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in facts["rows"]:
+        if "failed" in row:
+            lines.append(f"| `{row['op']}` | {row['batch']} | {row['failed']} |" + " |" * 6)
+            continue
         t, call = row["microseconds"], row["call_microseconds"]
         rate = row["gbytes_per_second"]
         lines.append(
@@ -211,16 +231,24 @@ def table(facts):
 def main():
     """Race everything, and write the figures down after each race: a lease may end any time."""
     folder = Path(sys.argv[1])
+    stop = time.perf_counter() + float(sys.argv[2]) if len(sys.argv) > 2 else math.inf
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda")
     facts = {"machine": machine(device), "ceilings": ceilings(device), "rows": []}
     slug = re.sub(r"\W+", "-", facts["machine"]["device"]).strip("-").lower()
     for batch in BATCHES:
         for name in cases(batch, device):
-            facts["rows"].append(race(name, batch, device))
+            if time.perf_counter() > stop:
+                continue
+            try:
+                row = race(name, batch, device)
+            except Exception as error:  # the others are raced all the same
+                row = {"op": name, "batch": batch, "failed": str(error).split("\n")[0]}
+            facts["rows"].append(row)
             (folder / f"{slug}-ops.json").write_text(json.dumps(facts, indent=1) + "\n")
             (folder / f"{slug}-ops.md").write_text(table(facts))
     print(table(facts))
+    sys.exit(any("failed" in row for row in facts["rows"]))
 
 
 if __name__ == "__main__":

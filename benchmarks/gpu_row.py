@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_row.py tiny 4 --device cpu --contestants ours-float32,eager
 
-prints its figures as JSON in the last line. `gpu_nets.py` runs it for the published sizes.
+prints its figures as JSON in the last line, and after each round what it has so far. A contestant
+that fails is left out, with its reason. `gpu_nets.py` runs it for the published sizes.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def contestant(name, model, guide, path):
 
 
 def race(args, started):
-    """Return the figures of the row that the command line names."""
+    """Race the row that the command line names; print its figures after each round."""
     device = torch.device(args.device)
     cuda = device.type == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
@@ -126,62 +127,90 @@ def race(args, started):
     size = model.img_resolution
     noise = torch.randn(args.batch, model.img_channels, size, size).to(device)
     labels = torch.eye(model.label_dim)[torch.arange(args.batch) % model.label_dim].to(device)
-    options = {"guidance": GUIDANCE, "num_steps": args.steps, "raw": True}
+    options = {"guidance": GUIDANCE, "raw": True}
     figures = {"pair": args.pair, "batch": args.batch, "steps": args.steps, "contestants": {}}
 
-    made = {}
+    made, taken, before = {}, {}, memory(cuda)
     if started:
         made[names[0]] = contestant(names[0], model, guide, args.reference)
-        one = made[names[0]].sample(class_labels=labels[:1], noise=noise[:1], **options)
+        one = made[names[0]].sample(
+            class_labels=labels[:1], noise=noise[:1], num_steps=args.steps, **options
+        )
         figures["first_image_seconds"] = time.time() - started
         assert torch.isfinite(one).all(), "the first image is not finite"
+        taken[names[0]] = torch.cuda.memory_reserved() - before if cuda else 0
 
     sigma, x = torch.tensor(1.5, device=device), noise * 1.6
     evaluation = x[:1], sigma, labels[:1]
     textbooks = rivals.eager(model, guide)
     expected = textbooks.model(x, sigma, labels)
     work = sum(rivals.gflop(net, *evaluation) for net in (textbooks.model, textbooks.guide))
-    work *= args.batch * (2 * args.steps - 1)
+    figures["gflop"] = work * args.batch * (2 * args.steps - 1)
     model.use_fp16 = guide.use_fp16 = True  # of the rivals, on a GPU
     weights = sum(p.nbytes for net in (model, guide) for p in net.parameters())
 
-    for name in names:
-        if cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if cuda else 0
-        if name not in made:
-            made[name] = contestant(name, model, guide, args.reference)
-        rival = made[name]
+    def prepare(name):
+        before = memory(cuda)
+        rival = made.pop(name, None) or contestant(name, model, guide, args.reference)
         value = rival.model(x, sigma, labels).float()
         error = float((value - expected).norm() / expected.norm())
         dtype = name.split("-")[1] if name.startswith("ours") else "float16" if cuda else "float32"
         assert error < TOLERANCES[dtype], f"{name} is off by {error:.2g}"
-        rival.sample(class_labels=labels, noise=noise, **options)
+        # What ours records depends on the number of steps; the others know no such thing.
+        steps = args.steps if name.startswith("ours") else 2
+        rival.sample(class_labels=labels, noise=noise, num_steps=steps, **options)
         wait()
-        entry = figures["contestants"][name] = {"error": error, "seconds": []}
+        entry = {"error": error, "seconds": []}
         if cuda:
             # The engine needs the networks no more, the textbook and what is compiled share them.
             own = weights if name in ("eager", "compile") else 0
-            entry["bytes"] = torch.cuda.max_memory_allocated() - before + own
+            entry["bytes"] = own + taken.get(name, torch.cuda.memory_reserved() - before)
+        return rival, entry
+
+    running = {}
+    for name in names:
+        try:
+            running[name], figures["contestants"][name] = prepare(name)
+        except Exception as error:  # the others are raced all the same
+            first = str(error).strip().split("\n")[0]
+            figures["contestants"][name] = {"failed": f"{type(error).__name__}: {first}"}
 
     stop, rounds = time.perf_counter() + args.seconds, 0
     while rounds < 2 or (rounds < MAX_ROUNDS and time.perf_counter() < stop):
-        for name, rival in made.items():
+        for name, rival in running.items():
             wait()
             start = time.perf_counter()
-            rival.sample(class_labels=labels, noise=noise, **options)
+            rival.sample(class_labels=labels, noise=noise, num_steps=args.steps, **options)
             wait()
             figures["contestants"][name]["seconds"].append(time.perf_counter() - start)
         rounds += 1
-    for entry in figures["contestants"].values():
+        summarise(figures, names[0])
+    if cuda and names[0] in running:
+        # Between the convolutions lies what a fused epilogue could save at most.
+        figures["profile"] = str(running[names[0]].profile(args.batch, repeats=5)).split("\n")
+        summarise(figures, names[0])
+
+
+def memory(cuda):
+    """Return the bytes that torch keeps on the device, after giving back what nobody uses."""
+    if not cuda:
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
+
+
+def summarise(figures, ours):
+    """Add medians and ratios to the figures so far, and print them."""
+    contestants = figures["contestants"]
+    for entry in contestants.values():
+        if "failed" in entry:
+            continue
         entry["median"] = statistics.median(entry["seconds"])
-        entry["tflop_per_second"] = work / entry["median"] / 1e3
-        ours = figures["contestants"][names[0]]["seconds"]
-        pairs = zip(entry["seconds"], ours, strict=True)
-        entry["over_ours"] = statistics.median(theirs / mine for theirs, mine in pairs)
-    figures["gflop"] = work
-    return figures
+        entry["tflop_per_second"] = figures["gflop"] / entry["median"] / 1e3
+        pairs = zip(entry["seconds"], contestants[ours].get("seconds", ()), strict=False)
+        ratios = [theirs / mine for theirs, mine in pairs]
+        entry["over_ours"] = statistics.median(ratios) if ratios else None
+    print(json.dumps(figures), flush=True)
 
 
 def main():
@@ -198,7 +227,7 @@ def main():
     if args.reference:
         sys.path.insert(0, args.reference)
     with torch.no_grad():
-        print(json.dumps(race(args, args.started)))
+        race(args, args.started)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,16 @@ def build(source, flags=()):
 
 @functools.cache
 def kernels():
-    """Return the library of all kernels, with `agf_seed(seed)` for the order of threads."""
+    """Return the library of all kernels, with `agf_seed(seed)` for the order of threads and
+    `agf_only(block)` for a grid of which one block is to run, or all (-1).
+    """
     library = ctypes.CDLL(str(build("kernels.cpp", tuple(FLAGS))))
     library.agf_seed.argtypes = [ctypes.c_uint64]
+    library.agf_only.argtypes = [ctypes.c_int64]
+    library.agf_simulate.argtypes = [
+        ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p,
+    ]  # fmt: skip
+    library.agf_simulate.restype = ctypes.c_char_p
     return library
 
 

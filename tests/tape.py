@@ -85,15 +85,18 @@ class Tape:
         recorded (int): Recordings made so far.
         kernels (list of int): Operators in each of them.
         parallel (int): How often two functions were run beside each other.
-        memory (int or None): Images for which there is room; more raise torch.OutOfMemoryError.
+        memory (int or None): Images for which there is room; more raise `shortage`.
+        launches (bool): Whether that shows when a recording is played, not when it is made.
     """
 
     name, multiprocessors = "a tape", 0
 
-    def __init__(self, memory=None):
-        self.lock, self.inside = threading.RLock(), 0
+    def __init__(self, memory=None, shortage=None, launches=False):
+        self.lock, self.inside, self.is_apart = threading.RLock(), 0, False
         self.recorded, self.kernels, self.parallel, self.given_back = 0, [], 0, 0
-        self.memory = memory
+        self.memory, self.launches = memory, launches
+        out = "CUDA out of memory. Tried to allocate 2 GiB."
+        self.shortage = torch.OutOfMemoryError(out) if shortage is None else shortage
 
     @contextlib.contextmanager
     def turn(self):
@@ -104,21 +107,32 @@ class Tape:
             finally:
                 self.inside -= 1
 
+    @contextlib.contextmanager
+    def apart(self):
+        assert self.inside and not self.is_apart
+        self.is_apart = True
+        try:
+            yield
+        finally:
+            self.is_apart = False
+
     def record(self, function, warm_up):
-        assert self.inside
+        assert self.is_apart
         warm_up()
         with Recording() as tape:
             function()
         self.recorded += 1
         self.kernels.append(len(tape.calls))
-        if self.memory is not None:
-            convolve = torch.ops.aten.convolution.default
-            largest = max(len(args[0]) for call, args, _, _ in tape.calls if call is convolve)
-            if largest > self.memory:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        convolve = torch.ops.aten.convolution.default
+        sizes = [len(args[0]) for call, args, _, _ in tape.calls if call is convolve]
+        fits = self.memory is None or max(sizes) <= self.memory
+        if not fits and not self.launches:
+            raise self.shortage
 
         def play():
             assert self.inside
+            if not fits:
+                raise self.shortage
             tape.play()
 
         return play

@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -177,19 +177,13 @@ def test_threads_share_an_engine():
     prepared = Engine(net).model
     batches = [evaluation(net, n) for n in (1, 2, 3, 4)]
     expected = [prepared(*arguments) for arguments in batches]
-    wrong = []
 
     def work(i):
         for _ in range(20):
-            if not torch.equal(prepared(*batches[i]), expected[i]):
-                wrong.append(i)
+            assert torch.equal(prepared(*batches[i]), expected[i])
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def _in_child(queue, prepared, arguments):

@@ -1,13 +1,15 @@
 """How CUDA kernels are found, compiled and launched, beyond what the operators' own tests see."""
 
+import importlib.util
 import re
 import sys
+import threading
 
 import pytest
 import torch
 from op_samples import level
 
-from autoguide_fast import ops, runtime_kernels
+from autoguide_fast import _extension, ops, runtime_kernels
 
 ROOT = runtime_kernels.header_folder()
 KERNELS = re.findall(r"AGF_KERNEL\((\w+), (\w+)\);", (ROOT / "cuda" / "kernels.h").read_text())
@@ -45,6 +47,23 @@ def test_without_cupy_the_error_names_the_remedy(monkeypatch):
         runtime_kernels.load("MpSilu", "float", 0)
 
 
+@pytest.mark.parametrize(
+    ("architectures", "toolkit", "cupy", "expected"),
+    [
+        ("80;90", "13.0", False, "compiled by nvcc for sm_80, sm_90"),
+        ("", None, True, "none: this torch is a CPU build"),
+        ("", "13.0", False, "none: run `pip install 'autoguide_fast[cuda13]'`"),
+        ("", "12.8", False, "none: run `pip install 'autoguide_fast[cuda12]'`"),
+        ("", "13.0", True, "compiled by NVRTC at first use, through CuPy"),
+    ],
+)
+def test_the_route_is_named(monkeypatch, architectures, toolkit, cupy, expected):
+    monkeypatch.setattr(_extension, "build_info", lambda: {"cuda_architectures": architectures})
+    monkeypatch.setattr(torch.version, "cuda", toolkit)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: cupy or None)
+    assert runtime_kernels.route().startswith(expected)
+
+
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -59,6 +78,17 @@ def test_kernels_run_on_the_current_stream():
         y = ops.mp_silu(x)
     stream.synchronize()
     assert torch.equal(y, ops.mp_silu(torch.ones_like(x)))
+
+
+@cuda
+def test_a_kernel_may_be_the_first_call_of_a_thread():
+    x, found = torch.randn(1000, device="cuda"), []
+    ops.mp_silu(x)  # so that its result's memory is at hand, without a call of the runtime
+    torch.cuda.synchronize()
+    worker = threading.Thread(target=lambda: found.append(ops.mp_silu(x)))
+    worker.start()
+    worker.join()
+    torch.testing.assert_close(found[0], ops.mp_silu_reference(x))
 
 
 @cuda

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import simulator
 import torch
@@ -131,6 +132,57 @@ def test_the_operators_are_simulated():
     finally:
         simulator._C.set_simulator(0)
     assert seen == ["NormalizePlanes", "NormalizeRows"]
+
+
+HALF = 3  # of csrc/cuda/types.cuh
+BLOCKS = 1 << 20  # of the largest grid
+LAST = 1 << 32  # elements
+
+
+@pytest.fixture
+def sparse(tmp_path):
+    """Return a function of float16 zeros that take room only where they are written."""
+    files = (tmp_path / name for name in "xy")
+    return lambda count: np.memmap(next(files), np.float16, "w+", shape=(count,))
+
+
+def run_first_block(kernel, *arguments):
+    """Run block 0 of a grid of BLOCKS; `arguments` are the members of the kernel's struct."""
+    values = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+    packed = (ctypes.c_uint64 * len(values))(*values)
+    simulator.kernels().agf_only(0)
+    try:
+        error = simulator.kernels().agf_simulate(kernel, HALF, BLOCKS, 1, packed)
+    finally:
+        simulator.kernels().agf_only(-1)
+    assert error is None, error
+
+
+def silu(x):
+    return ops.mp_silu_reference(torch.from_numpy(x.copy()).double()).half().numpy()
+
+
+def test_elements_are_counted_in_64_bits(sparse):
+    """More than 2^32 of them: what a thread comes to in the end lies where it should."""
+    width = 256 * 8  # a block's, each time that the grid has gone on
+    x, y = sparse(LAST + width), sparse(LAST + width)
+    x[-width:] = np.linspace(-4, 4, width)
+    run_first_block(b"MpSilu", x, y, LAST + width)
+    np.testing.assert_allclose(y[-width:], silu(x[-width:]), rtol=2e-3)
+    assert not y[:width].any() and not y[1 << 31 : (1 << 31) + width].any()
+
+
+def test_rows_are_counted_in_64_bits(sparse):
+    channels, pixels = 8, LAST // 16  # of each of two images
+    x, y = sparse(LAST), sparse(LAST)
+    scale = np.repeat(np.array([1, 2], np.float16), channels)
+    # A warp has a row, and the grid goes on by so many; the last is of the second image.
+    last = (2 * pixels - 8 * BLOCKS) * channels
+    assert last > 1 << 31
+    x[last : last + 64] = np.linspace(-2, 2, 64)
+    inverse = ((1 << 64) - 1) // pixels + 1  # as in Divisor
+    run_first_block(b"ModulateMpSiluRows", x, scale, y, 2, channels, pixels, inverse)
+    np.testing.assert_allclose(y[last : last + 64], silu(2 * x[last : last + 64]), rtol=2e-3)
 
 
 def test_sampling_through_the_kernels():

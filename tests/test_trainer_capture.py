@@ -9,8 +9,10 @@ import math
 
 import pytest
 import torch
+from streams import Cuda
 from tape import StepTape
 
+from autoguide_fast.engine import graphs
 from autoguide_fast.trainer import capture, step
 from autoguide_fast.trainer.options import TrainOptions
 from conftest import needs_cuda
@@ -91,6 +93,24 @@ def test_the_tape_refuses_a_read():
     function = capture.Recorded(lambda: torch.ones(()).item(), StepTape())
     with pytest.raises(RuntimeError, match="reads from the device"):
         function()
+
+
+def test_a_graph_is_of_what_was_warmed_up_and_has_its_own_workspaces(monkeypatch):
+    cuda, seen = Cuda(), []
+    cuda.install(monkeypatch, graphs)
+    recorder = capture.CudaRecorder("cuda:0")
+    before = cuda.current.work()
+
+    def run():
+        assert cuda.current.after(before)
+        seen.append(cuda.current)
+        cuda.current.work()
+
+    recorder.warm_up(run)
+    assert cuda.current.after(seen[0].work()) is False and cuda.current.reached[seen[0]] == 1
+    recorder.record(run)()
+    assert seen[0] is seen[1] is not cuda.current
+    assert cuda.log == ["clear", "capture_begin", "capture_end", "clear", "replay"]
 
 
 def test_graphs_want_a_gpu():

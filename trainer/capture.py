@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+from autoguide_fast.engine.graphs import own_workspaces
+
 # Calls before the recording: the first allocates what later ones use, libraries choose their
 # algorithms in the next.
 WARM_UPS = 3
@@ -50,8 +52,11 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # The threads that read ahead allocate page-locked memory meanwhile.
         mode = "thread_local"
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode=mode
+        with (
+            own_workspaces(),
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode=mode
+            ),
         ):
             function()
         return graph.replay

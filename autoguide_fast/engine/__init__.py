@@ -2,6 +2,7 @@
 
 from .cache import cached, clear
 from .engine import Engine
+from .graphs import lacks_memory
 from .profile import Profile
 
-__all__ = ["Engine", "Profile", "cached", "clear"]
+__all__ = ["Engine", "Profile", "cached", "clear", "lacks_memory"]

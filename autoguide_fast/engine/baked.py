@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
-from ..guidance import Unlabelled
 from ..networks import Block
 from ..nn import MPConv
 from . import pack
 from .embedding import Embedding
 from .float8 import Float8Conv, suits_float8
-from .prepared import bare, device_of
+from .prepared import Snapshot, bare, device_of
 
 # Of channels: a tensor core loads 16 bytes of a pixel at a time. Other numbers make cuDNN copy.
 MULTIPLE = 8
@@ -46,7 +45,7 @@ class BakedConv(torch.nn.Module):
         return F.conv2d(x, self.weight, padding=self.kernel // 2)
 
 
-class BakedNet:
+class BakedNet(Snapshot):
     """A denoiser `(x, sigma, class_labels) -> D` on baked weights; a snapshot of a `Precond`.
 
     Args:
@@ -58,12 +57,8 @@ class BakedNet:
     """
 
     def __init__(self, net, dtype, shared=None, **float8_options):
-        self.unlabelled = isinstance(net, Unlabelled)
-        self.encoder = net.encoder
+        super().__init__(net)
         net = bare(net)
-        self.img_resolution, self.img_channels = net.img_resolution, net.img_channels
-        self.label_dim = 0 if self.unlabelled else net.label_dim
-        self.sigma_data = float(net.sigma_data)
         self.dtype = torch.float16 if dtype == torch.float8_e4m3fn else dtype
         self.device = device_of(net)
         with torch.no_grad():

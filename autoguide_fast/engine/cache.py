@@ -52,5 +52,7 @@ def _fingerprint(net):
     if unlabelled:
         net = net.net
     with torch.inference_mode():
-        hashes = torch.stack([torch.hash_tensor(t) for t in net.state_dict().values()])
+        # As signed integers, which all devices stack.
+        hashes = [torch.hash_tensor(t).view(torch.int64) for t in net.state_dict().values()]
+        hashes = torch.stack(hashes)
     return unlabelled, json.dumps(net.config), str(device_of(net)), tuple(hashes.tolist())

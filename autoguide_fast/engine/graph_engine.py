@@ -58,10 +58,11 @@ class GraphEngine(Engine):
                 )
         self.dtype, self.overlap, self.largest = dtype, overlap, None
         self.recorder = recorder or CudaGraphs(self.device)
-        self.model, self.guide = BakedNet(model, dtype, **float8_options), None
-        if guide is not None:
-            shared = self.model if bare(guide) is bare(model) else None
-            self.guide = BakedNet(guide, dtype, shared, **float8_options)
+        with self.turn(), self.recorder.apart():
+            self.model, self.guide = BakedNet(model, dtype, **float8_options), None
+            if guide is not None:
+                shared = self.model if bare(guide) is bare(model) else None
+                self.guide = BakedNet(guide, dtype, shared, **float8_options)
         self._recordings = OrderedDict()
 
     @property
@@ -87,7 +88,8 @@ class GraphEngine(Engine):
         if key not in self._recordings:
             pair = self.pair if guided else {"model": self.model}
             together = self.recorder.together if self._overlaps(key[1]) else _one_after_the_other
-            made = make(self.recorder, pair, together)
+            with self.recorder.apart():
+                made = make(self.recorder, pair, together)
             while len(self._recordings) >= RECORDINGS:
                 self.recorder.settle()
                 self._recordings.popitem(last=False)

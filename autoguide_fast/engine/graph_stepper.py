@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from ..sampler import heun
+from .graphs import lacks_memory
 from .recordings import Half, Loop
 
 # Steps that one recording holds at most: a graph of 64 steps of EDM2-S with its guide has about
@@ -124,7 +125,9 @@ class GraphStepper:
                     if len(found) == 1
                     else [torch.cat(t) for t in zip(*found, strict=True)]
                 )
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
                 reason = str(error).split("\n")[0].split(". ")[0]
             # Here, where no frame of what failed holds memory any more.
             self._modulations.clear()

@@ -2,7 +2,8 @@
 
 Everything of this engine that needs a GPU at hand is in this file; **it has not run on one yet**.
 The tests put a recorder of the same methods in its place, a tape of operators (`tests/tape.py`),
-so the rest is tested on a CPU.
+so the rest is tested on a CPU; and put this file before a stand-in for streams that knows what
+waits for what (`tests/streams.py`).
 """
 
 import contextlib
@@ -48,37 +49,49 @@ class CudaGraphs:
             finally:
                 self._shared.done.record(stream)
 
-    def record(self, function, warm_up):
-        """Return a callable that launches again what `function()` launches; inside a `turn`.
+    @contextlib.contextmanager
+    def apart(self):
+        """The time in which what is allocated may be let go at any time; inside a `turn`.
 
-        `warm_up()` runs before, outside the graph: libraries choose algorithms by measurement, load
-        kernels and take their workspaces in it, so it must meet each shape that `function` does.
-        An exception of either leaves the device usable.
+        torch returns memory to the stream on which it was taken. That is a stream of the recorders'
+        own here, so whoever gets it next is `apart` too, thus after all turns before.
         """
         current = torch.cuda.current_stream()
         self._shared.stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._shared.stream), _measured_choice():
-                warm_up()
+            with torch.cuda.stream(self._shared.stream):
+                yield
         finally:
             current.wait_stream(self._shared.stream)
+
+    def record(self, function, warm_up):
+        """Return a callable that launches again what `function()` launches; to be called `apart`.
+
+        `warm_up()` runs before, outside the graph: libraries choose algorithms by measurement and
+        load kernels in it, so it must meet each shape that `function` does. An exception of either
+        leaves the device usable.
+        """
         graph, failure = torch.cuda.CUDAGraph(), None
-        # The stream that was warmed up: libraries keep handles and workspaces for each. Other
-        # threads may allocate meanwhile.
-        with (
-            _measured_choice(),
-            torch.cuda.graph(
-                graph,
-                pool=self._pool,
-                stream=self._shared.stream,
-                capture_error_mode="thread_local",
-            ),
-        ):
-            # A capture has to end in order whatever happens.
+        with _measured_choice():
+            warm_up()
             try:
-                function()
-            except BaseException as error:
-                failure = error
+                # The stream that was warmed up. Other threads may allocate meanwhile.
+                with (
+                    own_workspaces(),
+                    torch.cuda.graph(
+                        graph,
+                        pool=self._pool,
+                        stream=self._shared.stream,
+                        capture_error_mode="thread_local",
+                    ),
+                ):
+                    # A capture has to end in order whatever happens.
+                    try:
+                        function()
+                    except BaseException as error:
+                        failure = error
+            except Exception as error:  # of the end of a capture, which fails if what it holds did
+                failure = failure or error
         if failure is not None:
             graph.reset()
             try:
@@ -151,11 +164,40 @@ def _shared(device):
 
 
 @contextlib.contextmanager
-def _measured_choice():
-    """Let cuDNN choose its algorithms by measurement, unless its user wants them deterministic."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+def own_workspaces():
+    """Let cuBLAS take its workspaces from the memory of the graph that is captured.
+
+    torch keeps one for each thread and stream, and drops all when `torch.compile` captures a graph:
+    one taken while warming up would become another's memory, in which ours still wrote. Those taken
+    during a capture go back to the graph's pool at its end.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch._C._cuda_clearCublasWorkspaces()
+
+
+_choosing = threading.Lock()  # recorders of several devices set one switch
+
+
+@contextlib.contextmanager
+def _measured_choice():
+    """Let cuDNN choose its algorithms by measurement, unless its user wants them deterministic."""
+    with _choosing:
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+
+# What libraries say where they find no memory, in errors that are no torch.OutOfMemoryError; the
+# third is cuDNN's where no algorithm's workspace fits.
+_LACKING = "out of memory", "ALLOC_FAILED", "unable to find an engine", "can't allocate memory"
+
+
+def lacks_memory(error):
+    """Whether a RuntimeError says that memory did not last."""
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _LACKING)

@@ -57,19 +57,27 @@ class Arena:
         self.images //= 2
 
 
-class PreparedNet:
-    """A denoiser `(x, sigma, class_labels) -> D` that a plan runs; a snapshot of a `Precond`.
+class Snapshot:
+    """What a prepared net keeps of a `Precond` or `Unlabelled` beside its weights."""
 
-    `shared` is one of the same net, whose plan and weights it then uses.
-    """
-
-    def __init__(self, net, dtype, arena, shared=None):
+    def __init__(self, net):
         self.unlabelled = isinstance(net, Unlabelled)
         self.encoder = net.encoder
         net = bare(net)
         self.img_resolution, self.img_channels = net.img_resolution, net.img_channels
         self.label_dim = 0 if self.unlabelled else net.label_dim
         self.sigma_data = float(net.sigma_data)
+
+
+class PreparedNet(Snapshot):
+    """A denoiser `(x, sigma, class_labels) -> D` that a plan runs; a snapshot of a `Precond`.
+
+    `shared` is one of the same net, whose plan and weights it then uses.
+    """
+
+    def __init__(self, net, dtype, arena, shared=None):
+        super().__init__(net)
+        net = bare(net)
         with torch.inference_mode():
             self.embedding = shared.embedding if shared else Embedding(net)
             self.lowered = shared.lowered if shared else lower(net, CELLS[dtype])

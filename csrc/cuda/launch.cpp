@@ -58,14 +58,32 @@ void* loaded(const KernelId& id, int device) {
   return handles.emplace(key, handle).first->second;
 }
 
+// Makes the context that torch uses on a device this thread's.
+void enter_context(int device) {
+  static auto* get = find<int(int*, int)>("libcuda.so.1", "cuDeviceGet", 0);
+  static auto* retain = find<int(void**, int)>("libcuda.so.1", "cuDevicePrimaryCtxRetain", 0);
+  static auto* enter = find<int(void*)>("libcuda.so.1", "cuCtxSetCurrent", 0);
+  int handle = 0;
+  void* context = nullptr;
+  if (!get(&handle, device) && !retain(&context, handle)) enter(context);
+}
+
 // The driver's own launch, for what the loader compiled.
-const char* launch_loaded(void* kernel, Grid grid, void** arguments, void* stream) {
+const char* launch_loaded(void* kernel, Grid grid, void** arguments, void* stream, int device) {
   using LaunchKernel = int(void* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                            unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                            void* stream, void** arguments, void** extra);
   static auto* run = find<LaunchKernel>("libcuda.so.1", "cuLaunchKernel", 0);
   static auto* describe = find<int(int, const char**)>("libcuda.so.1", "cuGetErrorString", 0);
-  const int error = run(kernel, grid.x, grid.y, 1, kThreads, 1, 1, 0, stream, arguments, nullptr);
+  constexpr int kInvalidContext = 201;
+  const auto attempt = [&] {
+    return run(kernel, grid.x, grid.y, 1, kThreads, 1, 1, 0, stream, arguments, nullptr);
+  };
+  int error = attempt();
+  if (error == kInvalidContext) {  // a thread's first call: only the runtime's find a context
+    enter_context(device);
+    error = attempt();
+  }
   if (!error) return nullptr;
   const char* message = "unknown error";
   describe(error, &message);
@@ -88,7 +106,7 @@ void launch(const KernelId& id, Grid grid, void* arguments, int device) {
     if (id.compiled) {
       error = compiled_launcher(id.compiled, grid, &arguments, stream);
     } else {
-      error = launch_loaded(loaded(id, device), grid, &arguments, stream);
+      error = launch_loaded(loaded(id, device), grid, &arguments, stream, device);
     }
   }
   if (error) {

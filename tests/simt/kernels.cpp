@@ -38,10 +38,12 @@ void register_all() {
 
 std::string error;
 std::uint64_t seed = 0;
+simt::Launch launch;
 
 }  // namespace
 
 extern "C" void agf_seed(std::uint64_t value) { seed = value; }
+extern "C" void agf_only(std::int64_t block) { launch.only = block; }
 
 extern "C" const char* agf_simulate(const char* kernel, int types, unsigned x, unsigned y,
                                     const void* arguments) {
@@ -56,7 +58,6 @@ extern "C" const char* agf_simulate(const char* kernel, int types, unsigned x, u
   }
   const auto entry = entries().find({kernel, types});
   if (entry == entries().end()) return "the simulator does not know this kernel";
-  static simt::Launch launch;
   error = launch.run({x, y}, kThreads, seed++, [&] { entry->second(arguments); });
   return error.empty() ? nullptr : error.c_str();
 }

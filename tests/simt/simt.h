@@ -57,6 +57,8 @@ class Launch {
     return launch;
   }
 
+  std::int64_t only = -1;  // the one block to run, of a grid that would take too long, or all
+
   // Runs `body` for every thread of every block; returns what went wrong, or "".
   std::string run(SimtIndex grid, int threads, std::uint64_t seed,
                   const std::function<void()>& body) {
@@ -68,6 +70,7 @@ class Launch {
     count_ = threads;
     const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y;
     for (std::uint64_t block = 0; block < blocks && error_.empty(); ++block) {
+      if (only >= 0 && block != static_cast<std::uint64_t>(only)) continue;
       blockIdx = {static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x)};
       run_block(random, body);
     }

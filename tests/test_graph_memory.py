@@ -1,0 +1,149 @@
+"""Memory of the GPU's engine, on a CPU: what it does where there is too little, and gives back."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from graph_pairs import LABELS, PAIRS, churn, eager, make, noise, plan
+from nets import tiny
+from tape import Tape
+from tolerances import GOLDEN_SAMPLES, relative_error
+
+import autoguide_fast
+from autoguide_fast import generate
+from autoguide_fast.engine import graph_engine
+from autoguide_fast.engine.graph_engine import GraphEngine
+from autoguide_fast.sampler import EagerStepper, heun
+from autoguide_fast.schedules import Churn
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+# What torch, cuBLAS, CUDA and cuDNN say where memory does not last.
+SHORTAGES = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    "graph": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
+    "cudnn": RuntimeError("FIND was unable to find an engine to execute this computation"),
+}
+
+
+@pytest.mark.parametrize("launches", [False, True], ids=["recording", "running"])
+@pytest.mark.parametrize("name", SHORTAGES)
+def test_a_batch_for_which_memory_does_not_last_is_split_once(name, launches):
+    engine, labels = make(recorder=Tape(2, SHORTAGES[name], launches))
+    steps = plan(churn=Churn(8))
+    expected = eager("labelled", steps)
+    stepper = engine.stepper(1.7, labels, steps)
+    with pytest.warns(UserWarning, match="does not last for 3 images at a time .* running 2 at"):
+        value = stepper.whole(noise(), churn())
+    assert relative_error(value, expected) < GOLDEN_SAMPLES
+    halves = heun(stepper, noise(), steps, churn())  # remembers, and does not warn again
+    assert relative_error(halves, expected) < GOLDEN_SAMPLES
+    assert [len(tensor) for _, tensor in stepper.outputs] == [3] * len(stepper.outputs)
+
+
+def test_a_batch_that_does_not_fit_in_halves_is_an_error_and_the_engine_goes_on():
+    engine, labels = make(recorder=Tape(memory=1))
+    steps = plan()
+    for run in (engine.stepper(1.7, labels, steps).whole, lambda x: heun(
+        engine.stepper(1.7, labels, steps), x, steps)):  # fmt: skip
+        engine.largest = None
+        with (
+            pytest.warns(UserWarning, match="running 2 at a time"),
+            pytest.raises(torch.OutOfMemoryError, match=r"must last for 2 images .* below 2"),
+        ):
+            run(noise())
+        assert not engine._recordings
+    one = engine.stepper(1.7, labels[:1], steps).whole(noise(1))
+    expected = heun(EagerStepper(*PAIRS["labelled"][:2], 1.7, labels[:1]), noise(1), steps)
+    assert relative_error(one, expected) < GOLDEN_SAMPLES
+
+
+@pytest.mark.parametrize("launches", [False, True], ids=["recording", "running"])
+def test_another_error_is_handed_on_and_the_engine_goes_on(launches):
+    engine, labels = make(recorder=Tape(2, RuntimeError("an illegal access"), launches))
+    with pytest.raises(RuntimeError, match="an illegal access"):
+        engine.stepper(1.7, labels, plan()).whole(noise())
+    engine.recorder.memory = None
+    engine.close()
+    value = engine.stepper(1.7, labels, plan()).whole(noise())
+    assert engine.largest is None
+    assert relative_error(value, eager("labelled", plan())) < GOLDEN_SAMPLES
+
+
+@pytest.mark.parametrize("name", SHORTAGES)
+def test_an_engine_for_which_memory_does_not_last_leaves_the_recorder_free(name, monkeypatch):
+    def full(*arguments, **options):
+        raise SHORTAGES[name]
+
+    tape = Tape()
+    with monkeypatch.context() as patch, pytest.raises(type(SHORTAGES[name])):
+        patch.setattr(graph_engine, "BakedNet", full)
+        make(recorder=tape)
+    assert not tape.inside and not tape.is_apart
+    engine, labels = make(recorder=tape)
+    value = engine.stepper(1.7, labels, plan()).whole(noise())
+    assert relative_error(value, eager("labelled", plan())) < GOLDEN_SAMPLES
+
+
+@pytest.mark.parametrize("name", SHORTAGES)
+def test_sample_goes_on_without_an_engine_where_memory_does_not_last(name, monkeypatch):
+    def full(*nets):
+        raise SHORTAGES[name]
+
+    net = tiny()
+    expected = autoguide_fast.sample(net, seeds=range(2), num_steps=3)
+    monkeypatch.setattr(generate, "cached", full)
+    with pytest.warns(UserWarning, match="memory does not last for an Engine"):
+        value = autoguide_fast.sample(net, seeds=range(2), num_steps=3)
+    assert relative_error(value, expected) < GOLDEN_SAMPLES
+
+
+def test_what_was_recorded_is_given_back():
+    engine, labels = make()
+    steps = plan()
+    with engine:
+        first = engine.stepper(1.7, labels, steps).whole(noise())
+        (loop,) = engine._recordings.values()
+        buffer = weakref.ref(loop.result)
+        del loop
+    gc.collect()
+    assert buffer() is None and engine.recorder.given_back == 1
+    assert torch.equal(engine.stepper(1.7, labels, steps).whole(noise()), first)
+    alive, tape = weakref.ref(engine), engine.recorder
+    del engine
+    gc.collect()
+    assert alive() is None and tape.recorded == 2
+
+
+def test_the_last_recordings_are_kept(monkeypatch):
+    monkeypatch.setattr(graph_engine, "RECORDINGS", 2)
+    engine, _ = make()
+    steps = plan(2)
+    for images in (1, 2, 1, 3, 1, 2):
+        engine.stepper(1.7, None, steps).whole(noise(images))
+    assert engine.recorder.recorded == 4
+    assert [key[1] for key in engine._recordings] == [1, 2]
+
+
+def test_the_engine_is_a_snapshot_and_shares_weights_of_one_net():
+    net = tiny()
+    engine = GraphEngine(net, autoguide_fast.unlabelled(net), recorder=Tape())
+    assert engine.guide.unet is engine.model.unet and engine.guide.label_dim == 0
+    steps = plan()
+    before = engine.stepper(1.7, LABELS, steps).whole(noise())
+    alive = weakref.ref(net.unet.dec["8x8_block0"].conv_res0.weight)
+    net.unet.out_gain.mul_(2)
+    assert torch.equal(engine.stepper(1.7, LABELS, steps).whole(noise()), before)
+    assert len(net.unet.enc["8x8_block0"].conv_res0.weight) == 8  # the net is left as it was
+    del net
+    gc.collect()
+    assert alive() is None
+
+
