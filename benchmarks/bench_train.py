@@ -140,7 +140,9 @@ def _compiled(net):
 
 
 def rival_of(name, trainer, dtype, path=None):
-    """Return the loop of a rival over a copy of the trainer's net."""
+    """Return the loop of a rival over a copy of the trainer's net; all but one in its type."""
+    if name == "eager-float32":
+        dtype = "float32"
     if name == "ours_compiled":
         options = dataclasses.replace(trainer.options, compile=True)
         with unpinned():
@@ -189,6 +191,7 @@ def bench_train(net_name, dtype, benchmark, request):
     # Compiling the backward pass of the larger nets takes longer than all else here.
     names = [
         "eager",
+        *(["eager-float32"] if dtype != "float32" else []),
         *(["compile", "ours_compiled"] if net_name == "digits" else []),
         *(["reference"] if path else []),
     ]

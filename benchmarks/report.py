@@ -5,7 +5,7 @@ import statistics
 import pinning
 import torch
 
-RIVALS = ("eager", "compile", "reference")
+RIVALS = ("eager", "eager-float32", "compile", "reference")
 
 
 def lines(rows, saved):
