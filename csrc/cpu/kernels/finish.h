@@ -42,6 +42,16 @@ void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin
   }
 }
 
+// Has what `finish` will read and write there come to the cache while the sums are being made.
+inline void expect(const Convolve& c, const Frame& f, const Walk& at, int64_t begin, int64_t count) {
+  for (const Map* map : {&c.sum, &c.out, &c.act}) {
+    if (!*map) continue;
+    const char* cells = f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell);
+    const int64_t bytes = count * cell_bytes(map->cell);
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(cells + byte, map != &c.sum);
+  }
+}
+
 // The same for one to three panels, with loops of constant length.
 inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t begin,
                    int64_t count, float* r) {
