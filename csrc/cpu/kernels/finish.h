@@ -26,7 +26,8 @@ void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin
       for (int j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
     } else {
       AGF_VECTORISE
-      for (int j = 0; j < count; ++j) r[j] = quick_mp_silu(r[j] * m[j]);
+      for (int j = 0; j < count; ++j) r[j] *= m[j];
+      quick_mp_silu(r, count);
     }
   }
   if (c.sum) {
