@@ -42,6 +42,7 @@ NETS = {
     "odd_widths": lambda: make_net(24, size=12, channels_per_head=24, attn_resolutions=[6, 12]),
     "winograd": lambda: make_net(32, size=16, channels_per_head=32, attn_resolutions=[8]),
     "three_levels": lambda: make_net(48, size=16, channel_mult=[1, 1, 2], attn_resolutions=[4, 8]),
+    "large_tiles": lambda: make_net(32, size=32, channel_mult=[1], attn_resolutions=[]),
     "many_channels": lambda: make_net(8, 0, images=17, clip_act=None, attn_resolutions=[]),
     "tiny_map": lambda: make_net(16, size=4, channel_mult=[1, 2, 3], attn_resolutions=[1, 2]),
     "balances": lambda: make_net(

@@ -13,17 +13,18 @@ from autoguide_fast.engine import memory, pack
 from autoguide_fast.engine.lower import Recorder
 
 
-def convolve(x, weight, cell="f32", clip=(-8.0, 8.0), threads=1):
+def convolve(x, weight, cell="f32", clip=(-8.0, 8.0), threads=1, mixed=False):
     """The plan load, copy, convolve, store on images of 15 channels or more."""
     images, channels, size, _ = x.shape
-    record = Recorder(cell, {"conv": clip})
+    reader = torch.nn.Module()
+    reader.weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # nothing of the plane of ones
+    record = Recorder(cell, {reader: clip}, mixed)
     image = record.map(size, (channels + 1,))
     record.add("load", "image", out=image, image_channels=channels)
-    copy = record.map(size, image.runs, border=1, reader="conv")
+    copy = record.map(size, image.runs, border=1, reader=reader)
     record.add("enter", "copy", x=image, raw=copy)
     out = record.map(size, (channels,))
-    weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # nothing of the plane of ones
-    record.convolve("conv", weight, copy, out=out)
+    record.convolve("conv", reader.weight, copy, out=out)
     record.add("store", "image", in_=out, image_channels=channels)
     lowered = record.finish(SimpleNamespace(img_resolution=size, img_channels=channels))
     arena = torch.empty(
@@ -115,6 +116,22 @@ def test_bfloat16_winograd_costs_less_than_two_roundings(isa):
     assert error < 2 * (once - expected).std()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("channels, images", [(47, 1), (63, 3), (95, 1)])
+def test_large_tiles_cost_less_than_int8(channels, images, threads, isa):
+    x, weight = case(channels, 32, images)
+    x = F.silu(x) / 0.596  # as in a block
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    once = F.conv2d(x.bfloat16().double(), weight.bfloat16().double(), padding=1)
+    clip = x.min().item(), x.max().item()
+    error, of_int8 = (
+        (convolve(x, weight, "u8", clip, threads, mixed) - expected).std()
+        for mixed in (True, False)
+    )
+    assert error < of_int8
+    assert 2 * (once - expected).std() < error < 6 * (once - expected).std()
+
+
 def test_quantised_weights():
     weight = torch.randn(16, 16, 9)
     weight[3] = 0
@@ -165,7 +182,7 @@ def make_map(**options):
         ({"taps": 9}, "9 and a border"),
         ({"in_channels": 17}, "1 tap, or 9"),
         ({"in_": {"cell": "u8"}}, "u8 cells need scales"),
-        ({"winograd": True}, "Winograd needs 9 taps"),
+        ({"winograd": 4}, "Winograd needs 9 taps"),
         ({"modulation": 0}, "a modulation must be one of the plan's"),
         ({"weights": 64}, "within the packed weights"),
     ],

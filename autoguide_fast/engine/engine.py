@@ -27,8 +27,10 @@ class Engine:
             model.
         dtype (torch.dtype or "auto"): On the CPU, what convolutions and attention multiply:
             torch.float32; torch.bfloat16, with float32 sums; torch.int8, with int32 sums and
-            constant scales (attention in bfloat16). All else is float32, as is attention on a
-            processor that does not multiply bfloat16. On a CUDA device, the type of weights and
+            constant scales (attention in bfloat16, as are 3x3 convolutions of maps of 32x32 pixels
+            or more, where Winograd's larger tiles make that faster than int8 and no less precise).
+            All else is float32, as is attention on a processor that does not multiply bfloat16,
+            where int8 is all of the convolutions. On a CUDA device, the type of weights and
             maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be),
             torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions
             multiply FP8, which costs quality (`float8.py`).

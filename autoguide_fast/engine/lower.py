@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .. import ops
-from .._extension import Map, Plan
+from .._extension import Map, Plan, build_info
 from . import calibrate, memory, pack
 
 
@@ -82,6 +82,7 @@ class Recorder:
 
     cell: str
     ranges: dict = field(default_factory=dict)  # of what a convolution reads, for u8 cells
+    mixed: bool = False  # u8 cells, but bf16 for convolutions that suit large tiles
     packer: pack.Packer = field(default_factory=pack.Packer)
     instructions: list = field(default_factory=list)
     modulations: int = 0
@@ -93,9 +94,11 @@ class Recorder:
         """A map of float32, or of the plan's cells if only the convolution `reader` reads it."""
         if reader is None:
             return Feature(size, runs, border)
-        if self.cell == "u8":
-            return Feature(size, runs, border, self.cell, self.ranges[reader])
-        return Feature(size, runs, border, self.cell)
+        if self.cell != "u8":
+            return Feature(size, runs, border, self.cell)
+        if self.mixed and _suits_large_tiles(size, reader.weight.shape):
+            return Feature(size, runs, border, "bf16")
+        return Feature(size, runs, border, self.cell, self.ranges[reader])
 
     def convolve(self, name, weight, source, rows=None, factor=1.0, **arguments):
         """A convolution of `source` with a prepared `weight` times `factor`."""
@@ -111,9 +114,12 @@ class Recorder:
             arguments["weights"] = self.packer.add(pack.direct(integers, "u8"))
             arguments["dequantise"] = self.packer.add(numbers)
         elif _suits_winograd(source, weight):
-            arguments["winograd"] = True
-            packed = pack.winograd if source.cell == "f32" else pack.winograd_bf16
-            arguments["weights"] = self.packer.add(packed(weight))
+            tile = 2 if self.cell == "bf16" else 4
+            if source.cell == "bf16":
+                packed = pack.winograd_bf16(weight, tile)
+            else:
+                packed = pack.winograd(weight)
+            arguments |= {"winograd": tile, "weights": self.packer.add(packed)}
         else:
             if len(source.runs) == 1:  # the zeros after an image's few channels need no product
                 in_channels = math.ceil(source.runs[0] / 4) * 4
@@ -158,6 +164,15 @@ def _suits_winograd(source, weight):
     return source.size % 4 == 0 and source.size >= 8
 
 
+def _suits_large_tiles(size, weight):
+    """Whether F(4x4, 3x3) in bf16 is faster than int8, and no less precise, for such a weight.
+
+    Its weights take eight times the memory of those in int8: 64 tiles or more have to share them.
+    """
+    outputs, inputs, *kernel = weight
+    return kernel == [3, 3] and size % 4 == 0 and size >= 32 and min(inputs, outputs) >= 32
+
+
 def lower(net, cell="f32"):
     """Return the `Lowered` form of a plain float32 `Precond`.
 
@@ -165,7 +180,10 @@ def lower(net, cell="f32"):
         net (Precond)
         cell ({"f32", "bf16", "u8"}): Type of what the convolutions of the blocks read.
     """
-    record = Recorder(cell, calibrate.ranges(net) if cell == "u8" else {})
+    record = Recorder(cell)
+    if cell == "u8":
+        record.ranges = calibrate.ranges(net)
+        record.mixed = build_info()["isa"] == "avx512_bf16"
     unet = net.unet
     size = net.img_resolution
     image = record.map(size, (net.img_channels + 1,), border=1)

@@ -2,8 +2,8 @@
 
 The loops take 16 output channels at a time (a panel) and four bytes of input at a step: one
 float32, two bfloat16 or four int8. So a packed weight is `[panel, tap, step, 16, values of a
-step]`, each step 64 bytes; float32 Winograd's is `[panel, channel, 9, 16]`, that in bf16, already
-transformed, `[point, panel, step, 16, values of a step]`.
+step]`, each step 64 bytes, where bf16's Winograd, already transformed, has points for taps; float32
+Winograd's is `[panel, channel, 9, 16]`.
 """
 
 import math
@@ -58,16 +58,25 @@ def winograd(weight):
     return weight.reshape(k // LANES, LANES, c, taps).permute(0, 2, 3, 1).contiguous()
 
 
-# G of F(2x2, 3x3): from three taps to the points 0, 1, -1 and infinity.
-_TO_POINTS = ((-1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+# G of F(2x2, 3x3) and of F(4x4, 3x3): from three taps to values at the points 0, 1, -1, infinity,
+# or 0, +-2/3, +-3/2, infinity. Denominators are part of G in the first, of A in the second
+# (csrc/winograd.h).
+_TO_POINTS = {
+    2: ((-1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0)),
+    4: (
+        (1.0, 0.0, 0.0),
+        *((1.0, p, p * p) for p in (2 / 3, -2 / 3, 1.5, -1.5)),
+        (0.0, 0.0, 1.0),
+    ),
+}
 
 
-def winograd_bf16(weight):
-    """Transform `[K, C, 9]` to the 16 points of F(2x2, 3x3), in float64; pack it as bfloat16."""
-    g = torch.tensor(_TO_POINTS, dtype=torch.float64)
+def winograd_bf16(weight, tile):
+    """Transform `[K, C, 9]` to the points of F(tile x tile, 3x3), in float64; pack as bfloat16."""
+    g = torch.tensor(_TO_POINTS[tile], dtype=torch.float64)
     weight = weight.double().unflatten(2, (3, 3))
     points = torch.einsum("ia,kcab,jb->kcij", g, weight, g).flatten(2)
-    return direct(points, "bf16").transpose(0, 1).contiguous()
+    return direct(points, "bf16")
 
 
 def quantised(weight, zero):

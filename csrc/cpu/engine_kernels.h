@@ -26,17 +26,20 @@ constexpr int64_t kWinogradInputs = 128;
 
 constexpr int64_t kWinogradPadding = 16;  // floats between the matrices of the 36 points
 
-// The same for tiles of 2x2 pixels in bf16.
+// The same in bf16, and the bytes that a tile takes with 48 outputs.
+AGF_INLINE int64_t winograd_bf16_tile_bytes(const Convolve& c) {
+  return (c.winograd + 2) * (c.winograd + 2) * (2 * c.in.channels + 4 * 3 * kLanes);
+}
 AGF_INLINE int64_t winograd_bf16_tiles(const Convolve& c) {
-  constexpr int64_t kBudget = 600 << 10, kSums = 3 * kLanes;
-  const int64_t fit = kBudget / (16 * (2 * c.in.channels + 4 * kSums)) / 8 * 8;
+  const int64_t fit = (int64_t{600} << 10) / winograd_bf16_tile_bytes(c) / 8 * 8;
   return fit < 8 ? 8 : fit > 64 ? 64 : fit;
 }
 
 AGF_INLINE int64_t scratch_bytes(const Convolve& c) {
   if (!c.winograd) return 0;
   if (c.in.cell == Cell::bf16) {
-    return 16 * (winograd_bf16_tiles(c) * (2 * c.in.channels + 4 * 3 * kLanes) + 128);
+    const int64_t points = (c.winograd + 2) * (c.winograd + 2);
+    return winograd_bf16_tiles(c) * winograd_bf16_tile_bytes(c) + points * 128;
   }
   const int64_t tiles = winograd_tiles(c), outputs = 3 * kLanes;
   const int64_t floats = tiles * c.in.channels + tiles * outputs + kWinogradInputs * outputs;

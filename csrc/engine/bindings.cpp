@@ -84,14 +84,14 @@ void bind_plans(py::module_& m) {
       .def("convolve",
            [](PlanBuilder& p, const Map& in, int64_t weights, int64_t taps, int64_t in_channels,
               const Map& sum, const Map& out, const Map& act, int64_t dequantise,
-              int64_t modulation, float sum_weight, float limit, bool winograd) {
+              int64_t modulation, float sum_weight, float limit, int64_t winograd) {
              p.add(Convolve{in, sum, out, act, taps, in_channels, weights, winograd, dequantise,
                             modulation, sum_weight, limit});
            },
            py::kw_only(), "in_"_a, "weights"_a, "taps"_a, "in_channels"_a, "sum"_a = none,
            "out"_a = none, "act"_a = none, "dequantise"_a = -1, "modulation"_a = -1,
            "sum_weight"_a = 0.0f, "limit"_a = std::numeric_limits<float>::infinity(),
-           "winograd"_a = false)
+           "winograd"_a = 0)
       .def("attend",
            [](PlanBuilder& p, const Map& qkv, const Map& out, int64_t heads, int64_t head_channels,
               int64_t head_stride, int64_t q, int64_t k, int64_t v, int64_t pixels_stride) {

@@ -57,7 +57,8 @@ struct Convolve {
   int64_t taps;            // 1 or 9
   int64_t in_channels;     // that count; a multiple of 4, at most in.channels
   int64_t weights;         // byte offset of the packed weights
-  bool winograd;           // by F(4x4, 3x3), in bf16 by F(2x2, 3x3) with transformed weights
+  int64_t winograd;        // n: by F(n x n, 3x3), 2 or 4 in bf16, with transformed weights, 4 in
+                           // float32; 0: directly
   int64_t dequantise;      // u8: byte offset of [2, out channels]: scale, and sum of weights * zero
   int64_t modulation;      // r = mp_silu(r * modulation), at this channel of all; -1: not
   float sum_weight, limit;  // r = clip(r + sum_weight * sum, limit) where there is `sum`

@@ -85,11 +85,12 @@ struct Checker {
             "a convolution must have 1 tap, or 9 and a border");
     require((c.in.cell == Cell::u8) == (c.dequantise >= 0), "u8 cells need scales, and only they");
     const bool narrow = c.in.cell == Cell::bf16;
-    const int64_t tile = narrow ? 2 : 4;
-    require(!c.winograd || (c.taps == 9 && c.in.cell != Cell::u8 && c.in.height % tile == 0 &&
-                            c.in.width % tile == 0 && c.in_channels == c.in.channels),
-            "Winograd needs 9 taps, float32 or bf16, and sizes divisible by 4 or 2");
-    weights(c.weights, (c.winograd && narrow ? 16 : c.taps) * c.in_channels * result.channels *
+    const int64_t tile = c.winograd, points = (tile + 2) * (tile + 2);
+    require(tile == 0 || ((tile == 4 || (tile == 2 && narrow)) && c.taps == 9 &&
+                          c.in.cell != Cell::u8 && c.in.height % tile == 0 &&
+                          c.in.width % tile == 0 && c.in_channels == c.in.channels),
+            "Winograd needs 9 taps, float32 or bf16, and sizes divisible by 4 or, in bf16, by 2");
+    weights(c.weights, (tile && narrow ? points : c.taps) * c.in_channels * result.channels *
                            cell_bytes(c.in.cell));
     if (c.dequantise >= 0) weights(c.dequantise, 2 * 4 * result.channels);
     require(c.modulation < 0 || c.modulation + result.channels <= plan.modulations,

@@ -2,7 +2,7 @@
 // forward, and the gradients of images and weights, each in 1/4 or 4/9 of the products. A thread
 // takes as many tiles at a time as keep their transforms near, so that nothing but images and
 // weights moves through memory.
-#include "conv3x3.h"
+#include "winograd.h"
 
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"

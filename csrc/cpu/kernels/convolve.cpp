@@ -36,6 +36,7 @@ void convolve_cells(const Convolve& c, const Frame& f) {
       const Walk start = walk;
       for (int p = 0; p < kPixels; ++p) {
         at[p] = f.pixel(c.in, walk.image, walk.y - reach, walk.x - reach);
+        expect(c, f, walk, panel * kLanes, taken * kLanes);
         if (p + 1 < valid) walk.next();  // the last pixel stands in for those past the end
       }
       multiply<cell>(taken, at, taps, c.taps, tap_bytes, f.weights + c.weights + panel * panel_bytes,

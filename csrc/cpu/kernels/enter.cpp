@@ -57,8 +57,7 @@ void enter(const Enter& e, const Frame& f) {
         AGF_VECTORISE
         for (int64_t j = 0; j < channels; ++j) values[j] = mp_silu(values[j]);
       } else {
-        AGF_VECTORISE
-        for (int64_t j = 0; j < channels; ++j) values[j] = quick_mp_silu(values[j]);
+        quick_mp_silu(values, channels);
       }
       put(values, f.pixel(e.act, at.image, at.y, at.x), channels, e.act);
       if (at.x == 0) clear_border(f, e.act, at.image, at.y, 0, channels);

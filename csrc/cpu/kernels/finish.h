@@ -26,7 +26,8 @@ void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin
       for (int j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
     } else {
       AGF_VECTORISE
-      for (int j = 0; j < count; ++j) r[j] = quick_mp_silu(r[j] * m[j]);
+      for (int j = 0; j < count; ++j) r[j] *= m[j];
+      quick_mp_silu(r, count);
     }
   }
   if (c.sum) {
@@ -39,6 +40,16 @@ void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin
     if (!*map) continue;
     put(r, f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell), count, *map);
     if (at.x == 0) clear_border(f, *map, at.image, at.y, begin, count);
+  }
+}
+
+// Has what `finish` will read and write there come to the cache while the sums are being made.
+inline void expect(const Convolve& c, const Frame& f, const Walk& at, int64_t begin, int64_t count) {
+  for (const Map* map : {&c.sum, &c.out, &c.act}) {
+    if (!*map) continue;
+    const char* cells = f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell);
+    const int64_t bytes = count * cell_bytes(map->cell);
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(cells + byte, map != &c.sum);
   }
 }
 

@@ -1,8 +1,14 @@
 // The exponential and mp_silu for results that are then rounded to 8 or 16 bits: half the
 // instructions of the exact ones in scalar.h, which bound the time of an entry and of attention.
 #pragma once
+#include <cstdint>
+#include <initializer_list>
+
 #include "cpu/chunks.h"
 #include "mp_silu.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace agf::AGF_ISA {
 
@@ -20,10 +26,35 @@ inline float quick_exp(float x) {
   return float_of(bits_of(p) + (bits_of(shifted) << 23));
 }
 
-// EDM2 eq. 81, as mp_silu; a NaN stays one.
-inline float quick_mp_silu(float x) {
+inline float quick_sigmoid(float x) {
   const float bounded = x < -80.0f ? -80.0f : x > 80.0f ? 80.0f : x;
-  return x * (1 / 0.596f) / (1.0f + quick_exp(-bounded));
+  return 1.0f / (1.0f + quick_exp(-bounded));
+}
+
+// EDM2 eq. 81, as mp_silu, of `count` values, a multiple of 16, in place; a NaN stays one.
+inline void quick_mp_silu(float* values, std::int64_t count) {
+#if defined(__AVX512F__)
+  // As quick_sigmoid, but for the division: a reciprocal within 6e-5, in place of ten cycles.
+  const __m512 bound = _mm512_set1_ps(80.0f), shift = _mm512_set1_ps(12582912.0f);
+  for (std::int64_t j = 0; j < count; j += 16) {
+    const __m512 x = _mm512_loadu_ps(values + j);
+    const __m512 bounded = _mm512_min_ps(bound, _mm512_max_ps(-bound, x));
+    const __m512 t = bounded * _mm512_set1_ps(-1.44269504f);
+    const __m512 shifted = t + shift;
+    const __m512 f = t - (shifted - shift);
+    __m512 p = _mm512_set1_ps(9.66636852e-03f);
+    for (const float c : {5.59219758e-02f, 2.40223490e-01f, 6.93121045e-01f, 1.0f}) {
+      p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+    }
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    const __m512 e = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power));
+    const __m512 inverse = _mm512_rcp14_ps(_mm512_set1_ps(1.0f) + e);
+    _mm512_storeu_ps(values + j, x * _mm512_set1_ps(1 / 0.596f) * inverse);
+  }
+#else
+  AGF_VECTORISE
+  for (std::int64_t j = 0; j < count; ++j) values[j] *= (1 / 0.596f) * quick_sigmoid(values[j]);
+#endif
 }
 
 // mp_silu and its slope for values of type T in memory.
@@ -33,7 +64,7 @@ inline Compute<T> mp_silu_for(Compute<T> x) {
     return mp_silu(x);
   } else {
     x = x < -80.0f ? -80.0f : x;  // below, the result is 0
-    return quick_mp_silu(x);
+    return x * (1 / 0.596f) * quick_sigmoid(x);
   }
 }
 
@@ -42,9 +73,9 @@ inline Compute<T> mp_silu_slope_for(Compute<T> x) {
   if constexpr (kInPlace<T>) {
     return mp_silu_slope(x);
   } else {
-    const float bounded = x < -80.0f ? -80.0f : x > 80.0f ? 80.0f : x;
-    const float s = 1.0f / (1.0f + quick_exp(-bounded));
-    return s * (1.0f + bounded * (1.0f - s)) * (1 / 0.596f);
+    x = x < -80.0f ? -80.0f : x;  // below, the result is 0
+    const float s = quick_sigmoid(x);
+    return s * (1.0f + x * (1.0f - s)) * (1 / 0.596f);
   }
 }
 

@@ -154,9 +154,15 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
                                         float* out) {
   using D = Dot<cell>;
   constexpr int vectors = panels * kVectors;
-  typename D::Sum sums[kPixels][vectors] = {};
+  // Unrolled, all of it: a loop over the sums, to clear or to store them, would put them in memory.
+  typename D::Sum sums[kPixels][vectors];
   const char* base[kPixels];
-  for (int p = 0; p < kPixels; ++p) base[p] = pixels[p];
+#pragma GCC unroll 16
+  for (int p = 0; p < kPixels; ++p) {
+    base[p] = pixels[p];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) sums[p][v] = typename D::Sum{};
+  }
   for (int64_t t = 0; t < num_taps; ++t) {
     const int64_t end = taps[t] + tap_bytes;
     for (int64_t i = taps[t]; i < end; i += advance) {
@@ -174,7 +180,9 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
       weights += step;
     }
   }
+#pragma GCC unroll 16
   for (int p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
       *reinterpret_cast<Floats*>(out + (p * vectors + v) * kWidth) = D::value(sums[p][v]);
     }

@@ -121,9 +121,14 @@ template <int tiles, int panels>
 __attribute__((noinline)) void multiply(const float* v, int64_t stride, const float* u,
                                         int64_t inputs, bool add, float* m) {
   constexpr int vectors = panels * kVectors;
-  Floats sums[tiles][vectors] = {};
+  Floats sums[tiles][vectors];
   const float* at[tiles];
-  for (int p = 0; p < tiles; ++p) at[p] = v + p * stride;
+#pragma GCC unroll 16
+  for (int p = 0; p < tiles; ++p) {
+    at[p] = v + p * stride;
+#pragma GCC unroll 16
+    for (int i = 0; i < vectors; ++i) sums[p][i] = Floats{};
+  }
   for (int64_t ch = 0; ch < inputs; ++ch) {
     Floats w[vectors];
 #pragma GCC unroll 16
@@ -135,7 +140,9 @@ __attribute__((noinline)) void multiply(const float* v, int64_t stride, const fl
     }
     u += panels * kLanes;
   }
+#pragma GCC unroll 16
   for (int p = 0; p < tiles; ++p) {
+#pragma GCC unroll 16
     for (int i = 0; i < vectors; ++i) {
       auto* to = reinterpret_cast<Floats*>(m + (p * vectors + i) * kWidth);
       *to = add ? *to + sums[p][i] : sums[p][i];
