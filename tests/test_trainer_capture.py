@@ -96,7 +96,7 @@ def test_the_tape_refuses_a_read():
 def test_graphs_want_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
-    with pytest.raises(ValueError, match="graph must be off except in one process on a GPU"):
+    with pytest.raises(ValueError, match="graph must be off except on a GPU, got device cpu"):
         step.Trainer(TrainOptions(**OPTIONS, graph=True))
     with pytest.raises(ValueError, match="device must be there, got cuda with"):
         step.Trainer(TrainOptions(**OPTIONS, device="cuda"))
