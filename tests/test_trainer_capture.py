@@ -116,7 +116,7 @@ def test_a_graph_is_of_what_was_warmed_up_and_has_its_own_workspaces(monkeypatch
 def test_graphs_want_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
-    with pytest.raises(ValueError, match="graph must be off except in one process on a GPU"):
+    with pytest.raises(ValueError, match="graph must be off except on a GPU, got device cpu"):
         step.Trainer(TrainOptions(**OPTIONS, graph=True))
     with pytest.raises(ValueError, match="device must be there, got cuda with"):
         step.Trainer(TrainOptions(**OPTIONS, device="cuda"))

@@ -31,6 +31,9 @@ def test_help_shows_examples(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
     assert "examples:" in out and f"autoguide-fast {command} --" in out
+    # A command that goes on in the next line says so.
+    lines = out[out.index("examples:") :].splitlines()
+    assert not [line for line in lines if line.count(" --") and "       --" in line.strip()]
 
 
 def test_train_and_resume(capsys, tmp_path):

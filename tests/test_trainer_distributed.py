@@ -119,6 +119,35 @@ def test_pairs_train_sharded(tmp_path):
     assert pictures[0] == pictures[1] and len(pictures[0]) == 7
 
 
+# Trains like the command, with steps recorded on a tape; says how often it was played.
+_TAPED = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from tape import StepTape
+from test_trainer_distributed import main, step
+
+tape, real = StepTape(), step.Trainer.__init__
+
+def taped(self, options, source=None, processes=None):
+    real(self, options, source, processes, tape)
+
+step.Trainer.__init__ = taped
+code = main(["train", *sys.argv[1:]])
+print("replays:", tape.replays)
+sys.exit(code)
+"""
+
+
+def test_processes_train_on_recorded_steps_as_one_does(alone, tmp_path):
+    program = tmp_path / "taped.py"
+    program.write_text(_TAPED)
+    run = torchrun(2, "--out", tmp_path / "run", *OPTIONS, "--microbatch", 4, program=(program,))
+    assert run.returncode == 0, run.stderr
+    # Ten steps of two passes and an update, of which each was first run three times.
+    assert run.stdout.count(f"replays: {2 * 10 + 10 - 2 * 3}") == 2
+    assert_same_run(alone, tmp_path / "run")
+
+
 NAMES = ("one", "two")
 
 _draw = step.draw
@@ -197,6 +226,7 @@ def test_a_dying_process_ends_the_job_and_a_restart_resumes_it(alone, tmp_path, 
         assert run.returncode != 0
         assert "exitcode: 7" in run.stderr or "exitcode  : 7" in run.stderr
         assert "all 2 processes must stay alive" in run.stderr
+        assert "repeat the command with --resume auto" in run.stderr
         assert state_in(tmp_path / "run")["nimg"] == 64
 
 
@@ -204,6 +234,13 @@ def test_bad_input_is_said_once(tmp_path):
     run = torchrun(2, "--out", tmp_path / "run", "--batch", 15, "--duration", 150)
     assert run.returncode != 0
     assert run.stderr.count("batch must be a multiple of the 2 processes, got 15") == 1
+
+
+def test_a_dry_run_is_printed_once(tmp_path):
+    run = torchrun(2, "--dry-run", "--batch", 16, "--duration", 160)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("main:") == 1
+    assert "of a pass of 8 images" in run.stdout and "on 2 processes" in run.stdout
 
 
 def test_exit_code_is_defined():

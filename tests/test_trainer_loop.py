@@ -230,6 +230,16 @@ def test_bad_folders(tmp_path):
         loop.train(changed, tmp_path / "run", resume=True, progress=False)
 
 
+def test_a_checkpoint_of_another_version_is_named(tmp_path):
+    options = TrainOptions(**TINY, duration=32, snapshots=1)
+    trainer = loop.train(options, tmp_path / "run", progress=False)
+    state = trainer.state_dict()
+    del state["format"]  # as before there was a number
+    durable.save_checkpoint(tmp_path / "run" / loop.CHECKPOINTS, 48, state)
+    with pytest.raises(ValueError, match="must have format 2, got 1, that of another version"):
+        loop.train(options, tmp_path / "run", resume=True, progress=False)
+
+
 def test_a_run_that_diverges_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "step", lambda self: float("nan"))
     with pytest.raises(FloatingPointError, match="loss must stay finite, got nan"):

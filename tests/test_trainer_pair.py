@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -154,6 +155,11 @@ def test_what_is_printed_can_be_run(capsys, tmp_path):
     assert len(list((tmp_path / "samples").glob("*.png"))) >= 4
 
 
+def test_a_folder_with_a_pair_is_named_as_it_was_given(capsys, trained):
+    code, _, err = run(capsys, "train", "--out", trained, *SMALL, "--guide", "2:T/2")
+    assert code == 2 and f"must be a folder without a run, got {trained}; add --resume" in err
+
+
 def test_an_interrupted_pair_goes_on(tmp_path):
     main = TrainOptions(channels=4, channels_per_head=4, batch=16, duration=64, snapshots=2)
     guide = pair.parse_guide("2:T/2", main, changes={"channels_per_head": 2})
@@ -174,8 +180,9 @@ def test_an_interrupted_pair_goes_on(tmp_path):
     for a, b in ((whole.main, last.main), (whole.guide, last.guide)):
         assert all(map(torch.equal, a.net.state_dict().values(), b.net.state_dict().values()))
     other = pair.parse_guide("2:T/4", main, changes={"channels_per_head": 2})
-    with pytest.raises(ValueError, match="guide was 2:T/2, is 2:T/4"):
-        pair.train_pair(main, other, tmp_path / "part", resume=True, progress=False)
+    changed = dataclasses.replace(main, lr=0.1)
+    with pytest.raises(ValueError, match=r"lr was 0.01, is 0.1, guide was 2:T/2, is 2:T/4; repeat"):
+        pair.train_pair(changed, other, tmp_path / "part", resume=True, progress=False)
 
 
 def test_resume_auto_starts_and_goes_on(capsys, tmp_path):
@@ -194,6 +201,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(capsys, tmp_path):
     assert "280.21 M" in out and "124.71 M" in out
     assert "100.8 GMAC on one image = 201.6 GFLOP" in out
     assert "the guide adds 5.6 % to the main net's training, counted in MAC" in out
+    assert "for the activations of a pass of 64 images (--microbatch N: of N)" in out
 
 
 def test_plot_draws_both_nets(capsys, trained, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -23,7 +24,7 @@ examples:
       --data latents.zip --preset edm2-img512-s --guide xs:T/16 --precision bf16
 
   # one whose weights, moments and averages do not fit into one process
-  torchrun --nproc-per-node 8 -m autoguide_fast.cli train --out runs/xxl --shard \
+  torchrun --nproc-per-node 8 -m autoguide_fast.cli train --out runs/xxl --shard \\
       --data latents.zip --preset edm2-img512-xxl --precision bf16 --microbatch 16
 
   # a net without labels, for classifier-free guidance
@@ -80,7 +81,7 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "shard": ("", "split weights, moments and averages among the processes, where one cannot "
                       "hold them (FSDP2)"),
         "compile": ("", "run the net through torch.compile"),
-        "graph": ("", "record a step as CUDA graphs and replay them; one process on a GPU"),
+        "graph": ("", "record a step as CUDA graphs and replay them, on a GPU; not with --shard"),
     },
     "averages": {
         "ema": ("S", "sigma_rel of each average that is tracked"),
@@ -180,7 +181,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("train: --out must name the folder of the run; add --out runs/NAME")
     main, guide = _job(arguments)
     if arguments.dry_run:
-        print(_dry_run(main, guide))
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all come here
+            print(_dry_run(main, guide))
         return 0
     for name, least in (("grid", 0), ("checkpoint_minutes", 0)):
         if not getattr(arguments, name) >= least:
@@ -295,8 +297,6 @@ def _changes(pairs: list[str]) -> dict:
 
 
 def _dry_run(main: TrainOptions, guide) -> str:
-    import os
-
     from . import plan
     from .sources import shape_of
 

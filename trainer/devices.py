@@ -12,16 +12,15 @@ def choose_device(options: TrainOptions, processes: Processes) -> torch.device:
     """The device on which this process trains: what `options.device` says, 'auto' a GPU if any.
 
     Raises:
-        ValueError: there is no GPU, or none for this process, or `options.graph` does not fit.
+        ValueError: there is no GPU, or none for this process, or `options.graph` without one.
     """
     if options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available()):
         device = torch.device("cpu")
     else:
         device = _own_gpu(processes.local_rank)
-    if options.graph and (device.type != "cuda" or processes.count > 1):
+    if options.graph and device.type != "cuda":
         raise ValueError(
-            f"train: graph must be off except in one process on a GPU, got {processes.count} on "
-            f"{device.type}; leave out --graph"
+            f"train: graph must be off except on a GPU, got device {device.type}; leave out --graph"
         )
     return device
 

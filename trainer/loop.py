@@ -76,7 +76,7 @@ def train(
     out = Path(out)
     processes = processes if processes is not None else Processes()
     with processes.speaking_once():
-        check_folder(out, resume)
+        check_folder(out, resume, has_run(out))
         trainer = Trainer(options, processes=processes)
         if resume:
             report = _warn if processes.first else (lambda text: None)
@@ -161,14 +161,14 @@ def has_run(out: Path) -> bool:
     return bool(checkpoint_files(out / CHECKPOINTS))
 
 
-def check_folder(out: Path, resume: bool) -> None:
-    """Raises ValueError where a run cannot begin, or go on, in the folder `out`."""
-    if resume and not has_run(out):
+def check_folder(out: Path, resume: bool, begun: bool) -> None:
+    """Raises ValueError where a run cannot begin in the folder `out`, or go on if it has begun."""
+    if resume and not begun:
         raise ValueError(
             f"train: out must hold a checkpoint to resume from, got {out} without one; leave out "
             "--resume to start there"
         )
-    if not resume and has_run(out):
+    if not resume and begun:
         raise ValueError(
             f"train: out must be a folder without a run, got {out}; add --resume to go on with "
             "that run, or choose another folder"

@@ -180,7 +180,11 @@ class TrainOptions:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def refuse_changes(self, stored: dict) -> None:
-        """Raises ValueError, naming each option, where a stored run has other ones.
+        """Raises ValueError, naming each option, where a stored run has other ones."""
+        refuse_changes(*self.changes(stored))
+
+    def changes(self, stored: dict) -> tuple[dict, dict]:
+        """What a stored run has otherwise and must not, as it was and as it is, by name.
 
         `duration` may grow, and how a step is cut and what runs it may change. An option that the
         stored run does not know counts as its default.
@@ -191,7 +195,7 @@ class TrainOptions:
         changed = [name for name in fixed if mine[name] != before[name]]
         if mine["duration"] < before["duration"]:
             changed.append("duration")
-        refuse_changes({k: before[k] for k in changed}, {k: mine[k] for k in changed})
+        return {k: before[k] for k in changed}, {k: mine[k] for k in changed}
 
 
 def refuse_changes(before: dict, now: dict) -> None:

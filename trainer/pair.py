@@ -162,11 +162,11 @@ def train_pair(
     with processes.speaking_once():
         choose_device(main, processes)
         if resume != begun:
-            check_folder(out / GUIDE if has_run(out / GUIDE) else out, resume)
+            check_folder(out, resume, begun)
         stored = stored_job(out)
         if begun and stored:
-            main.refuse_changes(stored["main"])
-            refuse_changes({k: stored.get(k) for k in asked}, asked)
+            before, now = main.changes(stored["main"])
+            refuse_changes(before | {k: stored.get(k) for k in asked}, now | asked)
     processes.wait()  # nobody writes before all have read
     log = RunLog(out, processes.first)
     if processes.first:

@@ -24,7 +24,8 @@ class Plan:
 
     parameters: count; macs: multiply-accumulates of one evaluation on one image; images: of the
     run; state_bytes: weights, gradients, Adam's moments and averages of one process;
-    activation_bytes: what one pass keeps for its backward pass, of one process.
+    activation_bytes: what one pass keeps for its backward pass, of one process; micro: the images
+    of a pass.
     """
 
     parameters: int
@@ -32,6 +33,7 @@ class Plan:
     images: int
     state_bytes: int
     activation_bytes: int
+    micro: int
 
     @property
     def training_macs(self) -> float:
@@ -70,7 +72,7 @@ def plan(
     tensors = 1 + 1 + 2 + len(options.ema)
     holders = processes if options.shard else 1
     return Plan(parameters, counter.get_total_flops() // 2, options.duration,
-                4 * parameters * tensors // holders, kept * micro)  # fmt: skip
+                4 * parameters * tensors // holders, kept * micro, micro)  # fmt: skip
 
 
 def _kept_bytes(net: torch.nn.Module, arguments: tuple) -> int:
@@ -123,7 +125,8 @@ def report(plans: dict[str, Plan], processes: int, speed: float) -> str:
             f"  training           {p.images:,} images, {_count(p.training_macs)}MAC = "
             f"{_count(2 * p.training_macs)}FLOP",
             f"  memory             {_bytes(p.state_bytes)} for weights, gradients, Adam and "
-            f"averages + about {_bytes(p.activation_bytes)} for activations, in each process",
+            f"averages + about {_bytes(p.activation_bytes)} for the activations of a pass of "
+            f"{p.micro} image{'s' * (p.micro > 1)} (--microbatch N: of N), in each process",
             f"  time               at least {_duration(seconds)} on {processes} process"
             f"{'es' * (processes > 1)} like this one, at the {_count(2 * speed)}FLOP/s of a large "
             "convolution here",

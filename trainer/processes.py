@@ -93,6 +93,15 @@ class Processes:
             dist.all_reduce(total)
         return total.tolist()
 
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        """Makes of contiguous tensors, in place, their means over all processes."""
+        if self.count == 1:
+            return
+        with self.together():
+            for work in [dist.all_reduce(t, async_op=True) for t in tensors]:
+                work.wait()
+        torch._foreach_div_(tensors, self.count)
+
     def wait(self) -> None:
         """Returns when every process has come here."""
         self.sum(0.0)
@@ -121,7 +130,8 @@ class Processes:
                 raise
             raise ConnectionError(
                 f"train: all {self.count} processes must stay alive, got a lost connection in "
-                f"process {self.rank}; look above for what ended the other one, then add --resume"
+                f"process {self.rank}; look above for what ended the other one, then "
+                "repeat the command with --resume auto"
             ) from error
 
 

@@ -23,6 +23,7 @@ from .loss import EDM2Loss
 from .optimizer import (
     LossScale,
     Update,
+    gradients_of,
     load_moments,
     make_optimizer,
     moments,
@@ -33,6 +34,8 @@ from .options import TrainOptions
 from .processes import Processes
 from .schedule import learning_rate
 from .sources import check_source, encode, image_channels, open_source
+
+FORMAT = 2  # of `Trainer.state_dict`; to be raised when an older one cannot be read any more
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,6 +75,7 @@ class Trainer:
 
     With `options.graph` a pass and the update that ends a step are each recorded once as a CUDA
     graph and then replayed; nothing in them reads the device, which is done once, after the step.
+    Several processes average their gradients between the two.
 
     Args:
         options: what to train.
@@ -115,7 +119,9 @@ class Trainer:
         self.ema = PowerFunctionEMA(self.net, options.ema)
         if options.compile:
             compile_net(self.net)
-        self.model = self.net if self.sharded else self.processes.wrap(self.net)
+        # The exchange that DDP weaves into the backward pass cannot be recorded with it.
+        alone = self.sharded or self._recorder is not None
+        self.model = self.net if alone else self.processes.wrap(self.net)
         self.loss = EDM2Loss(options.P_mean, options.P_std, options.sigma_data)
         self.scale = LossScale(options.precision, options.loss_scale, self.device)
         self._total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -147,6 +153,8 @@ class Trainer:
                 self._run_pass(inputs)
         if self.sharded:
             sharding.mean_gains(self.net, self.processes.count)
+        if self._recorder is not None:
+            self.processes.average(gradients_of(self.optimizer))
         self.lr = learning_rate(self.nimg, o.batch, o.lr, o.decay, o.rampup)
         set_rate(self.optimizer, self.lr)
         self._run_update()
@@ -283,6 +291,7 @@ class Trainer:
         Of a sharded net all processes must ask, and the first gets it.
         """
         state = {
+            "format": FORMAT,
             "options": self.options.as_dict(),
             "nimg": self.nimg,
             "seconds": self.seconds,
@@ -300,8 +309,16 @@ class Trainer:
         """Restores `state_dict()`, by whatever number of processes it was written.
 
         Raises:
-            ValueError: the state belongs to a run with other options, each of which is named.
+            ValueError: the state belongs to a run with other options, each of which is named, or
+                was written by a version of this package that wrote it otherwise.
         """
+        form = state.get("format", 1)
+        if form != FORMAT:
+            raise ValueError(
+                f"train: a checkpoint must have format {FORMAT}, got {form}, that of another "
+                "version of autoguide_fast; finish the run with that version, or choose another "
+                "--out and start again"
+            )
         self.options.refuse_changes(state["options"])
         self.close()
         self._record_anew()
