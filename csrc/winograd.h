@@ -1,9 +1,9 @@
 // Arithmetic of Winograd's convolutions: F(4x4, 3x3), 16 results from 36 products instead of 144,
 // and F(2x2, 3x3), 4 results from 16 products instead of 36, which bears bfloat16 better.
 //
-// The six points of the first are 0, +-2/3, +-3/2 and infinity. The usual 0, +-1, +-2 lose four times more of
-// float32: over 64 channels of unit variance the largest error is 5e-6 here, 3e-5 there, and 3e-6
-// in a plain sum.
+// The six points of the first are 0, +-2/3, +-3/2 and infinity. The usual 0, +-1, +-2 lose four
+// times more of float32: over 64 channels of unit variance the largest error is 5e-6 here, 3e-5
+// there, and 3e-6 in a plain sum.
 #pragma once
 #include "scalar.h"
 
@@ -77,7 +77,8 @@ AGF_HD void winograd2_output(V m0, V m1, V m2, V m3, V* y, int stride) {
 }
 
 // The two ways under common names, with the adjoints of their transforms, through which the
-// gradient of the weights comes back. Each function transforms one line of values; results lie `stride` apart.
+// gradient of the weights comes back. Each function transforms one line of values; results lie
+// `stride` apart.
 struct WinogradF4 {
   static constexpr int kTile = 4, kWindow = 6;
 
