@@ -1,5 +1,7 @@
 """Training's 3x3 convolution: values and gradients, bits, bad input, and where it is taken."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,3 +137,13 @@ def test_layers_take_it_in_training_alone(training, monkeypatch):
     assert relative_error(y, expected) < GRADIENT[torch.float32]
     for unfit in (x.double(), x[:1], x.contiguous(), x[:, :, :, :15]):
         assert not ops.conv3x3_pays(unfit, layer.weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_trace_as_one_graph(dtype):
+    """The choice between the two convolutions must not end a compiled graph."""
+    layer = MPConv(16, 16, [3, 3]).train()
+    x = torch.randn(8, 16, 16, 16).to(dtype).contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(layer)  # a pass in training normalises the stored weight
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), plain(x))

@@ -11,8 +11,9 @@ _conv3x3_backward_x = op("conv3x3_backward_x")
 _conv3x3_backward_weight = op("conv3x3_backward_weight")
 
 _CHANNELS = 16  # of which the operator takes multiples
-# Tile in pixels by type. In bfloat16 the processor must multiply it, else oneDNN is faster.
-_TILES = {torch.float32: 4, torch.bfloat16: 2}
+_TILES = {torch.float32: 4, torch.bfloat16: 2}  # in pixels
+# Else oneDNN is faster in bfloat16. A constant, which torch.compile can trace.
+_MULTIPLIES_BFLOAT16 = build_info()["isa"] == "avx512_bf16"
 # Fewer pixels do not make up for the transforms of the weights, which are several times their size.
 _LEAST_PIXELS = {torch.float32: 2048, torch.bfloat16: 512}
 
@@ -51,7 +52,7 @@ def conv3x3_pays(x, weight):
     """Whether `conv3x3` can take these, and is faster there than `torch.nn.functional.conv2d`."""
     if x.device.type != "cpu" or x.dtype not in _TILES or weight.shape[2:] != (3, 3):
         return False
-    if x.dtype == torch.bfloat16 and build_info()["isa"] != "avx512_bf16":
+    if x.dtype == torch.bfloat16 and not _MULTIPLIES_BFLOAT16:
         return False
     (n, c, h, w), k, tile = x.shape, weight.shape[0], _TILES[x.dtype]
     fits = c % _CHANNELS == k % _CHANNELS == h % tile == w % tile == 0
