@@ -1,4 +1,6 @@
 """Loads the compiled extension, or says in one sentence what to do."""
+import platform
+
 import torch
 
 # The range of pyproject.toml. Within it the extension is safe by torch's stable ABI.
@@ -32,6 +34,14 @@ def build_info():
     """
     return _C.build_info()
 
+
+# Types in which a CPU multiplies; to be asked of those that x86 processors differ in. A constant,
+# which torch.compile can trace.
+MULTIPLIED = {torch.float32, torch.float64}
+if platform.machine() not in ("x86_64", "AMD64"):
+    MULTIPLIED |= {torch.bfloat16, torch.float16}  # PyTorch knows better
+elif build_info()["isa"] == "avx512_bf16":
+    MULTIPLIED |= {torch.bfloat16}
 
 set_isa = _C.set_isa
 Map, Plan = _C.Map, _C.Plan

@@ -5,7 +5,7 @@ import numbers
 import torch
 import torch.nn.functional as F
 
-from . import ops
+from . import ops, products
 from .nn import MPConv, MPFourier
 
 
@@ -109,7 +109,7 @@ class Block(torch.nn.Module):
     def _attend(self, x):
         """Cosine self-attention over the pixels (EDM2 fig. 21)."""
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
-        y = _attention(q, k, v)  # [N, heads, H*W, channels]
+        y = products.attention(q, k, v)  # [N, heads, H*W, channels]
         # Attention leaves a pixel's channels side by side, so that this copies nothing.
         y = y.transpose(1, 2).reshape(x.shape[0], *x.shape[2:], x.shape[1])
         return self.attn_proj(y.permute(0, 3, 1, 2))
@@ -385,21 +385,6 @@ class Precond(torch.nn.Module):
                 f"{list(class_labels.shape)}; use torch.nn.functional.one_hot on class indices"
             )
         return class_labels.to(dtype)
-
-
-# Queries up to which attention with all its scores in memory is faster on a CPU than PyTorch's
-# fused one, whose backward pass is slow there for so few of them, above all in 16 bits.
-_FEW_QUERIES = {torch.float32: 64, torch.bfloat16: 256}
-
-
-def _attention(q, k, v):
-    """`softmax(q k^T / sqrt(channels)) v` of `[N, heads, pixels, channels]`, contiguous."""
-    # On "meta", where memory is counted ahead of a run, as on a CPU.
-    if q.device.type not in ("cpu", "meta") or q.shape[2] > _FEW_QUERIES.get(q.dtype, 0):
-        return F.scaled_dot_product_attention(q, k, v)
-    shape, (q, k, v) = q.shape, (part.flatten(0, 1) for part in (q, k, v))
-    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
-    return (scores.softmax(dim=-1) @ v).view(shape)
 
 
 def _multiple(model_channels, mult, default):

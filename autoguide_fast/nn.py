@@ -3,9 +3,8 @@
 import math
 
 import torch
-import torch.nn.functional as F
 
-from . import ops
+from . import ops, products
 
 
 class MPConv(torch.nn.Module):
@@ -44,13 +43,13 @@ class MPConv(torch.nn.Module):
         if channels_last:
             weight = weight.permute(0, 3, 1, 2)
         if weight.ndim == 2:
-            return x @ weight.t()
+            return products.linear(x, weight)
         if weight.shape[-1] == 1 and x.stride(1) == 1:
             # On channels-last images a product of matrices, which libraries run faster.
-            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+            return products.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
         if self.training and ops.conv3x3_pays(x, weight):
             return ops.conv3x3(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        return products.conv2d(x, weight)
 
     def extra_repr(self):
         return f"weight={list(self.weight.shape)}"

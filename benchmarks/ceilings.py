@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from autoguide_fast._extension import MULTIPLIED
+
 GFLOPS = "GFLOP/s"
 # 256 -> 256 channels at 64x64, channels-last; and a product of squares.
 CHANNELS, SIZE, SQUARE = 256, 64, 2048
@@ -35,7 +37,12 @@ def copy():
 
 @functools.cache
 def arithmetic(dtype):
-    """Return the faster of product and convolution in `dtype`; None where torch has neither."""
+    """Return the faster of product and convolution in `dtype`; None where torch has neither.
+
+    A floating type that this processor does not multiply has float32's ceiling.
+    """
+    if dtype.is_floating_point and dtype not in MULTIPLIED:
+        dtype = torch.float32
     made = {torch.int8: _int8}.get(dtype, _floating)(dtype)
     return max(made, key=_speed, default=None)
 

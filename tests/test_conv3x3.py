@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from op_samples import lay_out
-from tolerances import GRADIENT, relative_error
+from tolerances import GRADIENT, OP, relative_error
 
 from autoguide_fast import ops
 from autoguide_fast.nn import MPConv
@@ -21,8 +21,10 @@ SHAPES = [
     ((5, 48, 16, 4), 80),
     ((9, 16, 16, 12), 16),
 ]
-# The largest tile of each type divides these; bfloat16 also takes half of it.
 DTYPES = [torch.float32, torch.bfloat16]
+# A type, and whether it is widened for products. The largest tile divides the shapes above;
+# products of bfloat16 also take half of it.
+WAYS = [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
 LAYOUTS = ["contiguous", "channels_last", "channels_last_sliced"]
 
 
@@ -34,28 +36,28 @@ def drawn(shape, outputs, layout="channels_last", dtype=torch.float32):
     return [lay_out(torch.randn(s, generator=generator).to(dtype), layout) for s in shapes]
 
 
-def passes(function, x, weight, grad):
+def passes(function, x, weight, grad, **options):
     """Result, gradient of the images, gradient of the weight."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    y = function(x, weight)
+    y = function(x, weight, **options)
     return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
 
 
 @pytest.mark.parametrize("isa", OPERATOR_ISAS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "widen"), WAYS)
 @pytest.mark.parametrize(("shape", "outputs"), [*SHAPES, ((3, 16, 2, 6), 32)])
-def test_value_and_gradients(shape, outputs, layout, dtype, isa):
-    if shape[2] % 4 and dtype == torch.float32:
+def test_value_and_gradients(shape, outputs, layout, dtype, widen, isa):
+    if shape[2] % 4 and (widen or dtype == torch.float32):
         pytest.skip("tiles of float32 are 4x4")
     tensors = drawn(shape, outputs, layout, dtype)
     expected = passes(ops.conv3x3_reference, *(t.double().contiguous() for t in tensors))
     with _instructions(isa):
-        found = passes(ops.conv3x3, *tensors)
+        found = passes(ops.conv3x3, *tensors, widen=widen)
     for value, reference in zip(found, expected, strict=True):
         assert value.dtype == dtype
         assert value.is_contiguous(memory_format=torch.channels_last)
-        assert relative_error(value, reference) < GRADIENT[dtype]
+        assert relative_error(value, reference) < (OP[dtype] / 2 if widen else GRADIENT[dtype])
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
@@ -70,13 +72,14 @@ def test_one_gradient_alone(wanted):
 
 @pytest.mark.parametrize("name", ["conv3x3", "conv3x3_backward_x", "conv3x3_backward_weight"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(name, layout):
-    x, weight, grad = drawn(*SHAPES[1], layout)
+@pytest.mark.parametrize(("dtype", "widen"), WAYS)
+def test_opcheck(name, layout, dtype, widen):
+    x, weight, grad = drawn(*SHAPES[1], layout, dtype)
     operator = getattr(torch.ops.autoguide_fast, name).default
     if name == "conv3x3":
-        torch.library.opcheck(operator, (x.requires_grad_(), weight.requires_grad_()))
+        torch.library.opcheck(operator, (x.requires_grad_(), weight.requires_grad_(), widen))
     else:
-        torch.library.opcheck(operator, (grad, x, weight))
+        torch.library.opcheck(operator, (grad, x, weight, widen))
 
 
 def test_empty():
@@ -112,7 +115,7 @@ BAD = {
     r"weight must be \[out, 16, 3, 3\]": lambda: ops.conv3x3(X, W[:, :8]),
     "height and a width divisible by 4": lambda: ops.conv3x3(X[:, :, 1:], W),
     "channels divisible by 16": lambda: ops.conv3x3(X, W[:8]),
-    "grad must be that of x": lambda: torch.ops.autoguide_fast.conv3x3_backward_x(X, X, W),
+    "grad must be that of x": lambda: torch.ops.autoguide_fast.conv3x3_backward_x(X, X, W, False),
 }
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from golden import golden, golden_net, state_dict
 from nets import tiny
-from tolerances import GOLDEN_NETWORK, GRADIENT, relative_error
+from tolerances import GOLDEN_NETWORK, relative_error
 
-from autoguide_fast.networks import Block, Precond, _attention
+from autoguide_fast.networks import Block, Precond
 from autoguide_fast.textbook import TextbookPrecond
 
 NAMES = ("denoiser_conditional", "denoiser_unconditional")
@@ -336,23 +336,3 @@ def test_bad_options(options, message):
 def test_options_must_be_plain():
     with pytest.raises(TypeError, match="options must be numbers"):
         tiny(clip_act=torch.tensor(1.0))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("side", [4, 8, 17])
-def test_attention(dtype, side):
-    """Both ways to compute it, for few and for many queries, forward and backward."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, 3, side * side, 16)
-    parts = [torch.randn(shape, generator=generator).to(dtype) for _ in range(4)]
-    expected = attended(torch.nn.functional.scaled_dot_product_attention, torch.float64, *parts)
-    found = attended(_attention, dtype, *parts)
-    for value, reference in zip(found, expected, strict=True):
-        assert value.dtype == dtype and value.shape == shape
-        assert relative_error(value, reference) < GRADIENT[dtype]
-
-
-def attended(function, dtype, q, k, v, grad):
-    leaves = [part.to(dtype).requires_grad_() for part in (q, k, v)]
-    y = function(*leaves)
-    return y.detach(), *torch.autograd.grad(y, leaves, grad.to(dtype))

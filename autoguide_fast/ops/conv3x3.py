@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .._extension import build_info
+from .._extension import MULTIPLIED, build_info
 from ._library import backward, fake, op
 
 _conv3x3 = op("conv3x3")
@@ -11,14 +11,15 @@ _conv3x3_backward_x = op("conv3x3_backward_x")
 _conv3x3_backward_weight = op("conv3x3_backward_weight")
 
 _CHANNELS = 16  # of which the operator takes multiples
-_TILES = {torch.float32: 4, torch.bfloat16: 2}  # in pixels
-# Else oneDNN is faster in bfloat16. A constant, which torch.compile can trace.
-_MULTIPLIES_BFLOAT16 = build_info()["isa"] == "avx512_bf16"
-# Fewer pixels do not make up for the transforms of the weights, which are several times their size.
-_LEAST_PIXELS = {torch.float32: 2048, torch.bfloat16: 512}
+_WIDENS = torch.bfloat16 not in MULTIPLIED
+_TILES = {torch.float32: 4, torch.bfloat16: 4 if _WIDENS else 2}  # in pixels
+# Fewer pixels do not make up for the transforms of the weights, which are several times their size;
+# in float32 beside oneDNN's convolutions for AVX-512 sooner than beside those for AVX2.
+_LEAST_FLOAT32 = 512 if build_info()["isa"] == "avx2" else 2048
+_LEAST_PIXELS = {torch.float32: _LEAST_FLOAT32, torch.bfloat16: _LEAST_FLOAT32 if _WIDENS else 512}
 
 
-def conv3x3(x, weight):
+def conv3x3(x, weight, widen=_WIDENS):
     """Convolve images with a 3x3 kernel, zeros around them, by Winograd's minimal products.
 
     `torch.nn.functional.conv2d(x, weight, padding=1)`; forward and the gradients of images and
@@ -28,8 +29,10 @@ def conv3x3(x, weight):
 
     Args:
         x: `[N, C, H, W]` float32 or bfloat16, on the CPU; C divisible by 16, H and W by 4 or, in
-            bfloat16, by 2.
+            products of bfloat16, by 2.
         weight: `[K, C, 3, 3]` of the same dtype, K divisible by 16.
+        widen: whether bfloat16 is multiplied as float32 is; by default where the processor does not
+            multiply it.
 
     Returns:
         `[N, K, H, W]`, channels-last.
@@ -40,10 +43,10 @@ def conv3x3(x, weight):
 
     Differentiable (once).
     """
-    return _conv3x3(x, weight)
+    return _conv3x3(x, weight, widen)
 
 
-def conv3x3_reference(x, weight):
+def conv3x3_reference(x, weight, widen=_WIDENS):
     """`conv3x3` in plain PyTorch."""
     return F.conv2d(x, weight, padding=1)
 
@@ -51,8 +54,6 @@ def conv3x3_reference(x, weight):
 def conv3x3_pays(x, weight):
     """Whether `conv3x3` can take these, and is faster there than `torch.nn.functional.conv2d`."""
     if x.device.type != "cpu" or x.dtype not in _TILES or weight.shape[2:] != (3, 3):
-        return False
-    if x.dtype == torch.bfloat16 and not _MULTIPLIES_BFLOAT16:
         return False
     (n, c, h, w), k, tile = x.shape, weight.shape[0], _TILES[x.dtype]
     fits = c % _CHANNELS == k % _CHANNELS == h % tile == w % tile == 0
@@ -66,30 +67,32 @@ def _channels_last(shape, like):
 
 
 @fake("conv3x3")
-def _(x, weight):
+def _(x, weight, widen):
     return _channels_last((x.shape[0], weight.shape[0], *x.shape[2:]), x)
 
 
 @fake("conv3x3_backward_x")
-def _(grad, x, weight):
+def _(grad, x, weight, widen):
     return _channels_last(x.shape, x)
 
 
 @fake("conv3x3_backward_weight")
-def _(grad, x, weight):
+def _(grad, x, weight, widen):
     return _channels_last(weight.shape, x)
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.widen = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):
     x, weight = ctx.saved_tensors
-    wanted_x, wanted_weight = ctx.needs_input_grad
+    wanted_x, wanted_weight, _ = ctx.needs_input_grad
     return (
-        _conv3x3_backward_x(grad, x, weight) if wanted_x else None,
-        _conv3x3_backward_weight(grad, x, weight) if wanted_weight else None,
+        _conv3x3_backward_x(grad, x, weight, ctx.widen) if wanted_x else None,
+        _conv3x3_backward_weight(grad, x, weight, ctx.widen) if wanted_weight else None,
+        None,
     )
 
 

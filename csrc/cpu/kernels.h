@@ -115,30 +115,34 @@ extern CpuKernel<void(Dtype, Dtype raw_dtype, const void* x, const void* x_next,
                       int64_t begin, int64_t end)>
     guided_heun_second_kernel;
 
-// 3x3 convolution of x [N, H, W, C] with w [K, 3, 3, C], zeros around, float32 or bf16, by
-// Winograd's F(4x4, 3x3) in 36 points or F(2x2, 3x3) in 16: H and W are multiples of the tile's 4 or
-// 2 pixels, C and K of 16.
+// 3x3 convolution of x [N, H, W, C] with w [K, 3, 3, C], zeros around, by Winograd's F(4x4, 3x3) in
+// 36 points where factors are float32, F(2x2, 3x3) in 16 where they are bf16: H and W are multiples
+// of the tile's 4 or 2 pixels, C and K of 16.
 struct ConvShape {
   int64_t N, H, W, C, K;
+};
+struct ConvTypes {
+  Dtype stored;   // f32 or bf16: images, weights and results
+  Dtype factors;  // f32, or bf16 where those are: what is multiplied
 };
 // From a point's matrix to the next: two cache lines more than its C * K values, since a power of two
 // would put all that a transform reads or writes into one set of the caches.
 inline int64_t conv3x3_point(int64_t C, int64_t K) { return C * K + 32; }
 // u [points, outputs / 16, inputs, 16], of w or of what leads gradients back   index: outputs / 16
-extern CpuKernel<void(Dtype, const void* w, void* u, ConvShape, bool backward, int64_t begin,
+extern CpuKernel<void(ConvTypes, const void* w, void* u, ConvShape, bool backward, int64_t begin,
                       int64_t end)>
     conv3x3_weights_kernel;
 // y [N, H, W, K]                                                               index: tiles
-extern CpuKernel<void(Dtype, const void* x, const void* u, void* y, ConvShape, int64_t begin,
+extern CpuKernel<void(ConvTypes, const void* x, const void* u, void* y, ConvShape, int64_t begin,
                       int64_t end)>
     conv3x3_products_kernel;
 // du [C / 16, K / 16, points, 16, 16], of some of the tiles and some of the panels of K / 16
 //                                                                      index: tiles, then panels
-extern CpuKernel<void(Dtype, const void* x, const void* grad, float* du, ConvShape, int64_t begin,
+extern CpuKernel<void(ConvTypes, const void* x, const void* grad, float* du, ConvShape, int64_t begin,
                       int64_t end, int64_t first_panel, int64_t last_panel)>
     conv3x3_gradient_kernel;
 // dw [K, 3, 3, C] from the sum of several du                                   index: C / 16 * K / 16
-extern CpuKernel<void(Dtype, const float* du, int64_t parts, void* dw, ConvShape, int64_t begin,
+extern CpuKernel<void(ConvTypes, const float* du, int64_t parts, void* dw, ConvShape, int64_t begin,
                       int64_t end)>
     conv3x3_gradient_weights_kernel;
 

@@ -1,5 +1,6 @@
-// 3x3 convolution in training by Winograd's F(4x4, 3x3) in float32, F(2x2, 3x3) in bfloat16:
-// forward, and the gradients of images and weights, each in 1/4 or 4/9 of the products. A thread
+// 3x3 convolution in training by Winograd's F(4x4, 3x3), products in float32, or F(2x2, 3x3),
+// products in bfloat16: forward, and the gradients of images and weights, each in 1/4 or 4/9 of the
+// products. A thread
 // takes as many tiles at a time as keep their transforms near, so that nothing but images and
 // weights moves through memory.
 #include "winograd.h"
@@ -16,21 +17,24 @@ namespace {
 constexpr int64_t kPadding = 64;
 constexpr int64_t kPanelSums = kMaxPanels * kLanes;
 
-template <Cell cell, class Winograd>
+// Images and weights are of one kind of cells, what is multiplied of the same or of float32.
+template <Cell stored, Cell factors, class Winograd>
 struct Way : Winograd {
   using Winograd::kTile, Winograd::kWindow;
-  static constexpr Cell kCell = cell;
+  static constexpr Cell kStored = stored, kFactors = factors;
   static constexpr int kPoints = kWindow * kWindow;
-  static constexpr int kBytes = cell_bytes(cell);
-  static constexpr int kStep = 4 / kBytes;  // values that a product takes at once
+  static constexpr int kStoredBytes = cell_bytes(stored), kFactorBytes = cell_bytes(factors);
+  static constexpr int kStep = 4 / kFactorBytes;  // values that a product takes at once
 };
-using Way32 = Way<Cell::f32, WinogradF4>;
-using Way16 = Way<Cell::bf16, WinogradF2>;
+using Float32 = Way<Cell::f32, Cell::f32, WinogradF4>;
+using Widened = Way<Cell::bf16, Cell::f32, WinogradF4>;
+using Bfloat16 = Way<Cell::bf16, Cell::bf16, WinogradF2>;
 
 template <class Body>
-void by_way(Dtype dtype, Body&& body) {
-  if (dtype == Dtype::f32) return body(Way32{});
-  body(Way16{});
+void by_way(ConvTypes types, Body&& body) {
+  if (types.stored == Dtype::f32) return body(Float32{});
+  if (types.factors == Dtype::f32) return body(Widened{});
+  body(Bfloat16{});
 }
 
 // How many of `count` tiles, of `bytes` each, a round takes within the budget: a multiple of kPixels,
@@ -119,7 +123,7 @@ void transform(int64_t count, int64_t channels, const char* zeros, const Source&
 template <class W, int together, class Store>
 void transform_input(const Tiled<W>& x, int64_t first, int64_t count, int64_t channels,
                      const Store& store) {
-  transform<W::kCell, together, W::kWindow, W::kWindow>(
+  transform<W::kStored, together, W::kWindow, W::kWindow>(
       count, channels, x.zeros,
       [&](int64_t tile) {
         return [pixel = x.at(first + tile)](int i, int j) { return pixel(i - 1, j - 1); };
@@ -141,8 +145,8 @@ void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64
           for (int out = 0; out < kLanes; ++out) {
             const int64_t k = backward ? first + in : panel * kLanes + out;
             const int64_t c = backward ? panel * kLanes + out : first + in;
-            const char* from = w + ((k * 9 + (backward ? 8 - tap : tap)) * s.C + c) * W::kBytes;
-            if constexpr (W::kCell == Cell::f32) {
+            const char* from = w + ((k * 9 + (backward ? 8 - tap : tap)) * s.C + c) * W::kStoredBytes;
+            if constexpr (W::kStored == Cell::f32) {
               taps[tap][in][out] = load_as<float>(from);
             } else {
               taps[tap][in][out] = widen(load_as<bf16>(from));
@@ -164,9 +168,10 @@ void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64
           }
           for (int point = 0; point < W::kPoints; ++point) {
             const int i = point / W::kWindow, j = point % W::kWindow;
-            const Ints cells = pack_cells<W::kCell>(points[0][i][j], points[W::kStep - 1][i][j]);
+            const Ints cells = pack_cells<W::kFactors>(points[0][i][j], points[W::kStep - 1][i][j]);
             const int64_t row = (panel * inputs + first + in) * kLanes;
-            std::memcpy(u + (point * point_size + row) * W::kBytes + out * 4, &cells, sizeof(cells));
+            std::memcpy(u + (point * point_size + row) * W::kFactorBytes + out * 4, &cells,
+                        sizeof(cells));
           }
         }
       }
@@ -177,22 +182,23 @@ void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64
 template <class W>
 void products_of(const char* x, const char* u, char* y, const ConvShape& s, int64_t begin,
                  int64_t end) {
-  const int64_t pixel = s.C * W::kBytes, panels = s.K / kLanes, panel_bytes = pixel * kLanes;
-  const int64_t point_bytes = conv3x3_point(s.C, s.K) * W::kBytes;
+  const int64_t pixel = s.C * W::kFactorBytes, panels = s.K / kLanes, panel_bytes = pixel * kLanes;
+  const int64_t point_bytes = conv3x3_point(s.C, s.K) * W::kFactorBytes;
   const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (pixel + kPanelSums * 4), 600 << 10);
   const int64_t stride = tiles * pixel + kPadding, sums_stride = tiles * kPanelSums * 4 + kPadding;
   char* transformed = kept_memory(W::kPoints * (stride + sums_stride) + pixel);
   char* sums = transformed + W::kPoints * stride;
   char* zeros = sums + W::kPoints * sums_stride;
   std::memset(zeros, 0, pixel);
-  const Tiled<W> images{x, s.H, s.W, pixel, zeros}, results{y, s.H, s.W, s.K * W::kBytes, nullptr};
+  const Tiled<W> images{x, s.H, s.W, s.C * W::kStoredBytes, zeros};
+  const Tiled<W> results{y, s.H, s.W, s.K * W::kStoredBytes, nullptr};
   const int64_t no_tap = 0;
   for (int64_t first = begin; first < end; first += tiles) {
     const int64_t count = end - first < tiles ? end - first : tiles;
     transform_input<W, 1>(images, first, count, s.C, [&](int64_t tile, int64_t c, const auto& points) {
-      char* to = transformed + tile * pixel + c * W::kBytes;
+      char* to = transformed + tile * pixel + c * W::kFactorBytes;
       for (int i = 0; i < W::kPoints; ++i) {
-        store_cells<W::kCell>((&points[0][0][0])[i], to + i * stride);
+        store_cells<W::kFactors>((&points[0][0][0])[i], to + i * stride);
       }
     });
     for (int64_t panel = 0; panel < panels;) {
@@ -202,9 +208,9 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
         for (int64_t tile = 0; tile < count; tile += kPixels) {
           const char* at[kPixels];
           for (int p = 0; p < kPixels; ++p) at[p] = transformed + point * stride + (tile + p) * pixel;
-          multiply<W::kCell>(taken, at, &no_tap, 1, pixel, u + point * point_bytes + panel * panel_bytes,
-                             kLanes * 4, panel_bytes,
-                             reinterpret_cast<float*>(sums + point * sums_stride) + tile * width);
+          multiply<W::kFactors>(taken, at, &no_tap, 1, pixel,
+                                u + point * point_bytes + panel * panel_bytes, kLanes * 4, panel_bytes,
+                                reinterpret_cast<float*>(sums + point * sums_stride) + tile * width);
         }
       }
       transform<Cell::f32, 1, W::kWindow, W::kTile>(
@@ -219,8 +225,8 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
             const auto pixel = results.at(first + tile);
             for (int i = 0; i < W::kTile; ++i) {
               for (int j = 0; j < W::kTile; ++j) {
-                char* to = const_cast<char*>(pixel(i, j)) + (panel * kLanes + k) * W::kBytes;
-                store_cells<W::kCell>(pixels[0][i][j], to);
+                char* to = const_cast<char*>(pixel(i, j)) + (panel * kLanes + k) * W::kStoredBytes;
+                store_cells<W::kStored>(pixels[0][i][j], to);
               }
             }
           });
@@ -233,11 +239,11 @@ template <class W>
 void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s, int64_t begin,
                  int64_t end, int64_t first_panel, int64_t last_panel) {
   const int64_t panels = last_panel - first_panel, C = s.C, K = panels * kLanes;
-  const int64_t pixel = C * W::kBytes, grad_pixel = s.K * W::kBytes;
+  const int64_t pixel = C * W::kStoredBytes, grad_pixel = s.K * W::kStoredBytes;
   // A round reads and writes all sums, so it takes more tiles where there are more of them.
   const int64_t sums = 4 * W::kPoints * C * K * 4;
   const int64_t budget = sums < 512 << 10 ? 512 << 10 : sums > 4 << 20 ? 4 << 20 : sums;
-  const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (C + K) * W::kBytes, budget);
+  const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (C + K) * W::kFactorBytes, budget);
   const auto block = [&](int point, int64_t c, int64_t panel) {
     const int64_t number = c / kLanes * (s.K / kLanes) + first_panel + panel;
     return du + ((number * W::kPoints + point) * kLanes + c % kLanes) * kLanes;
@@ -251,7 +257,7 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
   char* zeros = outputs + W::kPoints * grad_stride;
   std::memset(zeros, 0, pixel + grad_pixel);
   const Tiled<W> images{x, s.H, s.W, pixel, zeros};
-  const Tiled<W> grads{grad + first_panel * kLanes * W::kBytes, s.H, s.W, grad_pixel, zeros};
+  const Tiled<W> grads{grad + first_panel * kLanes * W::kStoredBytes, s.H, s.W, grad_pixel, zeros};
   const int64_t no_tap = 0;
   if (begin == end) {
     for (int64_t c = 0; c < C; c += kLanes) {
@@ -262,7 +268,7 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
   for (int64_t first = begin; first < end; first += tiles) {
     const int64_t count = end - first < tiles ? end - first : tiles;
     const auto cells = [](const auto& points, int i) {
-      return pack_cells<W::kCell>((&points[0][0][0])[i], (&points[W::kStep - 1][0][0])[i]);
+      return pack_cells<W::kFactors>((&points[0][0][0])[i], (&points[W::kStep - 1][0][0])[i]);
     };
     transform_input<W, W::kStep>(images, first, count, C, [&](int64_t tile, int64_t c, const auto& points) {
       for (int i = 0; i < W::kPoints; ++i) {
@@ -274,7 +280,7 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
         }
       }
     });
-    transform<W::kCell, W::kStep, W::kTile, W::kWindow>(
+    transform<W::kStored, W::kStep, W::kTile, W::kWindow>(
         count, K, zeros, [&](int64_t tile) { return grads.at(first + tile); },
         [](const Floats* from, Floats* to, int stride) { W::output_adjoint(from, to, stride); },
         [&](int64_t tile, int64_t k, const auto& points) {
@@ -291,7 +297,7 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
         for (int p = 0; p < kPixels; ++p) at[p] = inputs + point * stride + (c * steps + p) * 4;
         for (int64_t panel = 0; panel < panels;) {
           const int taken = next_panels(panels - panel);
-          multiply<W::kCell, kPixels * 4>(
+          multiply<W::kFactors, kPixels * 4>(
               taken, at, &no_tap, 1, used * kPixels * 4,
               outputs + point * grad_stride + panel * steps * kLanes * 4, kLanes * 4,
               steps * kLanes * 4, product.sums);
@@ -345,42 +351,42 @@ void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvSha
     }
     for (int out = 0; out < kLanes; ++out) {
       for (int tap = 0; tap < 9; ++tap) {
-        char* to = dw + (((k + out) * 9 + tap) * s.C + c) * W::kBytes;
+        char* to = dw + (((k + out) * 9 + tap) * s.C + c) * W::kStoredBytes;
         for (int in = 0; in < kLanes; in += kWidth) {
-          store_cells<W::kCell>(load_as<Floats>(&taps[tap][out][in]), to + in * W::kBytes);
+          store_cells<W::kStored>(load_as<Floats>(&taps[tap][out][in]), to + in * W::kStoredBytes);
         }
       }
     }
   }
 }
 
-void conv3x3_weights(Dtype dtype, const void* w, void* u, ConvShape s, bool backward, int64_t begin,
+void conv3x3_weights(ConvTypes types, const void* w, void* u, ConvShape s, bool backward, int64_t begin,
                      int64_t end) {
-  by_way(dtype, [&](auto way) {
+  by_way(types, [&](auto way) {
     weights_of<decltype(way)>(static_cast<const char*>(w), static_cast<char*>(u), s, backward, begin,
                               end);
   });
 }
 
-void conv3x3_products(Dtype dtype, const void* x, const void* u, void* y, ConvShape s, int64_t begin,
+void conv3x3_products(ConvTypes types, const void* x, const void* u, void* y, ConvShape s, int64_t begin,
                       int64_t end) {
-  by_way(dtype, [&](auto way) {
+  by_way(types, [&](auto way) {
     products_of<decltype(way)>(static_cast<const char*>(x), static_cast<const char*>(u),
                                static_cast<char*>(y), s, begin, end);
   });
 }
 
-void conv3x3_gradient(Dtype dtype, const void* x, const void* grad, float* du, ConvShape s,
+void conv3x3_gradient(ConvTypes types, const void* x, const void* grad, float* du, ConvShape s,
                       int64_t begin, int64_t end, int64_t first_panel, int64_t last_panel) {
-  by_way(dtype, [&](auto way) {
+  by_way(types, [&](auto way) {
     gradient_of<decltype(way)>(static_cast<const char*>(x), static_cast<const char*>(grad), du, s,
                                begin, end, first_panel, last_panel);
   });
 }
 
-void conv3x3_gradient_weights(Dtype dtype, const float* du, int64_t parts, void* dw, ConvShape s,
+void conv3x3_gradient_weights(ConvTypes types, const float* du, int64_t parts, void* dw, ConvShape s,
                               int64_t begin, int64_t end) {
-  by_way(dtype, [&](auto way) {
+  by_way(types, [&](auto way) {
     gradient_weights_of<decltype(way)>(du, parts, static_cast<char*>(dw), s, begin, end);
   });
 }

@@ -1,0 +1,97 @@
+"""Products in every type, in that type and widened: values, gradients, types, one graph."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_samples import lay_out
+from tolerances import GRADIENT, OP, relative_error
+
+from autoguide_fast import products
+from autoguide_fast.networks import Precond
+
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Attention is fused or not by the number of queries.
+CALLS = {
+    "linear": (products.linear, F.linear, [(2, 5, 3, 16), (24, 16)]),
+    "conv_1x1": (products.conv2d, F.conv2d, [(2, 16, 5, 3), (24, 16, 1, 1)]),
+    "conv_3x3": (
+        products.conv2d, lambda x, w: F.conv2d(x, w, padding=1), [(2, 16, 5, 3), (24, 16, 3, 3)],
+    ),
+    **{f"attention_{side}x{side}": (
+        products.attention, F.scaled_dot_product_attention, [(2, 3, side * side, 16)] * 3,
+    ) for side in (4, 8, 17)},
+}  # fmt: skip
+
+
+def passes(function, tensors, grad):
+    """Result, then the gradient of each of the tensors."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    y = function(*leaves)
+    return y.detach(), *torch.autograd.grad(y, leaves, grad)
+
+
+@pytest.fixture(params=[False, True], ids=["multiplied", "widened"])
+def widens(request, monkeypatch):
+    """A processor that multiplies all types, and one that multiplies no 16-bit type."""
+    multiplied = {torch.float32, torch.float64} | set(() if request.param else TYPES)
+    monkeypatch.setattr(products, "MULTIPLIED", multiplied)
+    return request.param
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_value_and_gradients(call, dtype, layout, widens):
+    function, reference, shapes = CALLS[call]
+    if function is products.attention and layout != "contiguous":
+        pytest.skip("attention takes contiguous tensors")
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+    grad = torch.randn(function(*tensors).shape, generator=generator).to(dtype)
+    expected = passes(reference, [t.double() for t in tensors], grad.double())
+    found = passes(function, [lay_out(t, layout) for t in tensors], lay_out(grad, layout))
+    # What is computed in float32 is rounded once, attention's result once more on its way back.
+    exact = widens and function is not products.attention
+    bounds = {OP[dtype] / 2} if exact and dtype != torch.float32 else {GRADIENT[dtype]}
+    for value, wanted in zip(found, expected, strict=True):
+        assert value.dtype == dtype and value.shape == wanted.shape
+        assert relative_error(value, wanted) < min(bounds)
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+@pytest.mark.parametrize("call", ["linear", "conv_3x3"])
+def test_one_gradient_alone(call, wanted, monkeypatch):
+    monkeypatch.setattr(products, "MULTIPLIED", {torch.float32})
+    function, _, shapes = CALLS[call]
+    tensors = [torch.randn(s).to(torch.bfloat16) for s in shapes]
+    grad = torch.ones_like(function(*tensors))
+    both = passes(function, tensors, grad)[1:]
+    tensors[wanted].requires_grad_()
+    (alone,) = torch.autograd.grad(function(*tensors), tensors[wanted], grad)
+    assert torch.equal(alone, both[wanted])
+
+
+def test_only_data_of_their_own_type_are_kept(monkeypatch):
+    """Widened copies must not outlive the product that they are made for."""
+    monkeypatch.setattr(products, "MULTIPLIED", {torch.float32})
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        for function, _, shapes in CALLS.values():
+            function(*(torch.randn(s).bfloat16().requires_grad_() for s in shapes))
+    logarithms = [t for t in kept if t.ndim == 3]  # of attention, one per query
+    assert len(logarithms) == 3
+    assert all(t.dtype == torch.bfloat16 for t in kept if t.ndim != 3) and len(kept) > 3
+
+
+def test_nets_trace_as_one_graph(widens):
+    torch.manual_seed(0)
+    net = Precond(8, 1, 3, model_channels=16, channel_mult=(1, 2), num_blocks=1,
+                  attn_resolutions=(4,), channels_per_head=16).train()  # fmt: skip
+    net.run_dtype = torch.bfloat16
+    x = torch.randn(2, 1, 8, 8)
+    expected = net(x, 1.0)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    found = compiled(x, 1.0)
+    found.square().sum().backward()
+    assert relative_error(found, expected) < OP[torch.bfloat16]
+    assert all(p.grad is not None for p in net.unet.parameters())
