@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -124,6 +126,10 @@ def test_saved_dataset(tmp_path):
     for each in (data, pickle.loads(pickle.dumps(data))):
         images, labels = each.batch(EVERY)
         assert np.array_equal(images, expected()) and labels.tolist() == rows["label"]
+    shutil.copytree(tmp_path / "saved", tmp_path / "copy")
+    assert open_dataset(tmp_path / "copy").digest() == data.digest()
+    table.select([1, 0, 2, 3, 4, 5]).save_to_disk(tmp_path / "other")
+    assert open_dataset(tmp_path / "other").digest() != data.digest()
 
     table.remove_columns("label").save_to_disk(tmp_path / "unlabelled")
     assert open_dataset(tmp_path / "unlabelled").num_classes == 0
@@ -163,6 +169,54 @@ def test_threads_and_pickle(tmp_path, place):
     served = data.batch(EVERY)[0]
     served[:] = 0  # a batch is the caller's own
     assert served.flags.c_contiguous and np.array_equal(data.batch(EVERY)[0], images)
+
+
+# --- what they hold ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_copy_has_the_same_digest(tmp_path, place):
+    files = numbered(6, [0, 1, 2, 0, 1, 2])
+    digest = open_dataset(write(tmp_path / place, files)).digest()
+    labels = json.dumps(json.loads(files["dataset.json"]), indent=1).encode()
+    copy = {**dict(reversed(files.items())), "dataset.json": labels, "notes.txt": b"not data"}
+    (tmp_path / "elsewhere").mkdir()
+    path = write(tmp_path / "elsewhere" / place, copy, zipfile.ZIP_DEFLATED)
+    for file in path.rglob("*"):
+        os.utime(file, (0, 0))
+    assert open_dataset(path).digest() == digest
+    assert pickle.loads(pickle.dumps(open_dataset(path))).digest() == digest
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_other_data_have_another_digest(tmp_path, place):
+    first, second = "00000/img00000000.png", "00000/img00000001.png"
+    files = numbered(2, [0, 1])
+    variants = {
+        "data": files,
+        "relabelled": numbered(2, [1, 0]),
+        "unlabelled": numbered(2),
+        "replaced": {**files, second: png(picture(2)) + b"longer"},
+        "replaced by one as long": {**files, first: files[first][:-1] + b"?"},
+        "added": numbered(3, [0, 1, 1]),
+        "removed": numbered(1, [0]),
+        "renamed": {"a.png": files[first], "b.png": files[second],
+                    "dataset.json": b'{"labels": [["a.png", 0], ["b.png", 1]]}'},
+    }  # fmt: skip
+    digests = set()
+    for name, content in variants.items():
+        (tmp_path / name).mkdir()
+        digests.add(open_dataset(write(tmp_path / name / place, content)).digest())
+    assert len(digests) == len(variants)
+
+
+@pytest.mark.parametrize("name", ["digits", "photos"])
+def test_bundled_data_have_a_digest_of_their_arrays(name):
+    data = open_dataset(name)
+    digest = data.digest()
+    assert digest == open_dataset(name).digest() != open_dataset(name, "all").digest()
+    data.labels = 1 - data.labels
+    assert data.digest() != digest
 
 
 # --- bundled ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import numbered, write
 from test_trainer_commands import TINY, run
 
 from autoguide_fast import checkpoints
@@ -183,6 +184,25 @@ def test_an_interrupted_pair_goes_on(tmp_path):
     changed = dataclasses.replace(main, lr=0.1)
     with pytest.raises(ValueError, match=r"lr was 0.01, is 0.1, guide was 2:T/2, is 2:T/4; repeat"):
         pair.train_pair(changed, other, tmp_path / "part", resume=True, progress=False)
+
+
+def test_a_pair_knows_its_data_and_not_their_place(tmp_path):
+    for place, count in (("data", 4), ("copy", 4), ("other", 5)):
+        write(tmp_path / place, numbered(count, [0, 1, 0, 1, 0][:count]))
+
+    def train(place, **options):
+        main = TrainOptions(channels=4, channels_per_head=4, batch=16, duration=64, snapshots=1,
+                            data=str(tmp_path / place))  # fmt: skip
+        guide = pair.parse_guide("2:T/2", main, changes={"channels_per_head": 2})
+        return pair.train_pair(main, guide, tmp_path / "run", progress=False, **options)
+
+    for resume in (False, True):  # stops in the guide, then in the main net
+        assert not train("data", resume=resume, stop=lambda nimg: True).finished
+        with pytest.raises(ValueError, match="got changes: images was 4, is 5, contents was"):
+            train("other", resume=True)
+        # What was refused is not what the next command goes on with.
+        assert pair.stored_job(tmp_path / "run")["main"]["data"] == str(tmp_path / "data")
+    assert train("copy", resume=True).finished
 
 
 def test_resume_auto_starts_and_goes_on(capsys, tmp_path):

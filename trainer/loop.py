@@ -43,6 +43,7 @@ def train(
     processes: Processes | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     on_snapshot: Callable[[Trainer], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> Trainer:
     """Trains to `options.duration`, leaving snapshots and checkpoints in the folder `out`.
 
@@ -63,13 +64,14 @@ def train(
         processes: those that train together; default: this one alone.
         checkpoint_minutes: save this often, and at every snapshot.
         on_snapshot: called after each snapshot, in every process.
+        on_start: called in the first process, when nothing speaks against the run any more.
 
     Returns:
         The trainer in its last state; `trainer.nimg < options.duration` if it was interrupted.
 
     Raises:
         ValueError: `out` holds a run and `resume` is False, holds none and `resume` is True, or
-            holds one with other options.
+            holds one with other options or data.
         OSError: a file could not be written; what was saved before is intact.
         FloatingPointError: the loss is no longer finite.
     """
@@ -84,6 +86,8 @@ def train(
     processes.wait()  # nobody writes before all have read
     if processes.first:
         prepare_folder(out, options)
+        if on_start is not None:
+            on_start()
     own_log = log is None
     log = RunLog(out, processes.first) if own_log else log
     log.rewind(net, trainer.nimg)

@@ -9,8 +9,9 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 DEVICES = ("auto", "cpu", "cuda")
 
-# May differ when a run is resumed: its length, how a step is cut into passes, and what runs it.
-_FREE = ("duration", "microbatch", "device", "shard", "compile", "graph")
+# May differ when a run is resumed: its length, how a step is cut into passes, what runs it, and
+# where the data lie, since `Trainer` compares what they hold.
+_FREE = ("duration", "data", "microbatch", "device", "shard", "compile", "graph")
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,8 @@ class TrainOptions:
     def changes(self, stored: dict) -> tuple[dict, dict]:
         """What a stored run has otherwise and must not, as it was and as it is, by name.
 
-        `duration` may grow, and how a step is cut and what runs it may change. An option that the
-        stored run does not know counts as its default.
+        `duration` may grow, and `_FREE` may change. An option that the stored run does not know
+        counts as its default.
         """
         mine, defaults = self.as_dict(), TrainOptions().as_dict()
         before = {name: stored.get(name, defaults[name]) for name in mine}
@@ -198,12 +199,17 @@ class TrainOptions:
         return {k: before[k] for k in changed}, {k: mine[k] for k in changed}
 
 
-def refuse_changes(before: dict, now: dict) -> None:
+def refuse_changes(
+    before: dict,
+    now: dict,
+    what: str = "options",
+    remedy: str = "repeat the first command with --resume",
+) -> None:
     """Raises ValueError, naming each entry that differs, where a run is resumed with other ones."""
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:
         listed = ", ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
         raise ValueError(
-            f"train: options must stay as in the run that is resumed, got changes: {listed}; "
-            "repeat the first command with --resume, or choose another --out"
+            f"train: {what} must stay as in the run that is resumed, got changes: {listed}; "
+            f"{remedy}, or choose another --out"
         )

@@ -169,12 +169,12 @@ def train_pair(
             refuse_changes(before | {k: stored.get(k) for k in asked}, now | asked)
     processes.wait()  # nobody writes before all have read
     log = RunLog(out, processes.first)
-    if processes.first:
-        text = json.dumps({"main": main.as_dict(), **asked}, indent=1) + "\n"
-        write_atomically(out / JOB, lambda path: path.write_text(text))
+    text = json.dumps({"main": main.as_dict(), **asked}, indent=1) + "\n"
     grids = Grids(out, log, grid, grid_guidance)
     shared = {"progress": progress, "processes": processes, "log": log, "stop": stop,
-              "checkpoint_minutes": checkpoint_minutes}  # fmt: skip
+              "checkpoint_minutes": checkpoint_minutes,
+              "on_start": lambda: write_atomically(out / JOB, lambda path: path.write_text(text)),
+              }  # fmt: skip
     result = Result(None, None, finished=False)
     try:
         if own is not None:

@@ -47,6 +47,19 @@ def check_source(source, options: TrainOptions) -> None:
         )
 
 
+def identity(source) -> dict:
+    """What a dataset holds, as plain values; equal for the same data, wherever they lie."""
+    held = {
+        "images": len(source),
+        "resolution": source.resolution,
+        "channels": source.channels,
+        "classes": source.num_classes,
+    }
+    if hasattr(source, "digest"):
+        held["contents"] = source.digest()
+    return held
+
+
 def shape_of(options: TrainOptions) -> tuple[int, int, int]:
     """Resolution, channels and classes of what the net sees: what the options say, else the data.
 

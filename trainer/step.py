@@ -30,10 +30,10 @@ from .optimizer import (
     norm_of,
     set_rate,
 )
-from .options import TrainOptions
+from .options import TrainOptions, refuse_changes
 from .processes import Processes
 from .schedule import learning_rate
-from .sources import check_source, encode, image_channels, open_source
+from .sources import check_source, encode, identity, image_channels, open_source
 
 FORMAT = 2  # of `Trainer.state_dict`; to be raised when an older one cannot be read any more
 
@@ -105,7 +105,7 @@ class Trainer:
             source = open_source(options)
         else:
             check_source(source, options)
-        self.source = source
+        self.source, self._data = source, identity(source)
         self.label_dim = source.num_classes if options.labelled else 0
         self.sharded = options.shard and self.processes.count > 1
         self.net = make_net(options, source, channels_last=not self.sharded)
@@ -204,13 +204,18 @@ class Trainer:
     def _clear_gradients(self) -> None:
         self._total.zero_()
         if self._recorder is None:
-            self.net.zero_grad(set_to_none=True)
+            self._drop_gradients()
             return
         parameters = list(self.net.parameters())
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         torch._foreach_zero_([p.grad for p in parameters])
+
+    def _drop_gradients(self) -> None:
+        """Frees them: those of the parameters, and what the optimiser's views hold of the same."""
+        self.net.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _accumulating(self, more: bool):
         """Holds back the exchange of gradients where more passes of the step follow."""
@@ -281,8 +286,7 @@ class Trainer:
         """Lets go of what only further steps need: gradients and the optimiser's moments."""
         self.close()
         self._record_anew()
-        self.net.zero_grad(set_to_none=True)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         self.optimizer.state.clear()
 
     def state_dict(self) -> dict:
@@ -293,6 +297,7 @@ class Trainer:
         state = {
             "format": FORMAT,
             "options": self.options.as_dict(),
+            "data": self._data,
             "nimg": self.nimg,
             "seconds": self.seconds,
             "repaired_steps": self.repaired_steps,
@@ -309,8 +314,9 @@ class Trainer:
         """Restores `state_dict()`, by whatever number of processes it was written.
 
         Raises:
-            ValueError: the state belongs to a run with other options, each of which is named, or
-                was written by a version of this package that wrote it otherwise.
+            ValueError: the state belongs to a run with other options or other data, and each
+                difference is named, or was written by a version of this package that wrote it
+                otherwise.
         """
         form = state.get("format", 1)
         if form != FORMAT:
@@ -320,6 +326,13 @@ class Trainer:
                 "--out and start again"
             )
         self.options.refuse_changes(state["options"])
+        if "data" in state:
+            refuse_changes(
+                state["data"], self._data, "data",
+                "bring them back as they were, and name them with --data if they have moved",
+            )  # fmt: skip
+        else:  # of a version that did not look into the data
+            refuse_changes({"data": state["options"]["data"]}, {"data": self.options.data})
         self.close()
         self._record_anew()
         self.nimg, self.seconds = state["nimg"], state["seconds"]

@@ -11,8 +11,12 @@ A dataset is any object with
     d.batch(indices) -> (images, labels)
                     uint8 or float32 [n, C, H, W]; int64 [n], or None where there are no labels
 
-whose `batch` may be called from several threads at once and which can be pickled. `open_dataset`
-opens every kind there is, `order` and `Loader` serve any.
+whose `batch` may be called from several threads at once and which can be pickled. It may have
+
+    d.digest()      str, a checksum of images and labels, wherever they lie; made without decoding
+
+by which a resumed run knows its data again. `open_dataset` opens every kind there is, `order` and
+`Loader` serve any.
 """
 
 from .datasets import open_dataset

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .digest import digest
 from .photos import PhotosData
 from .pictures import decode
 from .sources import Source, open_source
@@ -59,6 +60,10 @@ class FilesData:
         labels = self.source.labels
         return images, None if labels is None else labels[indices]
 
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        return self.source.digest()
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
@@ -86,6 +91,10 @@ class DigitsData:
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [n, 1, 8, 8] and labels int64 [n]."""
         return self.images[indices], self.labels[indices]
+
+    def digest(self) -> str:
+        """A checksum of images and labels."""
+        return digest(self.images, self.labels)
 
 
 def open_dataset(source: str | os.PathLike, split: str = "train"):

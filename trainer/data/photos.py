@@ -13,6 +13,8 @@ import functools
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from .digest import digest
+
 CLASSES = ("pagoda", "dahlia")
 SIZE = 32
 # Columns of each halved photo that are held out: the right ends of the pagoda's roofs with lake and
@@ -53,6 +55,10 @@ class PhotosData:
         # [photo, top, left, 3, 32, 32], a view of the photos
         windows = sliding_window_view(self.photos, (SIZE, SIZE), axis=(1, 2))
         return np.ascontiguousarray(windows[labels, top, left]), labels
+
+    def digest(self) -> str:
+        """A checksum of what the crops are cut from, and where."""
+        return digest(self.photos, self.corners, self.labels)
 
 
 @functools.cache

@@ -45,6 +45,7 @@ class SavedStore:
                 "`select_columns`, or make one with `cast_column(..., datasets.Image())`"
             )
         self.labels, self.classes = _labels(datasets, table, self.path)
+        self._fingerprint = table._fingerprint
         self._column = columns[0]
         # Encoded bytes, so that one decoder serves every kind of source.
         self._table = table.select_columns(columns).cast_column(
@@ -69,6 +70,10 @@ class SavedStore:
     def where(self, name: str) -> str:
         """What messages call the row."""
         return f"{self.path}, row {int(name)}"
+
+    def marks(self, names: list[str]) -> str:
+        """The fingerprint that the library saves with a dataset, which stands for all rows."""
+        return self._fingerprint
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "names": self.names}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .digest import digest
 from .errors import BrokenFileError
 from .saved import SavedStore, is_saved
 from .stores import FolderStore, ZipStore
@@ -42,6 +43,10 @@ class Source:
     def where(self, index: int) -> str:
         """What messages call a file."""
         return self.store.where(self.names[index])
+
+    def digest(self) -> str:
+        """A checksum of the files' names and marks, and of the labels; raises BrokenFileError."""
+        return digest("\n".join(self.names), self.store.marks(self.names), self.labels)
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,8 @@
 """Where files lie: a folder, or a ZIP file read side by side by threads and processes.
 
-A store has `names`, the sorted relative names of its files, `read(name)`, their bytes, and
-`where(name)`, what messages call them. It can be pickled and shared by threads.
+A store has `names`, the sorted relative names of its files, `read(name)`, their bytes,
+`where(name)`, what messages call them, and `marks(names)`, what tells their contents from others
+without reading them all. It can be pickled and shared by threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 
 from . import zip_format
 from .errors import BrokenFileError
+
+CHECKED = 32  # files of a folder whose contents count when it is compared with another
 
 
 def _visible(name: str) -> bool:
@@ -54,6 +57,25 @@ class FolderStore:
     def where(self, name: str) -> str:
         """What messages call the file."""
         return str(self.root / name)
+
+    def marks(self, names: list[str]) -> np.ndarray:
+        """Sizes of files, which a copy keeps as it need not keep their times; int64 [n, 2].
+
+        Beside them the checksums of a few, so that all of them, made anew, are told from the old:
+        latents of one shape are as long from any encoder.
+
+        Raises:
+            BrokenFileError: a file is no longer there.
+        """
+        root, marks = str(self.root), np.zeros((len(names), 2), np.int64)
+        for row, name in enumerate(names):
+            try:
+                marks[row, 0] = os.stat(f"{root}/{name}").st_size
+            except OSError as error:
+                raise BrokenFileError(self.where(name), "a readable file", error.strerror) from None
+        for row in range(0, len(names), len(names) // CHECKED + 1):
+            marks[row, 1] = zlib.crc32(self.read(names[row]))
+        return marks
 
 
 class ZipStore:
@@ -100,9 +122,7 @@ class ZipStore:
         Raises:
             BrokenFileError: it cannot be read, or is damaged.
         """
-        # The names are sorted; a dictionary of a million of them would weigh as much again.
-        row = bisect.bisect_left(self.names, name)
-        offset, size, crc, method, _ = self._table[row].tolist()
+        offset, size, crc, _, method, _ = self._table[self._row(name)].tolist()
         try:
             data = self._content(offset, size)
             data = zlib.decompress(data, -zlib.MAX_WBITS) if method == zip_format.DEFLATED else data
@@ -111,6 +131,10 @@ class ZipStore:
         except (OSError, ValueError, zlib.error) as error:
             raise BrokenFileError(self.where(name), "a whole file", error) from None
         return data
+
+    def _row(self, name: str) -> int:
+        # The names are sorted; a dictionary of a million of them would weigh as much again.
+        return bisect.bisect_left(self.names, name)
 
     def _content(self, offset: int, size: int) -> bytes:
         with self._opening:
@@ -133,6 +157,10 @@ class ZipStore:
     def where(self, name: str) -> str:
         """What messages call the file."""
         return f"{self.path}:{name}"
+
+    def marks(self, names: list[str]) -> np.ndarray:
+        """Checksums and sizes of files, int64 [n, 2], the same however they are compressed."""
+        return self._table[[self._row(name) for name in names], 2:4]
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k not in ("_opening", "_file")}

@@ -31,8 +31,8 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
 
     Returns:
         names: folders left out, in the archive's order.
-        table: int64 [N, 5]: place of the local header, length in the archive, checksum, method,
-        flags.
+        table: int64 [N, 6]: place of the local header, length in the archive, checksum, size,
+        method, flags.
 
     Raises:
         ValueError: it is no archive, or not whole.
@@ -85,22 +85,22 @@ def _entries(directory: bytes, count: int, shift: int) -> tuple[list[str], np.nd
         at += CENTRAL.size
         name = directory[at : at + n].decode("utf-8" if flags & UTF8 else "cp437")
         if FULL32 in (size, packed, place):
-            packed, place = _zip64(directory[at + n : at + n + m], size, packed, place)
+            size, packed, place = _zip64(directory[at + n : at + n + m], size, packed, place)
         at += n + m + k
         if not name.endswith("/"):
             names.append(name)
-            numbers.extend((place + shift, packed, crc, method, flags))
-    return names, np.array(numbers).reshape(-1, 5)
+            numbers.extend((place + shift, packed, crc, size, method, flags))
+    return names, np.array(numbers).reshape(-1, 6)
 
 
-def _zip64(extra: bytes, size: int, packed: int, place: int) -> tuple[int, int]:
-    """Length in the archive and place, from the field that holds what four bytes do not."""
+def _zip64(extra: bytes, size: int, packed: int, place: int) -> tuple[int, int, int]:
+    """Size, length in the archive and place, from the field that holds what four bytes do not."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
         if kind == ZIP64_EXTRA:
             wide = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
             size, packed, place = (next(wide) if v == FULL32 else v for v in (size, packed, place))
-            return packed, place
+            return size, packed, place
         at += 4 + length
     raise ValueError("an entry lacks its ZIP64 field")
