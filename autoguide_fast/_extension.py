@@ -35,11 +35,11 @@ def build_info():
     return _C.build_info()
 
 
-# Types in which a CPU multiplies; to be asked of those that x86 processors differ in. A constant,
+# Types that this processor multiplies; in others PyTorch's products are plain loops. A constant,
 # which torch.compile can trace.
 MULTIPLIED = {torch.float32, torch.float64}
 if platform.machine() not in ("x86_64", "AMD64"):
-    MULTIPLIED |= {torch.bfloat16, torch.float16}  # PyTorch knows better
+    MULTIPLIED |= {torch.bfloat16, torch.float16}  # left to PyTorch there
 elif build_info()["isa"] == "avx512_bf16":
     MULTIPLIED |= {torch.bfloat16}
 

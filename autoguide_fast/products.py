@@ -46,25 +46,21 @@ def attention(q, k, v):
     return (scores.softmax(dim=-1) @ v).view(shape)
 
 
-def _wide(x):
-    return x.float() if widened(x) else x
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return F.linear(_wide(x), _wide(weight)).to(x.dtype)
+        return F.linear(x.float(), weight.float()).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        wide, grad_x, grad_weight = _wide(grad), None, None
+        wide, grad_x, grad_weight = grad.float(), None, None
         if ctx.needs_input_grad[0]:
-            grad_x = (wide @ _wide(weight)).to(x.dtype)
+            grad_x = (wide @ weight.float()).to(x.dtype)
         if ctx.needs_input_grad[1]:
             rows = wide.reshape(-1, wide.shape[-1])
-            grad_weight = (rows.t() @ _wide(x.reshape(-1, x.shape[-1]))).to(x.dtype)
+            grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1]).float()).to(x.dtype)
         return grad_x, grad_weight
 
 
@@ -72,14 +68,14 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(_wide(x), _wide(weight), padding=weight.shape[-1] // 2).to(x.dtype)
+        return F.conv2d(x.float(), weight.float(), padding=weight.shape[-1] // 2).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        padding = [weight.shape[-1] // 2] * 2
+        one, padding = [1, 1], [weight.shape[-1] // 2] * 2
         gradients = torch.ops.aten.convolution_backward(
-            _wide(grad), _wide(x), _wide(weight), None, [1, 1], padding, [1, 1], False, [0, 0], 1,
+            grad.float(), x.float(), weight.float(), None, one, padding, one, False, [0, 0], 1,
             [*ctx.needs_input_grad, False],
         )  # fmt: skip
         return tuple(None if g is None else g.to(x.dtype) for g in gradients[:2])
@@ -90,13 +86,13 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v):
-        y, logsumexp = _FORWARD(_wide(q), _wide(k), _wide(v))
+        y, logsumexp = _FORWARD(q.float(), k.float(), v.float())
         y = y.to(q.dtype)
         ctx.save_for_backward(q, k, v, y, logsumexp)
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, y = (_wide(t) for t in ctx.saved_tensors[:4])
-        gradients = _BACKWARD(_wide(grad), q, k, v, y, ctx.saved_tensors[4], 0.0, False)
+        q, k, v, y = (t.float() for t in ctx.saved_tensors[:4])
+        gradients = _BACKWARD(grad.float(), q, k, v, y, ctx.saved_tensors[4], 0.0, False)
         return tuple(g.to(grad.dtype) for g in gradients)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from op_samples import lay_out
 from tolerances import GRADIENT, OP, relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoguide_fast import products
 from autoguide_fast.networks import Precond
@@ -52,10 +53,10 @@ def test_value_and_gradients(call, dtype, layout, widens):
     found = passes(function, [lay_out(t, layout) for t in tensors], lay_out(grad, layout))
     # What is computed in float32 is rounded once, attention's result once more on its way back.
     exact = widens and function is not products.attention
-    bounds = {OP[dtype] / 2} if exact and dtype != torch.float32 else {GRADIENT[dtype]}
+    bound = OP[dtype] / 2 if exact and dtype != torch.float32 else GRADIENT[dtype]
     for value, wanted in zip(found, expected, strict=True):
         assert value.dtype == dtype and value.shape == wanted.shape
-        assert relative_error(value, wanted) < min(bounds)
+        assert relative_error(value, wanted) < bound
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
@@ -83,12 +84,38 @@ def test_only_data_of_their_own_type_are_kept(monkeypatch):
     assert all(t.dtype == torch.bfloat16 for t in kept if t.ndim != 3) and len(kept) > 3
 
 
-def test_nets_trace_as_one_graph(widens):
+def net_in_bfloat16():
     torch.manual_seed(0)
     net = Precond(8, 1, 3, model_channels=16, channel_mult=(1, 2), num_blocks=1,
                   attn_resolutions=(4,), channels_per_head=16).train()  # fmt: skip
     net.run_dtype = torch.bfloat16
-    x = torch.randn(2, 1, 8, 8)
+    return net, torch.randn(2, 1, 8, 8)
+
+
+class Multiplied(TorchDispatchMode):
+    """Collects the types of what PyTorch multiplies."""
+
+    NAMES = "mm", "bmm", "addmm", "baddbmm", "convolution", "attention"
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in func.__name__ for name in self.NAMES) and func.namespace == "aten":
+            self.types |= {a.dtype for a in args if isinstance(a, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def test_all_products_of_a_net_are_widened(widens):
+    net, x = net_in_bfloat16()
+    with Multiplied() as seen:
+        net(x, 1.0).square().sum().backward()
+    assert seen.types == ({torch.float32} if widens else {torch.float32, torch.bfloat16})
+
+
+def test_nets_trace_as_one_graph(widens):
+    net, x = net_in_bfloat16()
     expected = net(x, 1.0)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     found = compiled(x, 1.0)

@@ -31,8 +31,8 @@ def conv3x3(x, weight, widen=_WIDENS):
         x: `[N, C, H, W]` float32 or bfloat16, on the CPU; C divisible by 16, H and W by 4 or, in
             products of bfloat16, by 2.
         weight: `[K, C, 3, 3]` of the same dtype, K divisible by 16.
-        widen: whether bfloat16 is multiplied as float32 is; by default where the processor does not
-            multiply it.
+        widen: whether bfloat16 is multiplied as float32 is, by F(4x4, 3x3), and rounded once; by
+            default where the processor does not multiply it.
 
     Returns:
         `[N, K, H, W]`, channels-last.

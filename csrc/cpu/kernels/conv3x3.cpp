@@ -1,8 +1,7 @@
 // 3x3 convolution in training by Winograd's F(4x4, 3x3), products in float32, or F(2x2, 3x3),
 // products in bfloat16: forward, and the gradients of images and weights, each in 1/4 or 4/9 of the
-// products. A thread
-// takes as many tiles at a time as keep their transforms near, so that nothing but images and
-// weights moves through memory.
+// products. A thread takes as many tiles at a time as keep their transforms near, so that nothing
+// but images and weights moves through memory.
 #include "winograd.h"
 
 #include "cpu/chunks.h"
