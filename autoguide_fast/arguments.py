@@ -1,55 +1,95 @@
 """From what a user passes to `sample` to what the sampler needs, or one clear sentence."""
 
 import importlib.util
+import itertools
 import math
+import numbers
 import operator
 
-import numpy
 import torch
 
-from .guidance import Unlabelled
+from .arrays import KINDS, as_tensor
 
 CALLER = "sample"
 
+# What one call takes at most: results of more would hardly fit into memory, and more steps change
+# the samples by less than rounding does.
+MOST_IMAGES = 10_000_000
+MOST_STEPS = 10_000
+# Noise levels of which a network can take the square in float32.
+LEVELS = (1e-18, 1e18)
 
-def number(name, value, rule, ok, remedy):
+
+def number(name, value, rule, ok, remedy, caller=CALLER):
     """Return `value` as a float; TypeError or ValueError unless `ok(value)` holds."""
     try:
-        as_float = float(value)
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        as_float = float(value.item() if hasattr(value, "item") else value)
+    except OverflowError:
+        as_float = math.inf
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{CALLER}: {name} must be a number, got {value!r}; {remedy}") from None
+        raise TypeError(
+            f"{caller}: {name} must be a number, got {_shown(value)}; {remedy}"
+        ) from None
     if math.isnan(as_float) or not ok(as_float):
-        raise ValueError(f"{CALLER}: {name} must be {rule}, got {value}; {remedy}")
+        raise ValueError(f"{caller}: {name} must be {rule}, got {_shown(value)}; {remedy}")
     return as_float
 
 
-def count(name, value, remedy):
-    """Return `value` as an int of at least 1."""
+def count(name, value, remedy, most=None, caller=CALLER):
+    """Return `value` as an int from 1 to `most`."""
     try:
         as_int = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{CALLER}: {name} must be a whole number, got {value!r}; {remedy}"
+            f"{caller}: {name} must be a whole number, got {_shown(value)}; {remedy}"
         ) from None
-    if as_int < 1:
-        raise ValueError(f"{CALLER}: {name} must be at least 1, got {value}; {remedy}")
+    if as_int < 1 or (most is not None and as_int > most):
+        bound = "at least 1" if as_int < 1 else f"at most {most}"
+        raise ValueError(f"{caller}: {name} must be {bound}, got {_shown(as_int)}; {remedy}")
     return as_int
 
 
-def noise_levels(num_steps, sigma_min, sigma_max, rho):
-    """Check what makes the schedule; return the four values as plain numbers."""
-    num_steps = count("num_steps", num_steps, "32 is the published choice")
-    finite = math.isfinite
-    low = number("sigma_min", sigma_min, "above 0", lambda v: v > 0 and finite(v), "0.002 is usual")
-    high = number(
-        "sigma_max", sigma_max, "above 0 and finite", lambda v: v > 0 and finite(v), "80 is usual"
+def flag(name, value, allowed, remedy):
+    """Return `value`, one of `allowed`, which are True, False and perhaps None."""
+    if (value is None or isinstance(value, bool)) and value in allowed:
+        return value
+    raise TypeError(
+        f"{CALLER}: {name} must be {' or '.join(map(str, allowed))}, got {_shown(value)}; {remedy}"
     )
-    if low >= high:
+
+
+def _shown(value):
+    """`value` as a message can show it: one short line."""
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # whole numbers of thousands of digits
+        text = "\n"
+    return type(value).__name__ if "\n" in text or len(text) > 60 else text
+
+
+def noise_levels(num_steps, sigma_min, sigma_max, rho, dtype=torch.float64, caller=CALLER):
+    """Check what makes the schedule of a state of type `dtype`; return four plain numbers."""
+    num_steps = count("num_steps", num_steps, "32 is the published choice", MOST_STEPS, caller)
+    least, most = LEVELS
+    rule = f"above 0, from {least:g} to {most:g}"
+
+    def level(value):
+        return least <= value <= most
+
+    low = number("sigma_min", sigma_min, rule, level, "0.002 is usual", caller)
+    high = number("sigma_max", sigma_max, rule, level, "80 is usual", caller)
+    rounded = torch.tensor([low, high], dtype=dtype, device="cpu")
+    if not rounded[0] < rounded[1]:
+        kind = "" if low >= high else f" in {dtype}"
         raise ValueError(
-            f"{CALLER}: sigma_min must be below sigma_max, got {low:g} and {high:g}; swap them or "
-            "leave the defaults 0.002 and 80"
+            f"{caller}: sigma_min must be below sigma_max{kind}, got {low:g} and {high:g}; swap "
+            "them or leave the defaults 0.002 and 80"
         )
-    rho = number("rho", rho, "above 0 and finite", lambda v: v > 0 and finite(v), "7 is usual")
+    rho = number(
+        "rho", rho, "above 0 and finite", lambda v: 0 < v < math.inf, "7 is usual", caller
+    )
     return num_steps, low, high, rho
 
 
@@ -72,93 +112,109 @@ def churn_values(S_churn, S_min, S_max, S_noise):
     return values
 
 
-def guidance_interval(interval):
+def weight(guidance, caller=CALLER):
+    """Check the guidance weight; return it as a float."""
+    remedy = "1 is no guidance, 1.5 a usual start"
+    return number("guidance", guidance, "finite", math.isfinite, remedy, caller)
+
+
+def guidance_interval(interval, caller=CALLER):
     """Check `interval`; return `(lo, hi)` as floats, or None."""
     if interval is None:
         return None
     try:
+        if isinstance(interval, (str, bytes, dict, set)):
+            raise TypeError
         low, high = interval
     except (TypeError, ValueError):
         raise TypeError(
-            f"{CALLER}: interval must be a pair (lo, hi) of noise levels, got {interval!r}; pass "
-            "None to guide at all of them"
+            f"{caller}: interval must be a pair (lo, hi) of noise levels, got {_shown(interval)}; "
+            "pass None to guide at all of them"
         ) from None
     remedy = "guidance applies where lo < sigma <= hi"
-    low = number("interval's lower end", low, ">= 0", lambda v: v >= 0, remedy)
-    high = number("interval's upper end", high, "above lo", lambda v: v > low, remedy)
+    low = number("interval's lower end", low, ">= 0", lambda v: v >= 0, remedy, caller)
+    high = number("interval's upper end", high, "above lo", lambda v: v > low, remedy, caller)
     return low, high
 
 
-def state_dtype(dtype):
+def state_dtype(dtype, caller=CALLER):
     """Check the type of the sampler's state."""
-    if dtype not in (torch.float32, torch.float64):
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"{CALLER}: dtype must be torch.float32 or torch.float64, got {dtype!r}; it is that of "
-            "the sampler's state, networks run in their own"
+            f"{caller}: dtype must be torch.float32 or torch.float64, got {_shown(dtype)}; it is "
+            "that of the sampler's state, networks run in their own"
         )
-    return dtype
 
 
-def present_device(device, caller=CALLER):
+def present_device(device, caller=CALLER, argument="device"):
     """Return `device` as a torch.device that is there, with its index."""
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(
-            f"{caller}: device must be a device's name, got {device!r}; say 'cpu' or 'cuda'"
+            f"{caller}: {argument} must be a device's name, got {device!r}; say 'cpu' or 'cuda'"
         ) from None
     try:
         if resolved.type == "meta":
             raise RuntimeError("holds no data")
         return torch.empty(0, device=resolved).device
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, ImportError):
         seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
         remedy = "pass device='cpu', or install a torch build for that device and its driver"
         if seen:
             remedy = f"use one of the {seen} CUDA devices"
         raise ValueError(
-            f"{caller}: device must be present on this machine, got {str(device)!r}; {remedy}"
+            f"{caller}: {argument} must be present on this machine, got {str(device)!r}; {remedy}"
         ) from None
 
 
-def image_seeds(seeds):
-    """Return the seeds as a list of ints >= 0."""
+def image_seeds(seeds, caller=CALLER):
+    """Return the seeds as a list or range of ints >= 0."""
     remedy = "seeds=range(16) makes sixteen images, seeds=[16] the one of seed 16"
     if seeds is None:
-        raise ValueError(f"{CALLER}: seeds must be given where noise is not, got None; {remedy}")
+        raise ValueError(f"{caller}: seeds must be given where noise is not, got None; {remedy}")
     try:
-        values = [operator.index(seed) for seed in seeds]
-    except (TypeError, ValueError):
-        shown = seeds if isinstance(seeds, (int, float, str)) else type(seeds).__name__
+        values = _whole_numbers(seeds, MOST_IMAGES + 1)
+    except (TypeError, ValueError, IndexError):
         raise TypeError(
-            f"{CALLER}: seeds must be a sequence of whole numbers, got {shown!r}; {remedy}"
+            f"{caller}: seeds must be a sequence of whole numbers, got "
+            f"{_shown(seeds) if isinstance(seeds, (int, float, str)) else type(seeds).__name__}; "
+            f"{remedy}"
         ) from None
-    negative = [seed for seed in values if seed < 0]
-    if negative:
+    if len(values) > MOST_IMAGES:
         raise ValueError(
-            f"{CALLER}: seeds must be >= 0, got {negative[0]}; seeds count modulo 2^32"
+            f"{caller}: seeds must be at most {MOST_IMAGES} at a time, got more; sample them in "
+            "several calls"
+        )
+    ends = (values[:1], values[-1:]) if isinstance(values, range) else (values,)
+    negative = next((seed for seed in itertools.chain(*ends) if seed < 0), None)
+    if negative is not None:
+        raise ValueError(
+            f"{caller}: seeds must be >= 0, got {_shown(negative)}; seeds count modulo 2^32"
         )
     return values
 
 
-def as_tensor(value):
-    """Return `value` as a tensor: NumPy's and, by DLPack, CuPy's and others' arrays, not copied."""
-    if isinstance(value, torch.Tensor):
-        return value
-    if hasattr(value, "__dlpack__") and not isinstance(value, numpy.ndarray):
-        return torch.from_dlpack(value)
-    return torch.as_tensor(value)
-
-
-ARRAYS = ("torch", "numpy", "cupy")
+def _whole_numbers(values, most):
+    """The first `most` of what a sequence or iterator yields, as ints; a range stays one."""
+    if isinstance(values, range):
+        return values[:most]
+    if isinstance(values, (str, bytes, bytearray, set, frozenset, dict)):  # no numbers, or no order
+        raise TypeError
+    if hasattr(values, "tolist"):
+        values = values[:most].tolist()
+    found = list(itertools.islice(iter(values), most))
+    if any(isinstance(value, bool) for value in found):  # a mask, by the look of it
+        raise TypeError
+    return [operator.index(value) for value in found]
 
 
 def array_kind(kind, device):
     """Check `array` for results on `device` (None where that is not known yet)."""
-    if kind not in ARRAYS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(
-            f"{CALLER}: array must be one of {', '.join(ARRAYS)}, got {kind!r}; it is what the "
-            "samples are returned as"
+            f"{CALLER}: array must be one of {', '.join(KINDS)}, got {_shown(kind)}; it is what "
+            "the samples are returned as"
         )
     if kind != "cupy" or device is None:
         return
@@ -174,35 +230,25 @@ def array_kind(kind, device):
         )
 
 
-def to_array(x, kind):
-    """Return tensor `x` as the kind of array asked for; memory is shared where it can be."""
-    if kind == "numpy":
-        return x.cpu().numpy()
-    if kind == "cupy":
-        import cupy
-
-        return cupy.from_dlpack(x)
-    return x
-
-
 def tensor_of_noise(noise):
     """Return `noise` as a floating-point tensor, where it lies."""
     try:
-        noise = as_tensor(noise)
-    except (TypeError, ValueError, RuntimeError, BufferError):
+        tensor = as_tensor(noise)
+    except (TypeError, OverflowError):
         raise TypeError(
-            f"{CALLER}: noise must be a tensor or an array, got {type(noise).__name__}; use "
-            "torch.randn"
+            f"{CALLER}: noise must be a dense tensor or array of numbers, got "
+            f"{type(noise).__name__}; use torch.randn"
         ) from None
-    if not noise.is_floating_point():
+    if not tensor.is_floating_point():
         raise TypeError(
-            f"{CALLER}: noise must be of floating-point type, got {noise.dtype}; draw it with "
+            f"{CALLER}: noise must be of floating-point type, got {tensor.dtype}; draw it with "
             "torch.randn"
         )
-    return noise
+    present_device(tensor.device, argument="noise's device")
+    return tensor
 
 
-def given_noise(noise, image_shape, seeds):
+def given_noise(noise, image_shape, seeds, dtype):
     """Check `noise` against the nets' image shape (or None) and the number of seeds (or None)."""
     if (image_shape is not None and tuple(noise.shape[1:]) != image_shape) or noise.ndim < 2:
         expected = "C, H, W" if image_shape is None else ", ".join(map(str, image_shape))
@@ -210,9 +256,10 @@ def given_noise(noise, image_shape, seeds):
             f"{CALLER}: noise must be [N, {expected}], got {list(noise.shape)}; it needs the "
             "shape of the model's images"
         )
-    if not torch.isfinite(noise).all():
+    if not torch.isfinite(noise.to(dtype)).all():
         raise ValueError(
-            f"{CALLER}: noise must be finite, got NaN or infinity; draw it with torch.randn"
+            f"{CALLER}: noise must be finite in {dtype}, got NaN, infinity or more; draw it with "
+            "torch.randn"
         )
     if seeds is not None and len(seeds) != len(noise):
         raise ValueError(
@@ -223,10 +270,10 @@ def given_noise(noise, image_shape, seeds):
 
 
 def labels(class_labels, num_images, label_dim):
-    """Return the labels as a CPU tensor with one row per image, or None.
+    """Return the labels as a CPU tensor with one entry per image, or None.
 
-    One-hot or soft float32 `[N, label_dim]` where `label_dim` is known; as given, one row per
-    image, where it is not.
+    Classes int64 `[N]` or soft rows float32 `[N, label_dim]` where `label_dim` is known; as given,
+    one row per image, where it is not.
     """
     if class_labels is None:
         return None
@@ -235,8 +282,13 @@ def labels(class_labels, num_images, label_dim):
             f"{CALLER}: class_labels must be None for a model without labels, got labels; drop them"
         )
     try:
-        given = as_tensor(class_labels).detach().cpu()
-    except (TypeError, ValueError, RuntimeError, BufferError):
+        given = as_tensor(class_labels).cpu()
+    except OverflowError:
+        bound = "fit into 64 bits" if label_dim is None else f"lie in 0..{label_dim - 1}"
+        raise ValueError(
+            f"{CALLER}: class_labels must {bound}, got {_shown(class_labels)}; count classes from 0"
+        ) from None
+    except (TypeError, RuntimeError):
         raise TypeError(
             f"{CALLER}: class_labels must be integers or a tensor, got "
             f"{type(class_labels).__name__}; pass one class per image, or one for all"
@@ -251,7 +303,7 @@ def labels(class_labels, num_images, label_dim):
                 f"{list(given.shape)}; repeat or cut them"
             )
         return given
-    if given.ndim < 2 and not whole and given.numel():
+    if given.is_complex() or (given.ndim < 2 and not whole and given.numel()):
         raise TypeError(
             f"{CALLER}: class_labels must be whole numbers, got {given.dtype}; pass class indices, "
             f"or one-hot rows [{num_images}, {label_dim}]"
@@ -263,23 +315,24 @@ def labels(class_labels, num_images, label_dim):
             f"{list(given.shape)}; give every image its class"
         )
     if given.ndim == 2:
-        if not torch.isfinite(given).all():
+        rows = given.to(torch.float32)
+        if not torch.isfinite(rows).all():
             raise ValueError(
                 f"{CALLER}: class_labels must be finite, got NaN or infinity; pass one-hot rows"
             )
-        return given.to(torch.float32)
-    return one_hot(given, label_dim)
-
-
-def one_hot(classes, label_dim):
-    """Return float32 one-hot rows `[N, label_dim]` of int classes `[N]`, checking their range."""
-    classes = classes.to(torch.int64)
+        return rows
+    classes = given.to(torch.int64)
     outside = classes[(classes < 0) | (classes >= label_dim)]
     if len(outside):
         raise ValueError(
             f"{CALLER}: class_labels must lie in 0..{label_dim - 1}, got {int(outside[0])}; the "
             f"model knows {label_dim} classes"
         )
+    return classes
+
+
+def one_hot(classes, label_dim):
+    """Return float32 one-hot rows `[N, label_dim]` of classes int64 `[N]`."""
     return torch.nn.functional.one_hot(classes, label_dim).to(torch.float32)
 
 
@@ -304,30 +357,62 @@ def nets_agree(model, guide):
         )
 
 
+def label_dim(model, guide):
+    """Number of classes that model and guide are told, or None where neither says."""
+    found = getattr(model, "label_dim", None)
+    if found is None:
+        found = getattr(guide, "label_dim", None) or None
+    if found is None or (isinstance(found, numbers.Integral) and found >= 0):
+        return found
+    raise ValueError(
+        f"{CALLER}: label_dim must be the number of classes, got {_shown(found)}; set the model's "
+        "attribute to 0 for a model without labels"
+    )
+
+
 def image_shape(*nets):
     """Shape (C, H, W) of the images that the first of `nets` that tells is made for, or None."""
     for net in nets:
         channels = getattr(net, "img_channels", None)
         resolution = getattr(net, "img_resolution", None)
         if channels is not None and resolution is not None:
+            remedy = "set the model's attribute to one number, or pass a callable without it"
+            channels = count("img_channels", channels, remedy)
+            resolution = count("img_resolution", resolution, remedy)
             return channels, resolution, resolution
     return None
 
 
-def module_of(net):
-    """The module in `net`, or None for a bare callable."""
-    net = net.net if isinstance(net, Unlabelled) else net
-    return net if isinstance(net, torch.nn.Module) else None
+def decoder(model, raw, shape):
+    """What decodes the model's samples of `shape` (C, H, W), or None where they stay raw.
+
+    The attribute `encoder` of a model counts where it has a method `decode`: networks of other
+    libraries may call a part of theirs so.
+    """
+    encoder = getattr(model, "encoder", None)
+    if not callable(getattr(encoder, "decode", None)):
+        encoder = None
+    if encoder is None and raw is False:
+        raise ValueError(
+            f"{CALLER}: raw must be True or None for a model without an encoder, got False; set "
+            "model.encoder, for instance to autoguide_fast.encoders.PixelEncoder()"
+        )
+    if encoder is None or raw:
+        return None
+    channels = getattr(encoder, "channels", None)
+    if channels is not None and shape is not None and channels != shape[0]:
+        raise ValueError(
+            f"{CALLER}: model must have the {channels} channels that its encoder decodes, got "
+            f"{shape[0]}; pass raw=True, or set model.encoder to another, or to None"
+        )
+    return encoder
 
 
-def finite_weights(role, net):
-    """Check that no weight of `net` is NaN or infinite."""
-    module = module_of(net)
-    if module is None:
-        return
+def finite_weights(role, module):
+    """Check that no weight of `module` is NaN or infinite."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    tensors = [(name, t) for name, t in tensors if t.is_floating_point()]
-    finite = [torch.isfinite(t).all() for _, t in tensors]
+    tensors = [(name, t) for name, t in tensors if t.is_floating_point() and not t.is_meta]
+    finite = [torch.isfinite(t if t.itemsize > 1 else t.float()).all() for _, t in tensors]
     if finite and not torch.stack(finite).all():
         name = next(name for (name, _), ok in zip(tensors, finite, strict=True) if not ok)
         raise ValueError(

@@ -17,7 +17,8 @@ class PixelEncoder:
     name = "pixels"
 
     def encode(self, images):
-        """uint8 `[N, C, H, W]` to float32 in `[-1, 1]`."""
+        """uint8 `[N, C, H, W]` to float32 in `[-1, 1]`; TypeError for another type."""
+        _check_bytes(self, images)
         return images.to(torch.float32) / 127.5 - 1
 
     def decode(self, x):
@@ -75,7 +76,7 @@ class LatentEncoder:
                 f"got {self.vae}, which turns {options.in_channels} into "
                 f"{options.latent_channels} and {pixels} into 1; use {STABILITY_VAE}"
             )
-        return vae.eval().requires_grad_(False)
+        return vae.to(torch.float32).eval().requires_grad_(False)
 
     def load(self):
         """Loads the VAE now, so that what is wrong with it shows before any work."""
@@ -84,11 +85,20 @@ class LatentEncoder:
     def moments(self, images):
         """uint8 `[N, 3, 8H, 8W]` to float32 `[N, 8, H, W]`: 4 means, 4 standard deviations.
 
-        Runs on the images' device. Pixels go in as `x / 255`: that is what `raw_mean` and
-        `raw_std` belong to, and what `decode` gets back.
+        Runs on the images' device, in float32 whatever autocast says. Pixels go in as `x / 255`:
+        that is what `raw_mean` and `raw_std` belong to, and what `decode` gets back.
+
+        Raises TypeError or ValueError for another type or shape.
         """
+        _check_bytes(self, images)
+        shape = list(images.shape)
+        if len(shape) != 4 or shape[1] != 3 or any(n % self.pixels for n in shape[2:]):
+            raise ValueError(
+                f"LatentEncoder: images must be [N, 3, H, W] with H and W divisible by "
+                f"{self.pixels}, got {shape}; crop or pad them"
+            )
         vae = self.load().to(images.device)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             drawn_from = vae.encode(images.to(torch.float32) / 255).latent_dist
         return torch.cat([drawn_from.mean, drawn_from.std], dim=1)
 
@@ -97,28 +107,50 @@ class LatentEncoder:
 
         `normal` holds the standard normal numbers to draw them with, `[N, 4, H, W]`; without, they
         are drawn here.
+
+        Raises ValueError for another number of channels, such as latents that were drawn already.
         """
+        self._check_channels("moments", moments, 2 * self.channels)
         mean, std = moments.to(torch.float32).chunk(2, dim=1)
         normal = torch.randn_like(mean) if normal is None else normal
         centre, spread = self._scale(mean.device)
         return (mean + std * normal - centre) * (0.5 / spread)
 
     def decode(self, x):
-        """Scaled latents `[N, 4, H, W]` to uint8 images `[N, 3, 8H, 8W]`."""
+        """Scaled latents `[N, 4, H, W]` to uint8 images `[N, 3, 8H, 8W]`.
+
+        Raises ValueError for another number of channels.
+        """
+        self._check_channels("x", x, self.channels)
         centre, spread = self._scale(x.device)
         vae = self.load().to(x.device)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             images = vae.decode(x.to(torch.float32) * (spread / 0.5) + centre).sample
         return (images.clamp(0, 1) * 255).to(torch.uint8)
 
+    def _check_channels(self, name, x, channels):
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f"LatentEncoder: {name} must be [N, {channels}, H, W], got {list(x.shape)}; the "
+                f"latents of this VAE have {self.channels} channels"
+            )
+
     def _scale(self, device):
         return (
-            torch.tensor(values, device=device).reshape(1, self.channels, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=device).reshape(1, self.channels, 1, 1)
             for values in (self.raw_mean, self.raw_std)
         )
 
     def __repr__(self):
         return f"LatentEncoder({self.vae!r})"
+
+
+def _check_bytes(encoder, images):
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"{type(encoder).__name__}: images must be uint8, got {images.dtype}; images that are "
+            "scaled already are what encoding gives"
+        )
 
 
 ENCODERS = {each.name: each for each in (PixelEncoder, LatentEncoder)}
@@ -131,7 +163,7 @@ def encoder(name):
     """
     if name is None:
         return None
-    if name not in ENCODERS:
+    if not isinstance(name, str) or name not in ENCODERS:
         known = ", ".join(repr(known) for known in ENCODERS)
         raise ValueError(
             f"encoder: name must be one of {known} or None, got {name!r}; the checkpoint may "

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from . import arguments, checkpoints
+from . import arguments, arrays, checkpoints
+from .encoders import LatentEncoder
 from .engine import Engine, cached, clear, lacks_memory
+from .guidance import module_of
 from .sampler import EagerStepper, heun, plan_steps
 from .schedules import Churn, rho_schedule
 from .seeds import StackedRandom
@@ -69,9 +71,9 @@ def sample(
         model: what to sample: name of a bundled network, path of a checkpoint, module, an `Engine`
             (which brings its guide), or any callable `(x, sigma, class_labels) -> D` with
             `x [N, C, H, W]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns the
-            denoised images. Modules are fed in
-            their own floating type and are put in evaluation mode meanwhile; bare callables are
-            fed in `dtype`.
+            denoised images. It gets copies, so it may write to them, and may return the same buffer
+            every time. Modules are fed in their own floating type and are put in evaluation mode
+            meanwhile; bare callables are fed in `dtype`.
         guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for a
             bundled net by name, such as `"digits"` or `"photos"`, whose own guide serves.
         guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
@@ -80,15 +82,15 @@ def sample(
             or one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
             where the model has labels (its attribute `label_dim`). A callable that does not tell
             its `label_dim` gets them as given, one row per image.
-        seeds: sequence of ints >= 0 (modulo 2^32), one per image; may repeat. Noise, drawn class
-            and churn of an image come from its seed alone (`seeds.StackedRandom`), bit for bit,
-            on any device and for any batch size, order or split; the finished images then agree
-            within the rounding of the network's arithmetic.
+        seeds: sequence of ints >= 0 (modulo 2^32), one per image, 10 million at most; may repeat.
+            Noise, drawn class and churn of an image come from its seed alone
+            (`seeds.StackedRandom`), bit for bit, on any device and for any batch size, order or
+            split; the finished images then agree within the rounding of the network's arithmetic.
         noise: standard normal noise `[N, C, H, W]` to use instead of the seeds', as a tensor or
-            array (NumPy's; CuPy's and others' through DLPack). Seeds are then
+            array (NumPy's; CuPy's and others' through DLPack); it is only read. Seeds are then
             needed only for what else is drawn: classes, churn. A callable that does not tell its
             `img_channels` and `img_resolution` needs it.
-        num_steps: steps; each but the last evaluates the model twice.
+        num_steps: steps, 10,000 at most; each but the last evaluates the model twice.
         sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`.
         S_churn, S_min, S_max, S_noise: churn, see `schedules.Churn`; 0 for none.
         interval: `(lo, hi)`: guide only where `lo < sigma <= hi`; outside, the guide does not run
@@ -100,8 +102,8 @@ def sample(
         progress: show a progress bar.
         callback: called with a `StepInfo` after each step of each batch.
         raw: True for the samples as they are, False for images as the model's encoder decodes
-            them; None decodes where the model has an encoder, as loaded ones do.
-
+            them; None decodes where the model has an encoder (its attribute `encoder`, with a
+            method `decode`), as loaded ones do.
         array: what to return the result as: `"torch"`, `"numpy"` (on the CPU, with a copy if it is
             on a GPU) or `"cupy"` (on a CUDA device). Not copied otherwise.
 
@@ -116,18 +118,20 @@ def sample(
             graph, at the end.)
 
     Not differentiable. Randomness comes from the seeds alone; torch's own generator is untouched.
+    Nor do torch's default type and device, its grad mode and autocast change the numbers; autocast
+    stays on for callables and modules that are not this package's.
     """
+    arguments.state_dtype(dtype)
     num_steps, sigma_min, sigma_max, rho = arguments.noise_levels(
-        num_steps, sigma_min, sigma_max, rho
+        num_steps, sigma_min, sigma_max, rho, dtype
     )
     churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
     interval = arguments.guidance_interval(interval)
-    guidance = arguments.number(
-        "guidance", guidance, "finite", math.isfinite, "1 is no guidance, 1.5 a usual start"
-    )
+    guidance = arguments.weight(guidance)
     if batch_size is not None:
         batch_size = arguments.count("batch_size", batch_size, "leave it out for up to 64")
-    arguments.state_dtype(dtype)
+    raw = arguments.flag("raw", raw, (True, False, None), "None decodes where there is an encoder")
+    progress = arguments.flag("progress", progress, (True, False), "True shows a bar")
     if seeds is not None or noise is None:
         seeds = arguments.image_seeds(seeds)
     if callback is not None and not callable(callback):
@@ -151,7 +155,7 @@ def sample(
     arguments.nets_agree(model, guide)
     shape = arguments.image_shape(model, guide)
     if noise is not None:
-        noise = arguments.given_noise(noise, shape, seeds)
+        noise = arguments.given_noise(noise, shape, seeds, dtype)
     elif shape is None:
         raise ValueError(
             "sample: noise must be given for a callable without img_channels and img_resolution, "
@@ -159,25 +163,21 @@ def sample(
             "autoguide_fast.seeds, or set the two attributes"
         )
     num_images = len(seeds if noise is None else noise)
-    label_dim = getattr(model, "label_dim", None)
-    if label_dim is None:
-        label_dim = getattr(guide, "label_dim", None) or None
-    rows = arguments.labels(class_labels, num_images, label_dim)
-    if seeds is None and (churn.S_churn or (rows is None and label_dim)):
+    label_dim = arguments.label_dim(model, guide)
+    classes = arguments.labels(class_labels, num_images, label_dim)
+    if seeds is None and (churn.S_churn or (classes is None and label_dim)):
         needed = "churn is added" if churn.S_churn else "classes are drawn"
         raise ValueError(
             f"sample: seeds must be given beside noise where {needed}, got None; pass one seed per "
             "image" + ("" if churn.S_churn else ", or class_labels")
         )
-    encoder = getattr(model, "encoder", None)
-    if raw is False and encoder is None:
-        raise ValueError(
-            "sample: raw must be True or None for a model without an encoder, got False; set "
-            "model.encoder, for instance to autoguide_fast.encoders.PixelEncoder()"
-        )
+    encoder = arguments.decoder(model, raw, shape or noise.shape[1:])
+    if isinstance(encoder, LatentEncoder):
+        encoder.load()
     if engine is None:
         for role, net in (("model", model), ("guide", guide)):
-            arguments.finite_weights(names[role], net)
+            if (module := module_of(net)) is not None:
+                arguments.finite_weights(names[role], module)
 
     sigmas = rho_schedule(num_steps, sigma_min, sigma_max, rho, dtype)
     steps = plan_steps(sigmas, guidance, interval, churn, device)
@@ -186,26 +186,26 @@ def sample(
         range(start, min(start + batch_size, num_images))
         for start in range(0, num_images, batch_size)
     ]
-    done = []
+    images = None
     with torch.no_grad(), _evaluating(model, guide), _bar(progress, batches, steps) as bar:
         used = (model, guide if guidance != 1 else None)
         if engine is None:
             engine = _engine(*used)
         for number, indices in enumerate(batches):
-            x, classes, randn = _drawn(indices, seeds, noise, rows, label_dim, shape, device, dtype)
+            source = indices, seeds, noise, classes, label_dim, shape, device, dtype
+            x, labels, randn = _drawn(*source)
             if engine is None:
-                stepper = EagerStepper(model, guide, guidance, classes, device)
+                stepper = EagerStepper(model, guide, guidance, labels, device)
             else:
-                stepper = engine.stepper(guidance, classes, steps)
+                stepper = engine.stepper(guidance, labels, steps)
 
             def on_step(step, x, number=number, indices=indices, stepper=stepper):
                 _check_finite(step, x, stepper, names)
                 bar.update()
                 if callback is not None:
                     info = StepInfo(
-                        number, len(batches), step.index, num_steps, step.sigma_next, indices,
-                        x.clone(),
-                    )  # fmt: skip
+                        number, len(batches), step.index, num_steps, step.sigma_next, indices, x
+                    )
                     callback(info)
 
             result = None
@@ -213,16 +213,19 @@ def sample(
                 result = stepper.whole(x, randn)
                 if not torch.isfinite(result).all():
                     # Once more, step by step, to tell where.
-                    x, _, randn = _drawn(
-                        indices, seeds, noise, rows, label_dim, shape, device, dtype
-                    )
+                    x, _, randn = _drawn(*source)
                     result = None
             x = heun(stepper, x, steps, randn, on_step) if result is None else result
-            done.append(x if encoder is None or raw else encoder.decode(x))
-    if not done:
+            part = _decoded(encoder, x)
+            # Copied, so that no buffer of an engine or an encoder gets out.
+            if images is None:
+                images = part.new_empty([num_images, *part.shape[1:]])
+            images[indices.start : indices.stop] = part
+    if images is None:
         empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
-        done.append(empty if encoder is None or raw else encoder.decode(empty))
-    return arguments.to_array(torch.cat(done), array)
+        with torch.no_grad():
+            images = _decoded(encoder, empty)
+    return arrays.as_kind(images, array)
 
 
 def _engine(*nets):
@@ -282,13 +285,15 @@ def _nets(model, guide, guidance, device, noise):
     for role, net in nets.items():
         if isinstance(net, (str, os.PathLike)):
             nets[role] = checkpoints.find(net, f"sample: {role}")
-        elif not callable(net) and not (role == "guide" and net is None):
+        elif (not callable(net) or isinstance(net, type)) and not (
+            role == "guide" and net is None
+        ):
             raise TypeError(
                 f"sample: {role} must be a name, a path or a callable (x, sigma, class_labels) -> "
                 f"D, got {type(net).__name__}; load a checkpoint with autoguide_fast.load"
             )
 
-    modules = {role: arguments.module_of(net) for role, net in nets.items()}
+    modules = {role: module_of(net) for role, net in nets.items()}
     found = {
         role: next((p.device for p in module.parameters()), None)
         for role, module in modules.items()
@@ -296,6 +301,8 @@ def _nets(model, guide, guidance, device, noise):
     }
     if device is None:
         device = found.get("model") or found.get("guide")
+        if device is not None:
+            arguments.present_device(device, argument="the networks' device")
     if device is None and noise is not None:
         device = noise.device
     if device is None:
@@ -314,31 +321,50 @@ def _nets(model, guide, guidance, device, noise):
     return nets["model"], nets["guide"], device
 
 
-def _drawn(indices, seeds, noise, rows, label_dim, shape, device, dtype):
-    """Noise, labels and the source of churn noise for the images `indices`."""
+def _drawn(indices, seeds, noise, given, label_dim, shape, device, dtype):
+    """Noise, labels and the source of churn noise for the images `indices`.
+
+    `given` are the labels of all images as `arguments.labels` returns them.
+    """
     part = slice(indices.start, indices.stop)
     shape = shape or noise.shape[1:]
-    x, classes, randn = None, None, None
+    x, labels, randn = None, None, None
     if seeds is not None:
         streams = StackedRandom(device, seeds[part])
         x = streams.randn(shape)
         if label_dim:
-            classes = arguments.one_hot(streams.randint(label_dim), label_dim)
+            labels = streams.randint(label_dim)
 
         def randn():
             return streams.randn(shape, dtype)
 
     if noise is not None:
         x = noise[part].to(device)
-    if rows is not None:
-        classes = rows[part].to(device)
-    return x.to(dtype), classes, randn
+    if given is not None:
+        labels = given[part].to(device)
+    if label_dim and labels.ndim == 1:
+        labels = arguments.one_hot(labels, label_dim)
+    return x.to(dtype), labels, randn
+
+
+def _decoded(encoder, x):
+    """What an encoder makes of samples `x`, which are themselves what there is without one."""
+    if encoder is None:
+        return x
+    images = encoder.decode(x)
+    if not isinstance(images, torch.Tensor) or images.ndim == 0 or len(images) != len(x):
+        got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise TypeError(
+            f"sample: model.encoder must decode {len(x)} samples to a tensor of as many images, "
+            f"got {got}; return uint8 [{len(x)}, C, H, W], or pass raw=True"
+        )
+    return images
 
 
 @contextlib.contextmanager
 def _evaluating(*nets):
     """Puts the nets' modules in evaluation mode and back, whatever happens in between."""
-    tops = [top for net in nets if (top := arguments.module_of(net)) is not None]
+    tops = [top for net in nets if (top := module_of(net)) is not None]
     training = [module for top in tops for module in top.modules() if module.training]
     try:
         for module in training:

@@ -2,6 +2,8 @@
 
 import torch
 
+from . import arguments
+
 
 def guided(denoised, guide_denoised, guidance):
     """The guided denoiser's output `D_w = D0 + w (D1 - D0)` (arXiv 2406.02507, eq. 3).
@@ -55,22 +57,71 @@ def unlabelled(net):
             f"unlabelled: net must be callable, got {type(net).__name__}; load a name or a path "
             "with autoguide_fast.load first"
         )
-    return Unlabelled(net)
+    return net if isinstance(net, Unlabelled) else Unlabelled(net)
+
+
+def bare(net):
+    """`net` without an `unlabelled` around it."""
+    return net.net if isinstance(net, Unlabelled) else net
+
+
+def module_of(net):
+    """The module in `net`, or None for a bare callable."""
+    net = bare(net)
+    return net if isinstance(net, torch.nn.Module) else None
+
+
+def evaluated(net, x, sigma, class_labels):
+    """What `net(x, sigma, class_labels)` returns, when neither side can change what is the other's.
+
+    The net gets copies, for it may write to them, and what it returns is copied, since it may be a
+    buffer that the next evaluation overwrites: that of a CUDA graph, for instance. Differentiable.
+    """
+    given = [v.clone() if isinstance(v, torch.Tensor) else v for v in (x, sigma, class_labels)]
+    output = net(*given)
+    return output.clone() if isinstance(output, torch.Tensor) else output
 
 
 def guided_denoiser(model, guide, guidance, interval=None):
     """One denoiser `(x, sigma, class_labels) -> D` made of a model and its guide.
 
     For use outside `autoguide_fast.sample`, which takes model and guide separately and fuses them.
-    `sigma` must then be one level for the whole batch, and is read back to the host where there
-    is an `interval`. With `guidance` 1, and outside `interval`, the guide does not run.
+    With an `interval`, `sigma` must be one level for the whole batch, and is read back to the host.
+    With `guidance` 1, and outside `interval`, the guide does not run. What it returns is no buffer
+    of the nets, and they may write to their arguments. They are evaluated as they are, under the
+    caller's autocast and in the caller's grad mode: differentiable where they are.
+
+    Raises:
+        TypeError, ValueError: model or guide that is no callable, `guidance` that is no finite
+            number, `interval` that is no pair of levels; later, levels that differ within a batch.
     """
+    guidance = arguments.weight(guidance, "guided_denoiser")
+    interval = arguments.guidance_interval(interval, "guided_denoiser")
+    for role, net in (("model", model), ("guide", guide)):
+        if not callable(net) and not (role == "guide" and net is None and guidance == 1):
+            raise TypeError(
+                f"guided_denoiser: {role} must be a callable (x, sigma, class_labels) -> D, got "
+                f"{type(net).__name__}; load a name or a path with autoguide_fast.load first"
+            )
 
     def denoiser(x, sigma, class_labels=None):
-        denoised = model(x, sigma, class_labels)
-        level = float(torch.as_tensor(sigma).max()) if interval is not None else None
+        level = None if interval is None or guidance == 1 else _only_level(sigma)
+        denoised = evaluated(model, x, sigma, class_labels)
         if not guides_at(level, guidance, interval):
             return denoised
-        return guided(denoised, guide(x, sigma, class_labels), guidance)
+        return guided(denoised, evaluated(guide, x, sigma, class_labels), guidance)
 
     return denoiser
+
+
+def _only_level(sigma):
+    """The one noise level of a batch as a float."""
+    if not isinstance(sigma, torch.Tensor):
+        return float(sigma)
+    lowest, highest = (float(level) for level in sigma.aminmax())
+    if lowest != highest:
+        raise ValueError(
+            "guided_denoiser: sigma must be one level for the whole batch where there is an "
+            f"interval, got {lowest:g} to {highest:g}; call it level by level"
+        )
+    return highest

@@ -6,12 +6,13 @@ step. `EagerStepper` evaluates any callables; other steppers may run the same lo
 as a CUDA graph: noise levels are device tensors and nothing is read back.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from . import ops
-from .guidance import Unlabelled, guides_at
+from .guidance import bare, evaluated, guides_at, module_of
 from .networks import Precond
 from .schedules import Churn
 
@@ -48,7 +49,7 @@ def plan_steps(sigmas, guidance=1.0, interval=None, churn=None, device="cpu"):
     num_steps = len(sigmas) - 1
     raised = [churn.raised(s, num_steps) for s in sigmas[:-1]]
     levels = [[hat, following] for (hat, _), following in zip(raised, sigmas[1:], strict=True)]
-    levels = torch.tensor(levels, dtype=torch.float64).to(device)
+    levels = torch.tensor(levels, dtype=torch.float64, device="cpu").to(device)
     return [
         Step(
             index=i,
@@ -77,8 +78,7 @@ def heun(stepper, noise, steps, randn=None, on_step=None):
         steps (list of Step): From `plan_steps`, on the device of `noise`.
         randn (callable, optional): Called without arguments for the churn noise, shaped and typed
             as `noise`; needed where a step has `churn_std > 0`.
-        on_step (callable, optional): `on_step(step, x)` after each step; a stepper may write to `x`
-            again in those that follow, so keep a copy.
+        on_step (callable, optional): `on_step(step, x)` after each step, with a copy of the state.
 
     Returns:
         Tensor like `noise`. Differentiable where the stepper is; capturable in a CUDA graph unless
@@ -93,12 +93,16 @@ def heun(stepper, noise, steps, randn=None, on_step=None):
             x_next = stepper.second(x, x_next, slope, step)
         x = x_next
         if on_step is not None:
-            on_step(step, x)
+            on_step(step, x.clone())
     return x
 
 
 class EagerStepper:
     """Evaluates model and guide as they are, then takes the fused half step.
+
+    Autocast is left on for a callable that is not ours, whose author may count on it; a `Precond`
+    is evaluated without.
+
     Args:
         model, guide (callable `(x, sigma, class_labels) -> D`): `guide` may be None where no step
             is guided. A module gets `x` and the 0-dim `sigma` in its own floating type, a bare
@@ -114,7 +118,7 @@ class EagerStepper:
             role: None if getattr(net, "label_dim", None) == 0 else class_labels
             for role, net in self.nets.items()
         }
-        self.guidance = torch.tensor(guidance, dtype=torch.float64).to(device)
+        self.guidance = torch.tensor(guidance, dtype=torch.float64, device="cpu").to(device)
         self.outputs = []  # (role, tensor) of the step under way, in order of appearance
 
     def first(self, x, step):
@@ -144,11 +148,16 @@ class EagerStepper:
         labels = self.labels[role]
         if labels is not None and labels.is_floating_point():
             labels = labels.to(dtype)
-        output = net(x.to(dtype), sigma.to(dtype), labels)
+        with _autocast_off(x.device) if isinstance(bare(net), Precond) else nullcontext():
+            output = evaluated(net, x.to(dtype), sigma.to(dtype), labels)
         _check_output(role, output, x)
-        output = output.to(x.dtype)
+        output = output.as_subclass(torch.Tensor).to(x.dtype)
         self.outputs.append((role, output))
         return output
+
+
+def _autocast_off(device):
+    return torch.autocast(device.type, enabled=False)
 
 
 def input_dtype(net, state_dtype):
@@ -156,11 +165,11 @@ def input_dtype(net, state_dtype):
 
     Float32 for a `Precond`, which casts for itself, and for modules of mixed or no types.
     """
-    net = net.net if isinstance(net, Unlabelled) else net
-    if not isinstance(net, torch.nn.Module):
+    module = module_of(net)
+    if module is None:
         return state_dtype
-    own = {p.dtype for p in net.parameters() if p.is_floating_point()}
-    return own.pop() if len(own) == 1 and not isinstance(net, Precond) else torch.float32
+    own = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return own.pop() if len(own) == 1 and not isinstance(module, Precond) else torch.float32
 
 
 def _check_output(role, output, x):
@@ -169,8 +178,15 @@ def _check_output(role, output, x):
             f"sample: {role} must return a tensor, got {type(output).__name__}; return the "
             "denoised images [N, C, H, W]"
         )
-    if output.shape != x.shape or not output.is_floating_point():
+    dense = output.layout == torch.strided and output.is_floating_point()
+    if output.shape != x.shape or not dense:
+        kind = "" if output.layout == torch.strided else f"{output.layout} "
         raise ValueError(
             f"sample: {role} must return floating-point images {list(x.shape)} like its input, got "
-            f"{output.dtype} {list(output.shape)}; return the denoised images themselves"
+            f"{kind}{output.dtype} {list(output.shape)}; return the denoised images themselves"
+        )
+    if output.device != x.device:
+        raise ValueError(
+            f"sample: {role} must return images on {x.device} like its input, got them on "
+            f"{output.device}; move them back"
         )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from . import arguments
+
 
 def rho_schedule(num_steps=32, sigma_min=0.002, sigma_max=80.0, rho=7.0, dtype=torch.float64):
     """Noise levels from `sigma_max` down to `sigma_min`, then 0.
@@ -14,19 +16,34 @@ def rho_schedule(num_steps=32, sigma_min=0.002, sigma_max=80.0, rho=7.0, dtype=t
     step goes from `sigma_max` straight to 0.
 
     Args:
-        num_steps (int): Number of steps, at least 1.
-        sigma_min, sigma_max (float): Lowest (above 0) and highest level, in units of the data.
-        rho (float): Exponent; a larger one spends more steps at low noise.
-        dtype (torch.dtype): Precision in which the formula is evaluated, that of the sampler's
-            state, as published.
+        num_steps (int): Number of steps, 1 to 10,000.
+        sigma_min, sigma_max (float): Lowest and highest level, in units of the data, from 1e-18 to
+            1e18.
+        rho (float): Exponent > 0; a larger one spends more steps at low noise. Towards infinity the
+            levels become a geometric sequence.
+        dtype (torch.dtype): Type of the sampler's state, torch.float32 or torch.float64, to which
+            the levels are rounded; they are computed in float64.
 
     Returns:
         Tensor [num_steps + 1] float64 on the CPU.
+
+    Raises:
+        TypeError, ValueError: anything else, `sigma_min` that is not below `sigma_max`.
     """
-    i = torch.arange(num_steps, dtype=dtype)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigma = (high + i / max(num_steps - 1, 1) * (low - high)) ** rho
-    return torch.cat([sigma, torch.zeros(1, dtype=dtype)]).to(torch.float64)
+    arguments.state_dtype(dtype, "rho_schedule")
+    num_steps, sigma_min, sigma_max, rho = arguments.noise_levels(
+        num_steps, sigma_min, sigma_max, rho, dtype, "rho_schedule"
+    )
+    share = torch.arange(num_steps, dtype=torch.float64, device="cpu") / max(num_steps - 1, 1)
+    # With r = (sigma_min / sigma_max)^(1/rho) the formula reads sigma_max (1 - share (1 - r))^rho.
+    # In logarithms nothing cancels for a large rho, where r is nearly 1, or leaves the range of
+    # float64 for a small one; where r underflows, the last level needs setting.
+    fall = math.expm1(math.log(sigma_min / sigma_max) / rho)
+    sigma = sigma_max * torch.exp(rho * torch.log1p(share * fall))
+    if num_steps > 1:
+        sigma[-1] = sigma_min
+    sigma = torch.nn.functional.pad(sigma, (0, 1))
+    return sigma.to(dtype).to(torch.float64)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import torch
 
+from . import arguments
+
 
 class StackedRandom:
     """One random generator per image, drawn from side by side.
@@ -17,23 +19,29 @@ class StackedRandom:
     Args:
         device (torch.device or str): Where the drawn tensors go.
         seeds (sequence of int): One seed >= 0 per image; equal seeds give equal streams.
+
+    Raises TypeError or ValueError for seeds that are no whole numbers >= 0.
     """
 
     def __init__(self, device, seeds):
         self.device = torch.device(device)
-        self.generators = [torch.Generator().manual_seed(int(s) % (1 << 32)) for s in seeds]
+        seeds = arguments.image_seeds(seeds, "StackedRandom")
+        self.generators = [torch.Generator("cpu").manual_seed(s % (1 << 32)) for s in seeds]
 
     def randn(self, shape, dtype=torch.float32):
         """Standard normal numbers `[N, *shape]`, each image's from its own stream."""
         return self._stack(
-            [torch.randn(list(shape), generator=g, dtype=dtype) for g in self.generators],
+            [
+                torch.randn(list(shape), generator=g, dtype=dtype, device="cpu")
+                for g in self.generators
+            ],
             shape,
             dtype,
         )
 
     def randint(self, high):
         """Integers in `[0, high)`, int64 `[N]`, each image's from its own stream."""
-        draws = [torch.randint(high, [], generator=g) for g in self.generators]
+        draws = [torch.randint(high, [], generator=g, device="cpu") for g in self.generators]
         return self._stack(draws, [], torch.int64)
 
     def _stack(self, draws, shape, dtype):

@@ -96,7 +96,7 @@ def test_examples_in_help_and_readme_are_right(capsys):
         (["sample"], "autoguide-fast sample: the following arguments are required: --out"),
         (["sample", "--out", "x", "--seeds", "9-1"], "--seeds: must have ranges that run upwards"),
         (["sample", "--out", "x", "--steps", "0"], "--steps: must be an integer >= 1, got '0'"),
-        (["demo", "--images", "99"], "autoguide-fast demo: --images must be >= 100, got 99"),
+        (["demo", "--images", "99"], "autoguide-fast demo: --images must be >= 100 and <= 10000000, got 99"),
         (["demo", "--out", "no/such/folder/a.png"], "--out must be a file in an existing folder"),
         (["demo", "--out", "."], "--out must be a file in an existing folder, got ."),
         (["demo", "--device", "cuda:99"], "device must be present on this machine, got 'cuda:99'"),

@@ -60,8 +60,11 @@ def test_noise_and_labels_depend_on_the_seed_alone(batch_size):
     assert torch.equal(shuffled_labels, labels[order])
 
 
-# Convolutions of another batch size sum in another order; over a run of the sampler the golden
-# tolerance bounds what becomes of that: 1.2e-6 was measured in 32 steps of the bundled pair.
+# Convolutions of another batch size sum in another order, which these nets' random weights and
+# guidance magnify to about 1e-5. The images of other seeds differ by 1.
+SAME_IMAGE = 1e-4
+
+
 @pytest.mark.parametrize("churn", [0, 20])
 @pytest.mark.parametrize("engine", [True, False])
 def test_images_depend_on_the_seed_alone(churn, engine):
@@ -71,12 +74,12 @@ def test_images_depend_on_the_seed_alone(churn, engine):
     seeds = [7, 0, 5, 7, 3]
     options = {"guidance": 1.7, "num_steps": 4, "S_churn": churn}
     whole = sample(model, guide, seeds=seeds, **options)
-    assert relative_error(whole[0], whole[3]) < GOLDEN_SAMPLES
+    assert relative_error(whole[0], whole[3]) < SAME_IMAGE
     for batch_size, order in ((1, [0, 1, 2, 3, 4]), (2, [4, 2, 0, 1, 3]), (5, [3, 1])):
         part = sample(
             model, guide, seeds=[seeds[i] for i in order], batch_size=batch_size, **options
         )
-        assert relative_error(part, whole[order]) < GOLDEN_SAMPLES
+        assert relative_error(part, whole[order]) < SAME_IMAGE
 
 
 def test_the_same_run_twice_is_bitwise_the_same():

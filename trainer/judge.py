@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from autoguide_fast.cli.arguments import check_image_count, check_output_file
+
 from .workers import map_jobs
 from .yardstick import NAMES, yardstick
 
@@ -81,7 +83,9 @@ def add_command(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Judges, prints the table, writes the figures."""
-    for name, least in (("images", 100), ("repeats", 1), ("steps", 1), ("seed", 0)):
+    check_image_count(arguments.images, 100, "judge", "draw more in several --repeats")
+    check_output_file(arguments.out, "judge")
+    for name, least in (("repeats", 1), ("steps", 1), ("seed", 0), ("workers", 1)):
         value = getattr(arguments, name)
         if value < least:
             raise ValueError(f"judge: --{name} must be >= {least}, got {value}; raise it")
@@ -94,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
                 f"judge: --methods must be those that there are nets for, got {method} without "
                 f"{yardstick(arguments.data).nets()[_GUIDES[method]]}; leave it out"
             )
+        guidance_weight(nets, method)
     jobs = [
         Job(arguments.data, folder, method, repeat, arguments.images, arguments.steps,
             arguments.seed + repeat * arguments.images, arguments.dtype)
@@ -126,6 +131,24 @@ def load_nets(data: str, folder: str | os.PathLike | None = None) -> dict[str, o
     return nets
 
 
+def guidance_weight(nets: dict[str, object], method: str) -> float:
+    """The weight that the nets recommend for a method; 1 without guidance.
+
+    Raises:
+        ValueError: they record none.
+    """
+    if _GUIDES[method] is None:
+        return 1.0
+    role = "uncond" if method == "CFG" else "main"
+    weight = nets[role].info.get("recommended_guidance")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
+        raise ValueError(
+            f"judge: --pair must hold nets that record their recommended_guidance, got {weight!r} "
+            f"for {method}; save them with it, or leave {method} out of --methods"
+        )
+    return weight
+
+
 def judge(job: Job) -> dict:
     """Draws one set of samples and measures it against training and held-out images."""
     import torch
@@ -133,10 +156,7 @@ def judge(job: Job) -> dict:
     from autoguide_fast import Engine, metrics
 
     nets, measure = load_nets(job.data, job.folder), yardstick(job.data)
-    guide, weight = nets.get(_GUIDES[job.method]), 1.0
-    if guide is not None:
-        recommending = "uncond" if job.method == "CFG" else "main"
-        weight = nets[recommending].info["recommended_guidance"]
+    guide, weight = nets.get(_GUIDES[job.method]), guidance_weight(nets, job.method)
     classes = measure.classes(job.images)
     started = time.perf_counter()
     images = Engine(nets["main"], guide, getattr(torch, job.dtype)).sample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from autoguide_fast.cli.arguments import check_output_file
 from autoguide_fast.plots import BLUE, ORANGE
 
 from .runlog import read_log
@@ -42,6 +43,7 @@ def add_command(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Draws and says where."""
+    check_output_file(arguments.out, "plot")
     path = arguments.out or arguments.folder / "curves.png"
     rows = read_log(arguments.folder)
     draw(rows, path)

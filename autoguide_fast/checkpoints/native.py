@@ -12,25 +12,32 @@ from pathlib import Path
 import torch
 
 from ..arguments import present_device
-from ..encoders import encoder
+from ..encoders import ENCODERS, encoder
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
 
 METADATA_KEY = "autoguide_fast"
+
+# Types that weights are stored in. Narrower ones need a scale beside them to mean anything.
+STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def save(net, path, dtype=None, **info):
     """Write a network to a safetensors file.
 
     Args:
-        net (Precond): Its weights, options and encoder are stored.
+        net (Precond): Its weights, options and encoder are stored. Weights may be shared between
+            layers and lie anywhere; each is stored by itself.
         path (str or Path): The file, which appears complete or not at all.
-        dtype (torch.dtype, optional): Type to store the weights in, such as `torch.float16` for
-            half the size.
+        dtype (torch.dtype, optional): Type to store the weights in: torch.float32, float16 or
+            bfloat16 (half the size), float64. None: as they are.
         **info: Anything JSON can hold, kept beside the weights and found in `net.info` after
             loading.
 
-    Raises TypeError for a network that is not a `Precond` or info that JSON cannot hold.
+    Raises, before anything is written: TypeError for a network that is not a `Precond`, another
+    dtype, or info that JSON cannot hold; ValueError for weights that are not finite or leave the
+    range of `dtype`, that are not those of the network's options, or an encoder that could not be
+    found again by its name.
     """
     from safetensors.torch import save_file
 
@@ -39,31 +46,116 @@ def save(net, path, dtype=None, **info):
             f"save: net must be a Precond, got {type(net).__name__}; pass the network itself, "
             "not a wrapper"
         )
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or dtype not in STORED):
+        raise TypeError(
+            f"save: dtype must be one of {_names(STORED)} or None, got {dtype!r}; "
+            "leave it out to store the weights as they are"
+        )
+    if net.encoder is not None and type(net.encoder) not in ENCODERS.values():
+        raise ValueError(
+            f"save: net.encoder must be None or one of autoguide_fast.encoders, got "
+            f"{type(net.encoder).__name__}; set it to None, and again after loading"
+        )
+    try:
+        path = Path(path)
+    except TypeError:
+        raise TypeError(
+            f"save: path must be a string or a path, got {type(path).__name__}; name the file"
+        ) from None
+    if path.is_dir():
+        raise ValueError(f"save: path must be a file, got the folder {path}; name a file in it")
     clash = {"config", "encoder"} & info.keys()
     if clash:
         raise ValueError(
             f"save: info must not be called {' or '.join(sorted(clash))}, which is stored already; "
             "choose another name"
         )
-    header = {"config": net.config, "encoder": getattr(net.encoder, "name", None), **info}
+    facts = {"config": net.config, "encoder": getattr(net.encoder, "name", None), **info}
     try:
-        header = json.dumps(header)
-    except TypeError as error:
+        facts = json.dumps(facts)
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"save: info must be what JSON can hold, got {error}; convert it to plain Python values"
         ) from None
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in net.state_dict().items()}
-    path = Path(path)
+    tensors = _stored(net, dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.touch()
         mode = partial.stat().st_mode  # the user's own; safetensors would let nobody else read
-        save_file(tensors, partial, metadata={METADATA_KEY: header})
+        save_file(tensors, partial, metadata={METADATA_KEY: facts})
         partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _stored(net, dtype):
+    """The weights of `net` as they are written: checked, on the CPU, each in memory of its own."""
+    weights = net.state_dict()
+    problem = _misfit(weights, _blank(net.config))
+    if problem:
+        raise ValueError(
+            f"save: net must have the weights that its options make, got {problem}; save the "
+            "network before it is wrapped or changed"
+        )
+    tensors, memory = {}, set()
+    for name, weight in weights.items():
+        if weight.is_meta or weight.dtype not in STORED:
+            place = "on the device meta" if weight.is_meta else f"in {weight.dtype}"
+            raise ValueError(
+                f"save: net must have weights in one of {_names(STORED)}, got {name} {place}; load "
+                "them, or convert the network with .float()"
+            )
+        weight = weight.detach().cpu()
+        if not torch.isfinite(weight).all():
+            raise ValueError(
+                f"save: net must have finite weights, got NaN or infinity in {name}; look at where "
+                "its training diverged"
+            )
+        value = weight.to(dtype or weight.dtype).contiguous()
+        if not torch.isfinite(value).all() or _underflows(weight, value):
+            raise ValueError(
+                f"save: dtype must have the range of the weights, got {dtype}, which {name} "
+                "leaves; store them in torch.bfloat16 or torch.float32"
+            )
+        start = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if start in memory else value
+        memory.add(start)
+    return tensors
+
+
+def _underflows(weight, value):
+    """Whether a row of a weight, of which only the direction counts, is lost in a narrower type."""
+    least = torch.finfo(value.dtype).tiny
+    if weight.ndim < 2 or least <= torch.finfo(weight.dtype).tiny:
+        return False
+    largest = weight.flatten(1).abs().amax(dim=1)
+    return bool(((largest > 0) & (largest < least)).any())
+
+
+def _blank(config):
+    """The network of these options without memory for its weights."""
+    with torch.device("meta"):
+        return Precond(**config)
+
+
+def _misfit(weights, net):
+    """What in `weights` is not as `net` has it, or None."""
+    expected = net.state_dict()
+    missing = [name for name in expected if name not in weights]
+    unknown = [name for name in weights if name not in expected]
+    for names, what in ((missing, "no"), (unknown, "the unknown")):
+        if names:
+            return f"{what} {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            return f"{name} {list(weight.shape)} instead of {list(expected[name].shape)}"
+    return None
+
+
+def _names(dtypes):
+    return ", ".join(map(str, dtypes))
 
 
 def load(path_or_name, device="cpu"):
@@ -76,28 +168,40 @@ def load(path_or_name, device="cpu"):
 
     Returns:
         Precond in evaluation mode, float32, without gradients, with `.encoder` set, and `.info`, a
-        dict of what else the file records.
+        dict of what else the file records. Torch's default type and device and its random numbers
+        have no part in it.
 
     Raises ValueError for an unknown name, a file that is not such a checkpoint or whose weights do
-    not fit its options, or an absent device; TypeError for something that is no path.
+    not fit its options, are not finite or not stored as floating-point numbers, or an absent
+    device; TypeError for something that is no path.
     """
     path = find(path_or_name)
     device = present_device(device, "load")
-    header, tensors = _read(path)
-    info = {k: v for k, v in header.items() if k not in ("config", "encoder")}
-    try:
-        net = Precond(**header["config"])
-        net.load_state_dict(tensors, strict=True)
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"load: {path} must hold weights that fit its options, got "
-            f"{' '.join(line.strip() for line in reason[:2])}; it may be damaged or need a later "
-            "version of autoguide_fast"
-        ) from None
-    net.encoder = encoder(header.get("encoder"))
-    net.info = info
-    return net.eval().requires_grad_(False).to(device)
+    with torch.inference_mode(False):
+        facts, tensors = _read(path)
+        try:
+            net = _blank(facts["config"])
+            problem = _misfit(tensors, net)
+        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+            problem = " ".join(str(error).split())[:200]
+        if problem:
+            raise ValueError(
+                f"load: {path} must hold weights that fit its options, got {problem}; it may be "
+                "damaged or need a later version of autoguide_fast"
+            )
+        net.load_state_dict(tensors, strict=True, assign=True)
+        net.encoder = encoder(facts.get("encoder"))
+        net.info = {k: v for k, v in facts.items() if k not in ("config", "encoder")}
+        return net.eval().requires_grad_(False).to(device)
+
+
+def header(path_or_name):
+    """What the file of a network says about it, without reading its weights: a dict of `config`,
+    `encoder` (a name or None) and what else was recorded.
+
+    Argument and errors as for `load`.
+    """
+    return _read(find(path_or_name), weights=False)[0]
 
 
 def find(path_or_name, argument="load: path_or_name"):
@@ -108,34 +212,56 @@ def find(path_or_name, argument="load: path_or_name"):
         )
     path = bundled_path(path_or_name) or Path(path_or_name)
     names = ", ".join(BUNDLED)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError:  # such as a name that is too long
+        is_folder = is_there = False
+    if is_folder:
         raise ValueError(
             f"{argument} must be a file, got the folder {path}; name a .safetensors file in it"
         )
-    if not path.exists():
+    if not is_there:
         raise ValueError(
             f"{argument} must be a bundled name ({names}) or an existing file, got "
-            f"{str(path_or_name)!r}; check the spelling, or give the path of a .safetensors file"
+            f"{str(path_or_name)[-200:]!r}; check the spelling, or give the path of a .safetensors "
+            "file"
         )
     return path
 
 
-def _read(path):
-    """Header and tensors of the file `path`."""
+def _read(path, weights=True):
+    """Header and tensors of the file `path`; no tensors unless `weights`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            names = file.keys() if weights else []
+            tensors = {k: file.get_tensor(k) for k in names}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise ValueError(
             f"load: {path} must be a safetensors file written by autoguide_fast, got one that "
             f"cannot be read ({error}); save the network with autoguide_fast.checkpoints.save"
         ) from None
-    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         raise ValueError(
             f"load: {path} must say how its network is built, got a safetensors file without the "
             f"metadata {METADATA_KEY!r}; save the network with autoguide_fast.checkpoints.save"
         )
-    return header, {k: v.to(torch.float32) for k, v in tensors.items()}
+    return facts, {k: _weight(path, k, v) for k, v in tensors.items()}
+
+
+def _weight(path, name, stored):
+    """A tensor of the file as float32, in memory that is not the file's."""
+    if stored.dtype not in STORED:
+        raise ValueError(
+            f"load: {path} must hold weights in one of {_names(STORED)}, got {name} "
+            f"in {stored.dtype}; save the network with autoguide_fast.checkpoints.save"
+        )
+    value = stored.to(torch.float32, copy=True)
+    if not torch.isfinite(value).all():
+        raise ValueError(
+            f"load: {path} must hold finite weights, got NaN or infinity in {name}; use another "
+            "checkpoint, or look at where its training diverged"
+        )
+    return value

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
+
+from autoguide_fast.arguments import MOST_IMAGES
 
 
 def integer_ranges(text: str) -> list[int]:
     """Parse `0-3,7` to `[0, 1, 2, 3, 7]`: integers >= 0 and ranges that include both ends.
 
     Raises:
-        argparse.ArgumentTypeError: anything else, or a range that runs downwards.
+        argparse.ArgumentTypeError: anything else, a range that runs downwards, or more integers
+            than images can be sampled at a time.
     """
     values: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        last = last if dash else first
+        if not _is_number(first) or not _is_number(last):
             raise argparse.ArgumentTypeError(
                 f"must be integers >= 0 and ranges such as 0-63 or 0,5,9-12, got {text!r}"
             )
-        if dash and int(last) < int(first):
+        if int(last) < int(first):
             raise argparse.ArgumentTypeError(f"must have ranges that run upwards, got {part!r}")
-        values.extend(range(int(first), int(last if dash else first) + 1))
+        if int(last) - int(first) >= MOST_IMAGES - len(values):
+            raise argparse.ArgumentTypeError(
+                f"must be at most {MOST_IMAGES} integers, got {text!r}; run the command in parts"
+            )
+        values.extend(range(int(first), int(last) + 1))
     return values
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 20  # Python refuses thousands of digits
 
 
 def positive_integer(text: str) -> int:
@@ -31,7 +44,7 @@ def positive_integer(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: anything else.
     """
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_number(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
     return int(text)
 
@@ -51,3 +64,20 @@ def guidance_weights(text: str) -> tuple[float, ...]:
             f"must be numbers above 1, separated by commas, such as 1.25,1.5,2, got {text!r}"
         )
     return weights
+
+
+def check_output_file(path: Path | None, command: str) -> None:
+    """Raise ValueError where `--out` is no file in a folder that is there; None is no file."""
+    if path is not None and (not path.parent.is_dir() or path.is_dir()):
+        raise ValueError(
+            f"{command}: --out must be a file in an existing folder, got {path}; make the folder "
+            "first, and name the file"
+        )
+
+
+def check_image_count(images: int | None, least: int, command: str, reason: str) -> None:
+    """Raise ValueError where `--images` is below `least` or more than can be sampled at a time."""
+    if images is not None and not least <= images <= MOST_IMAGES:
+        raise ValueError(
+            f"{command}: --images must be >= {least} and <= {MOST_IMAGES}, got {images}; {reason}"
+        )

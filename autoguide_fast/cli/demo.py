@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoguide_fast.cli.arguments import guidance_weights, positive_integer
+from autoguide_fast.cli.arguments import (
+    check_image_count,
+    check_output_file,
+    guidance_weights,
+    positive_integer,
+)
 from autoguide_fast.digits import NUM_CLASSES
 
 if TYPE_CHECKING:
@@ -99,15 +104,8 @@ def add_command(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Sample, judge, print the table, write the picture."""
-    if arguments.images is not None and arguments.images < LEAST_IMAGES:
-        raise ValueError(
-            f"--images must be >= {LEAST_IMAGES}, got {arguments.images}; the grids show that many"
-        )
-    if not arguments.out.parent.is_dir() or arguments.out.is_dir():
-        raise ValueError(
-            f"--out must be a file in an existing folder, got {arguments.out}; "
-            "make the folder first, and name the file"
-        )
+    check_image_count(arguments.images, LEAST_IMAGES, "demo", f"the grids show {LEAST_IMAGES}")
+    check_output_file(arguments.out, "demo")
     comparison = Comparison(arguments.weights, arguments.device)
     comparison.sample_all(arguments.images or comparison.affordable(), not arguments.quiet)
     print(comparison.table())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoguide_fast.metrics.features import as_features
+from autoguide_fast.metrics.features import as_features, to_numpy
 
 
 def train_classifier(features, labels):
@@ -56,7 +56,7 @@ def class_agreement(classifier, features, labels) -> float:
 
 
 def _check_labels(labels, count: int, function: str) -> np.ndarray:
-    labels = np.asarray(labels)
+    labels = to_numpy(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{function}: labels must be integers of shape [{count}], got {labels.dtype} of shape "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
 
@@ -64,6 +66,11 @@ def as_features(values, function: str, argument: str, at_least: int = 1) -> np.n
         ValueError: not two-dimensional, fewer than `at_least` rows, no columns, or not finite.
     """
     matrix = to_numpy(values)
+    if matrix.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{function}: {argument} must be real numbers, got {matrix.dtype}; pass a matrix of "
+            "floats"
+        )
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise ValueError(
             f"{function}: {argument} must have shape [N, D], got {list(matrix.shape)}; "
@@ -103,3 +110,16 @@ def to_numpy(values) -> np.ndarray:
             values = values.double()  # NumPy knows no bfloat16
         return values.numpy()
     return np.asarray(values)
+
+
+def as_count(value, function: str, argument: str) -> int:
+    """Return `value` as an int >= 1, or raise in the name of `function`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"{function}: {argument} must be a whole number, got {value!r}; round it"
+        ) from None
+    if count < 1:
+        raise ValueError(f"{function}: {argument} must be >= 1, got {count}; raise it")
+    return count

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoguide_fast.metrics.features import as_features, check_same_width
+from autoguide_fast.metrics.features import as_count, as_features, check_same_width
 
 # Squared distances come from |p|^2 + |q|^2 - 2 p.q in float64; what cancels is of the order of
 # 2^-52 times the squared norms times a few tens. 1e-13 of them is more than rounding and far
@@ -45,9 +45,9 @@ def precision_recall(real, fake, k: int = 3, chunk: int = 2048) -> PrecisionReca
         ValueError: wrong shapes, different widths, k or chunk below 1, a set not larger than k,
             NaN or infinity.
     """
-    for name, value in (("k", k), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"precision_recall: {name} must be >= 1, got {value}; raise it")
+    k, chunk = (
+        as_count(value, "precision_recall", name) for name, value in (("k", k), ("chunk", chunk))
+    )
     real = as_features(real, "precision_recall", "real", at_least=k + 1)
     fake = as_features(fake, "precision_recall", "fake", at_least=k + 1)
     check_same_width("precision_recall", real=real, fake=fake)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from autoguide_fast.metrics.classifier import class_agreement, train_classifier
-from autoguide_fast.metrics.features import pixel_features
+from autoguide_fast.metrics.features import as_features, pixel_features
 from autoguide_fast.metrics.frechet import feature_statistics, frechet_distance
 from autoguide_fast.metrics.manifold import precision_recall
 
@@ -49,7 +49,8 @@ class Reference:
 
     def __init__(self, images, labels, k: int = 3, extract=pixel_features):
         self.extract = extract
-        self.features = extract(images)
+        # Copied: `extract` may return the same buffer every time.
+        self.features = as_features(extract(images), "Reference", "extract's features")
         self.statistics = feature_statistics(self.features)
         self.classifier = train_classifier(self.features, labels)
         self.k = k
@@ -72,7 +73,7 @@ class Reference:
         Returns:
             A `Quality`.
         """
-        features = self.extract(images)
+        features = as_features(self.extract(images), "Reference", "extract's features")
         size = min(len(self.features), len(features))
         groups = [
             precision_recall(self.features, features[start : start + size], self.k)
