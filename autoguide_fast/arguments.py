@@ -87,9 +87,7 @@ def noise_levels(num_steps, sigma_min, sigma_max, rho, dtype=torch.float64, call
             f"{caller}: sigma_min must be below sigma_max{kind}, got {low:g} and {high:g}; swap "
             "them or leave the defaults 0.002 and 80"
         )
-    rho = number(
-        "rho", rho, "above 0 and finite", lambda v: 0 < v < math.inf, "7 is usual", caller
-    )
+    rho = number("rho", rho, "above 0 and finite", lambda v: 0 < v < math.inf, "7 is usual", caller)
     return num_steps, low, high, rho
 
 

@@ -285,9 +285,7 @@ def _nets(model, guide, guidance, device, noise):
     for role, net in nets.items():
         if isinstance(net, (str, os.PathLike)):
             nets[role] = checkpoints.find(net, f"sample: {role}")
-        elif (not callable(net) or isinstance(net, type)) and not (
-            role == "guide" and net is None
-        ):
+        elif (not callable(net) or isinstance(net, type)) and not (role == "guide" and net is None):
             raise TypeError(
                 f"sample: {role} must be a name, a path or a callable (x, sigma, class_labels) -> "
                 f"D, got {type(net).__name__}; load a checkpoint with autoguide_fast.load"

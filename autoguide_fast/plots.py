@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,10 @@ def image_grid(images, columns: int | None = None, scale: int | None = None, gap
     columns = min(count, math.ceil(math.sqrt(count))) if columns is None else columns
     scale = max(1, math.ceil(_MIN_SIDE / min(height, width))) if scale is None else scale
     for name, value, least in (("columns", columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
-        if value < least:
-            raise ValueError(f"image_grid: {name} must be >= {least}, got {value}; raise it")
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(
+                f"image_grid: {name} must be >= {least}, got {value!r}; pass a whole number"
+            )
     rows = math.ceil(count / columns)
     pitch_y, pitch_x = height * scale + gap, width * scale + gap
     canvas = np.full((rows * pitch_y + gap, columns * pitch_x + gap, channels), 128, np.uint8)

@@ -60,6 +60,86 @@ def test_half_precision_storage(net, tmp_path):
         assert torch.equal(again.state_dict()[name], value.half().float())
 
 
+def test_shared_and_strided_weights_are_saved(net, tmp_path):
+    net = net.to(memory_format=torch.channels_last)
+    blocks = net.unet.dec
+    name, other = "4x4_in0", "4x4_in1"
+    blocks[other].conv_res0.weight = blocks[name].conv_res0.weight
+    whole = torch.randn(2, *blocks[name].conv_res1.weight.shape)
+    for part, block in zip(whole, (blocks[name], blocks[other]), strict=True):
+        block.conv_res1.weight = torch.nn.Parameter(part)
+    checkpoints.save(net, tmp_path / "net.safetensors")
+    again = checkpoints.load(tmp_path / "net.safetensors").state_dict()
+    for name, value in net.state_dict().items():
+        assert torch.equal(again[name], value), name
+
+
+def spoilt(weight, value):
+    net = tiny()
+    with torch.no_grad():
+        net.get_parameter(weight).view(-1)[:1] = value
+    return net
+
+
+WEIGHT = "unet.enc.8x8_block0.conv_res0.weight"
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (lambda: spoilt(WEIGHT, 1e5), {"dtype": torch.float16}, ValueError, f"which {WEIGHT} leav"),
+        (lambda: spoilt(WEIGHT, float("nan")), {}, ValueError, f"NaN or infinity in {WEIGHT}"),
+        (lambda: spoilt("unet.out_gain", torch.inf), {}, ValueError, "in unet.out_gain"),
+        *((tiny, {"dtype": dtype}, TypeError, "dtype must be one of torch.float32, torch.float16")
+          for dtype in (torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64, "float16")),
+        (lambda: tiny().to("meta"), {}, ValueError, "got unet.out_gain on the device meta"),
+        (lambda: tiny().to(torch.float8_e5m2), {}, ValueError, "got unet.out_gain in torch.float8"),
+    ],
+)  # fmt: skip
+def test_weights_that_would_not_come_back_are_not_saved(make, options, error, message, tmp_path):
+    with pytest.raises(error, match="save: .*" + message):
+        checkpoints.save(make(), tmp_path / "net.safetensors", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_vanish_in_float16_are_not_saved_in_it(tmp_path):
+    net = tiny()
+    with torch.no_grad():
+        net.get_parameter(WEIGHT)[0] *= 1e-9  # only its direction counts
+        net.unet.out_gain.fill_(1e-9)  # nearly 0, and stays that
+    with pytest.raises(ValueError, match=f"dtype must have the range of .* which {WEIGHT} leaves"):
+        checkpoints.save(net, tmp_path / "net.safetensors", dtype=torch.float16)
+    checkpoints.save(net, tmp_path / "net.safetensors", dtype=torch.bfloat16)
+
+
+def test_nets_that_are_not_as_their_options_say_are_not_saved(tmp_path):
+    wrapped, wide, decoding = tiny(), tiny(), tiny()
+    torch.nn.utils.parametrizations.weight_norm(wrapped.unet.out_conv)
+    wide.unet.out_conv.weight = torch.nn.Parameter(torch.ones(4, 8, 3, 3))
+    decoding.encoder = type("Mine", (PixelEncoder,), {})()
+    for net, message in (
+        (wrapped, r"got no unet.out_conv.weight; save"),
+        (wide, r"unet.out_conv.weight \[4, 8, 3, 3\] instead of \[2, 8, 3, 3\]"),
+        (decoding, "net.encoder must be None or one of .* got Mine"),
+    ):
+        with pytest.raises(ValueError, match="save: .*" + message):
+            checkpoints.save(net, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_draws_no_random_numbers_and_keeps_nothing_of_the_file(net, tmp_path):
+    path = tmp_path / "net.safetensors"
+    checkpoints.save(net, path)
+    state = torch.get_rng_state()
+    again = checkpoints.load(path)
+    assert torch.equal(torch.get_rng_state(), state)
+    with path.open("r+b") as file:  # written over in place
+        file.seek(-4096, 2)
+        file.write(b"\1" * 4096)
+    for name, value in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
 def test_sampling_from_files(net, tmp_path):
     paths = {"model": tmp_path / "main.safetensors", "guide": tmp_path / "guide.safetensors"}
     checkpoints.save(net, paths["model"])
@@ -124,6 +204,9 @@ def broken_files(tmp_path):
     net = tiny()
     weights = {k: v.clone() for k, v in net.state_dict().items()}
 
+    def changed(change):
+        return weights | {WEIGHT: change(weights[WEIGHT])}
+
     def stored(name, tensors, header):
         header = header if isinstance(header, str) else json.dumps(header)
         save_file(tensors, tmp_path / name, metadata={"autoguide_fast": header})
@@ -151,6 +234,15 @@ def broken_files(tmp_path):
         (stored("wide", weights, {"config": wide}), "weights that fit its options"),
         (stored("future", weights, {"config": future}), "wormholes"),
         (stored("encoder", weights, header | {"encoder": "vae"}), "encoder: name must be one of"),
+        (stored("list", weights, header | {"encoder": ["pixels"]}), "encoder: name must be one of"),
+        (stored("int8", changed(lambda w: w.to(torch.int8)), header), f"{WEIGHT} in torch.int8"),
+        (stored("fp8", changed(lambda w: w.to(torch.float8_e4m3fn)), header), f"got {WEIGHT} in "),
+        (stored("nan", changed(lambda w: w * float("nan")), header), f"NaN .* in {WEIGHT}"),
+        (stored("huge", changed(lambda w: w.double() + 1e300), header), f"NaN .* in {WEIGHT}"),
+        (stored("shape", changed(lambda w: w[:, :4].clone()), header), r"\[8, 4, 3, 3\] instead"),
+        (stored("more", weights | {"extra": torch.ones(1)}, header), "got the unknown extra;"),
+        (stored("bad", weights, {"config": net.config | {"num_blocks": -1}}), "num_blocks must be"),
+        (tmp_path / ("a" * 5000), "bundled name .* or an existing file"),
     ]
 
 

@@ -67,6 +67,36 @@ def test_unlabelled_hides_the_label_and_nothing_else():
     assert copy.deepcopy(bare).net is not net
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3, None, 1), TypeError, "model must be a callable"),
+        ((math.sin, None, 2), TypeError, "guide must be a callable .* got NoneType"),
+        ((math.sin, math.sin, math.nan), ValueError, "guidance must be finite, got nan"),
+        ((math.sin, math.sin, torch.ones(2)), TypeError, "guidance must be a number"),
+        ((math.sin, math.sin, 2, (2, 1)), ValueError, "interval's upper end must be above lo"),
+    ],
+)
+def test_guided_denoiser_rejects(arguments, error, message):
+    with pytest.raises(error, match="guided_denoiser: " + message):
+        guided_denoiser(*arguments)
+
+
+def test_guided_denoiser_wants_one_level_where_there_is_an_interval():
+    def net(x, sigma, class_labels):
+        return x / sigma.reshape(-1, 1)
+
+    x, levels = torch.ones(2, 3), torch.tensor([1.0, 2.0])
+    assert torch.equal(guided_denoiser(net, net, 2.0)(x, levels), net(x, levels, None))
+    with pytest.raises(ValueError, match=r"sigma must be one level .* got 1 to 2"):
+        guided_denoiser(net, net, 2.0, (0, 5))(x, levels)
+
+
+def test_unlabelled_twice_is_unlabelled():
+    bare = unlabelled(Precond(8, 2, 5, model_channels=8, channel_mult=[1], num_blocks=0))
+    assert unlabelled(bare) is bare
+
+
 def test_unlabelled_wants_a_callable():
     with pytest.raises(TypeError, match=r"net must be callable, got str; .* autoguide_fast\.load"):
         unlabelled("digits")

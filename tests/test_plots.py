@@ -62,6 +62,8 @@ def test_image_grid_is_nearly_square(count, columns, rows):
         (np.zeros((1, 1, 8, 8), np.uint8), {"columns": 0}, ValueError, "columns must be >= 1"),
         (np.zeros((1, 1, 8, 8), np.uint8), {"scale": 0}, ValueError, "scale must be >= 1, got 0"),
         (np.zeros((1, 1, 8, 8), np.uint8), {"gap": -1}, ValueError, "gap must be >= 0, got -1"),
+        (np.zeros((1, 1, 8, 8), np.uint8), {"columns": 2.5}, ValueError, "columns must be >= 1"),
+        (np.zeros((1, 1, 8, 8), np.uint8), {"scale": np.nan}, ValueError, "scale must be >= 1"),
     ],
 )
 def test_image_grid_rejects(images, options, error, message):

@@ -8,7 +8,7 @@ from tolerances import GOLDEN_SAMPLES, relative_error
 
 import autoguide_fast
 from autoguide_fast import StepInfo, sample
-from autoguide_fast.encoders import PixelEncoder
+from autoguide_fast.encoders import LatentEncoder, PixelEncoder
 from autoguide_fast.schedules import rho_schedule
 from autoguide_fast.seeds import StackedRandom
 
@@ -191,6 +191,29 @@ def test_arrays_for_tensors(wrap):
     assert torch.equal(noise, untouched)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda a: np.ascontiguousarray(a[::-1])[::-1],  # negative strides
+        lambda a: a.astype(a.dtype.newbyteorder()),
+        lambda a: np.broadcast_to(a, a.shape),  # read-only
+        lambda a: a.astype(object),
+        lambda a: a.astype(np.longdouble if a.dtype.kind == "f" else np.uint64),
+        lambda a: a.tolist(),
+        lambda a: list(torch.from_numpy(a)),
+    ],
+    ids=["strides", "byte-order", "read-only", "object", "wide", "list", "list of tensors"],
+)
+@pytest.mark.filterwarnings("error")
+def test_arrays_as_numpy_may_hold_them(wrap):
+    model = tiny(label_dim=4)
+    noise, classes = np.random.RandomState(0).randn(3, 2, 8, 8), np.array([2, 0, 3])
+    expected = sample(model, noise=noise, class_labels=classes, num_steps=1)
+    assert torch.equal(
+        sample(model, noise=wrap(noise), class_labels=wrap(classes), num_steps=1), expected
+    )
+
+
 def test_cupy_arrays():
     cupy = pytest.importorskip("cupy")
     if not torch.cuda.is_available():
@@ -323,6 +346,30 @@ def test_images_where_the_model_has_an_encoder():
     assert torch.equal(images, net.encoder.decode(latents))
     assert torch.equal(sample(net, seeds=range(2), num_steps=3, raw=False), images)
     assert torch.equal(sample(net, seeds=range(2), num_steps=3, raw=True), latents)
+
+
+def test_a_part_called_encoder_is_no_encoder():
+    net = Wrapped(tiny())
+    net.encoder = torch.nn.Linear(1, 1)  # as networks of other libraries have
+    assert sample(net, seeds=[0], num_steps=1).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: PixelEncoder().encode(torch.zeros(1)), TypeError, "images must be uint8, got tor"),
+        (lambda: LatentEncoder().moments(torch.zeros(1)), TypeError, "images must be uint8, got t"),
+        *((lambda n=n: LatentEncoder().encode(torch.zeros(1, n, 2, 2)), ValueError,
+           r"moments must be \[N, 8, H, W\], got") for n in (3, 4, 6)),
+        *((lambda n=n: LatentEncoder().decode(torch.zeros(1, n, 2, 2)), ValueError,
+           r"x must be \[N, 4, H, W\], got") for n in (1, 3, 6)),
+        (lambda: LatentEncoder().moments(torch.zeros(1, 3, 8, 9, dtype=torch.uint8)), ValueError,
+         "H and W divisible by 8"),
+    ],
+)  # fmt: skip
+def test_encoders_refuse_what_they_were_not_made_for(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_pixel_encoder_is_exact_on_bytes():

@@ -22,6 +22,32 @@ def test_formula(num_steps, low, high, rho):
     assert sigmas[0].item() == pytest.approx(high) and sigmas[-2].item() == pytest.approx(low)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rho", [1e-300, 0.1, 0.5, 7, 100, 1e4, 1e300])
+def test_any_rho_falls_from_end_to_end(rho, dtype):
+    sigmas = rho_schedule(33, rho=rho, dtype=dtype)
+    ends = torch.tensor([80.0, 0.002], dtype=dtype).double()
+    assert torch.equal(sigmas[[0, -2]], ends)
+    assert (sigmas.diff() <= 0).all() and sigmas.isfinite().all()
+    if rho > 1e4:  # its limit, in which every level is the same share of the one before
+        ratios = sigmas[1:-1] / sigmas[:-2]
+        assert ratios.tolist() == pytest.approx([(0.002 / 80) ** (1 / 32)] * 32, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_steps": 0}, ValueError, "num_steps must be at least 1, got 0"),
+        ({"sigma_min": 100}, ValueError, "sigma_min must be below sigma_max"),
+        ({"rho": math.nan}, ValueError, "rho must be above 0 and finite"),
+        ({"dtype": torch.float16}, TypeError, "dtype must be torch.float32 or torch.float64"),
+    ],
+)
+def test_bad_levels(options, error, message):
+    with pytest.raises(error, match="rho_schedule: " + message):
+        rho_schedule(**options)
+
+
 def test_rho_of_one_is_linear():
     assert rho_schedule(5, 1, 3, 1).tolist() == pytest.approx([3, 2.5, 2, 1.5, 1, 0])
 

@@ -33,6 +33,14 @@ def test_seeds_count_modulo_2_to_the_32():
         assert torch.equal(part, expected)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "error"), [([-1], ValueError), ([0.5], TypeError), ("12", TypeError)]
+)
+def test_seeds_are_whole_numbers(seeds, error):
+    with pytest.raises(error, match="StackedRandom: seeds must be"):
+        StackedRandom("cpu", seeds)
+
+
 def test_global_generator_is_left_alone():
     state = torch.get_rng_state()
     drawn([1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,14 @@ def test_table_shows_mean_and_spread():
     assert "FD to held-out photos" in head
     assert none.startswith("| none | 1 | 0.2000 ± 0.1000 |")
     assert cfg.startswith("| CFG | 1.1 | 0.5000 |")
+
+
+@pytest.mark.parametrize("weight", [None, "1.5", True, float("nan")])
+def test_judge_wants_nets_that_record_their_weight(weight):
+    nets = {"main": SimpleNamespace(info={"recommended_guidance": weight} if weight else {})}
+    assert judge.guidance_weight(nets, "none") == 1
+    with pytest.raises(ValueError, match="--pair must hold nets that record their recommended_gu"):
+        judge.guidance_weight(nets, "autoguidance")
 
 
 def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import re
 from pathlib import Path
@@ -190,11 +189,6 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"train: {name} must be >= {least}, got {getattr(arguments, name)}; raise it"
             )
-    if not math.isfinite(arguments.grid_guidance):
-        raise ValueError(
-            f"train: grid_guidance must be finite, got {arguments.grid_guidance}; 1 draws the "
-            "second half of the grid without guidance"
-        )
     with Processes.join(main.device) as processes:
         out = arguments.out
         begun = pair.has_run(out) or pair.has_run(out / pair.GUIDE)

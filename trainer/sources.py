@@ -34,6 +34,12 @@ def check_source(source, options: TrainOptions) -> None:
             f"{source.resolution}; convert it with `autoguide-fast dataset convert`, or set "
             f"--resolution {source.resolution}"
         )
+    stored = 2 * encoders.LatentEncoder.channels
+    if source.encoder_name == "latents" and source.channels != stored:
+        raise ValueError(
+            f"train: data must hold latents of {stored} channels, means and deviations, got "
+            f"{source.name} with {source.channels}; write them with `autoguide-fast dataset encode`"
+        )
     channels = image_channels(source)
     if options.img_channels not in (0, channels):
         raise ValueError(

@@ -70,9 +70,9 @@ def save(net, path, dtype=None, **info):
             f"save: info must not be called {' or '.join(sorted(clash))}, which is stored already; "
             "choose another name"
         )
-    facts = {"config": net.config, "encoder": getattr(net.encoder, "name", None), **info}
+    header = {"config": net.config, "encoder": getattr(net.encoder, "name", None), **info}
     try:
-        facts = json.dumps(facts)
+        header = json.dumps(header)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"save: info must be what JSON can hold, got {error}; convert it to plain Python values"
@@ -83,7 +83,7 @@ def save(net, path, dtype=None, **info):
     try:
         partial.touch()
         mode = partial.stat().st_mode  # the user's own; safetensors would let nobody else read
-        save_file(tensors, partial, metadata={METADATA_KEY: facts})
+        save_file(tensors, partial, metadata={METADATA_KEY: header})
         partial.chmod(mode)
         os.replace(partial, path)
     finally:
@@ -178,9 +178,9 @@ def load(path_or_name, device="cpu"):
     path = find(path_or_name)
     device = present_device(device, "load")
     with torch.inference_mode(False):
-        facts, tensors = _read(path)
+        header, tensors = _read(path)
         try:
-            net = _blank(facts["config"])
+            net = _blank(header["config"])
             problem = _misfit(tensors, net)
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
             problem = " ".join(str(error).split())[:200]
@@ -190,18 +190,9 @@ def load(path_or_name, device="cpu"):
                 "damaged or need a later version of autoguide_fast"
             )
         net.load_state_dict(tensors, strict=True, assign=True)
-        net.encoder = encoder(facts.get("encoder"))
-        net.info = {k: v for k, v in facts.items() if k not in ("config", "encoder")}
+        net.encoder = encoder(header.get("encoder"))
+        net.info = {k: v for k, v in header.items() if k not in ("config", "encoder")}
         return net.eval().requires_grad_(False).to(device)
-
-
-def header(path_or_name):
-    """What the file of a network says about it, without reading its weights: a dict of `config`,
-    `encoder` (a name or None) and what else was recorded.
-
-    Argument and errors as for `load`.
-    """
-    return _read(find(path_or_name), weights=False)[0]
 
 
 def find(path_or_name, argument="load: path_or_name"):
@@ -223,32 +214,31 @@ def find(path_or_name, argument="load: path_or_name"):
     if not is_there:
         raise ValueError(
             f"{argument} must be a bundled name ({names}) or an existing file, got "
-            f"{str(path_or_name)[-200:]!r}; check the spelling, or give the path of a .safetensors "
+            f"{str(path_or_name)[-100:]!r}; check the spelling, or give the path of a .safetensors "
             "file"
         )
     return path
 
 
-def _read(path, weights=True):
-    """Header and tensors of the file `path`; no tensors unless `weights`."""
+def _read(path):
+    """Header and tensors of the file `path`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            names = file.keys() if weights else []
-            tensors = {k: file.get_tensor(k) for k in names}
+            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise ValueError(
             f"load: {path} must be a safetensors file written by autoguide_fast, got one that "
             f"cannot be read ({error}); save the network with autoguide_fast.checkpoints.save"
         ) from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise ValueError(
             f"load: {path} must say how its network is built, got a safetensors file without the "
             f"metadata {METADATA_KEY!r}; save the network with autoguide_fast.checkpoints.save"
         )
-    return facts, {k: _weight(path, k, v) for k, v in tensors.items()}
+    return header, {k: _weight(path, k, v) for k, v in tensors.items()}
 
 
 def _weight(path, name, stored):

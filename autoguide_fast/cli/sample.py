@@ -154,7 +154,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     import autoguide_fast
 
-    check_makes_pictures(arguments.model)
     seeds, labels = arguments.seeds, None
     if arguments.classes is not None:
         count = max(len(seeds), len(arguments.classes))
@@ -186,20 +185,6 @@ def run(arguments: argparse.Namespace) -> None:
         f"{len(seeds)} images in {seconds:.1f} s ({len(seeds) / seconds:.1f} images/s, loading "
         f"included): {files} files and grid.png in {arguments.out}"
     )
-
-
-def check_makes_pictures(model: str) -> None:
-    """Raise ValueError for a net whose samples are no grey or colour pictures."""
-    from autoguide_fast.checkpoints import find, header
-
-    facts = header(find(model, "--model"))
-    encoder, channels = facts.get("encoder"), facts["config"].get("img_channels")
-    if encoder is None or (encoder == "pixels" and channels not in (1, 3)):
-        without = "one without an encoder" if encoder is None else f"one of {channels} channels"
-        raise ValueError(
-            f"--model must be a net whose samples are pictures, got {without}, {model}; sample it "
-            "in Python, which returns arrays"
-        )
 
 
 def write_images(images, seeds: list[int], labels: list[int] | None, out: Path) -> int:

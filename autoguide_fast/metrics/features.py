@@ -82,10 +82,10 @@ def as_features(values, function: str, argument: str, at_least: int = 1) -> np.n
             "pass more samples"
         )
     matrix = matrix.astype(np.float64)
-    finite = np.isfinite(matrix).all(axis=1)
+    finite = (np.abs(matrix) < 1e100).all(axis=1)  # beyond, squares leave the range of float64
     if not finite.all():
         raise ValueError(
-            f"{function}: {argument} must be finite, got NaN or infinity in "
+            f"{function}: {argument} must be finite, got NaN, infinity or more than 1e100 in "
             f"{np.count_nonzero(~finite)} of {len(matrix)} rows; look at the samples first"
         )
     return matrix
