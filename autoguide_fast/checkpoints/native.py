@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..arguments import present_device
+from ..as_built import differences
 from ..encoders import encoder
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
@@ -30,7 +31,8 @@ def save(net, path, dtype=None, **info):
         **info: Anything JSON can hold, kept beside the weights and found in `net.info` after
             loading.
 
-    Raises TypeError for a network that is not a `Precond` or info that JSON cannot hold.
+    Raises TypeError for a network that is not a `Precond` or info that JSON cannot hold, ValueError
+    for one with attributes, weights or layers that its options do not build, which would be lost.
     """
     from safetensors.torch import save_file
 
@@ -39,6 +41,9 @@ def save(net, path, dtype=None, **info):
             f"save: net must be a Precond, got {type(net).__name__}; pass the network itself, "
             "not a wrapper"
         )
+    edited = next((d for d in differences(net) if d.kind != "code"), None)
+    if edited:
+        raise ValueError(f"save: net must be what its options build, got {edited.text}")
     clash = {"config", "encoder"} & info.keys()
     if clash:
         raise ValueError(
