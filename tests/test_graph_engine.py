@@ -320,3 +320,13 @@ def test_bad_input():
     with pytest.raises(ValueError, match="Engine: guide must have the model's sigma_data"):
         GraphEngine(model, tiny(sigma_data=0.7), recorder=Tape())
     assert not Engine.runs(model, tiny().to("meta"))
+
+
+def test_what_torch_is_told_about_products_is_recorded_anew(monkeypatch):
+    engine, labels = make()
+    steps = plan(2)
+    engine.stepper(1.7, labels, steps).whole(noise())
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    for _ in range(2):
+        engine.stepper(1.7, labels, steps).whole(noise())
+    assert engine.recorder.recorded == 2

@@ -91,8 +91,11 @@ class GraphEngine(Engine):
     def recording(self, key, make, guided):
         """The recording `key`, made now or kept; to be called within a `turn`.
 
-        `make` is called with recorder, pair, and how the pair's nets run beside each other.
+        `make` is called with recorder, pair, and how the pair's nets run beside each other. What
+        is recorded stays as precise and deterministic as torch was told to be; told something else,
+        it is recorded again.
         """
+        key = (*key, _settings())
         if key not in self._recordings:
             pair = self.pair if guided else {"model": self.model}
             together = self.recorder.together if self._overlaps(key[1]) else _one_after_the_other
@@ -149,6 +152,16 @@ class GraphEngine(Engine):
         pixels = batch * self.model.img_resolution**2
         tiles = -(-pixels // 128) * -(-len(first.weight) // 128)
         return tiles < 2 * self.recorder.multiprocessors
+
+
+def _settings():
+    """What torch was told about the libraries' products and convolutions."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (
+        cudnn.enabled, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision,
+        matmul.allow_fp16_accumulation, matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction, torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
 
 
 def _one_after_the_other(first, second):
