@@ -10,8 +10,9 @@ import torch
 
 from . import arguments, arrays, checkpoints
 from .encoders import LatentEncoder
-from .engine import Engine, cached, clear, lacks_memory
+from .engine import Engine, cached, clear, lacks_memory, pair_objection
 from .guidance import module_of
+from .networks import Precond
 from .sampler import EagerStepper, heun, plan_steps
 from .schedules import Churn, rho_schedule
 from .seeds import StackedRandom
@@ -230,7 +231,13 @@ def sample(
 
 def _engine(*nets):
     """The engine of a pair, or None for nets that are evaluated as they are."""
-    if not Engine.runs(*nets):
+    if reason := pair_objection(*nets):
+        if all(net is None or isinstance(module_of(net), Precond) for net in nets):
+            warnings.warn(
+                "sample: evaluating the networks as they are, which is slower: for an engine, "
+                f"{reason}",
+                stacklevel=3,
+            )
         return None
     for _ in range(2):
         try:

@@ -225,6 +225,17 @@ class UNet(torch.nn.Module):
         return self.out_conv(x, gain=self.out_gain)
 
 
+def _option(name):
+    """The entry `name` of a `Precond`'s `config`, as an attribute that may be set."""
+
+    def set_option(net, value):
+        config = net.config | {name: _plain(value)}
+        _check_config(config)
+        net.config = config
+
+    return property(lambda net: net.config[name], set_option)
+
+
 class Precond(torch.nn.Module):
     """EDM2 denoiser `D(x; sigma, label)`: the U-Net with EDM's preconditioning.
 
@@ -260,7 +271,8 @@ class Precond(torch.nn.Module):
 
     Attributes:
         config (dict): All constructor arguments, ready for JSON: `Precond(**net.config)` is the
-            same network.
+            same network. Layers are built from it: of its entries only `sigma_data` and `use_fp16`
+            may be set afterwards, as attributes of the net.
         info (dict): What else a checkpoint recorded about the network; empty for one that was not
             loaded.
         encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
@@ -299,8 +311,6 @@ class Precond(torch.nn.Module):
         self.img_resolution = img_resolution
         self.img_channels = img_channels
         self.label_dim = label_dim
-        self.sigma_data = sigma_data
-        self.use_fp16 = use_fp16
         self.encoder = None
         self.info = {}
         self.run_dtype = None
@@ -308,6 +318,10 @@ class Precond(torch.nn.Module):
         self.unet = UNet(**{k: v for k, v in self.config.items() if k not in outside})
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1, kernel=[])
+
+    # Options that nothing was built from, so that they may be changed later.
+    sigma_data = _option("sigma_data")
+    use_fp16 = _option("use_fp16")
 
     def forward(self, x, sigma, class_labels=None, return_logvar=False):
         """Denoise `x`.

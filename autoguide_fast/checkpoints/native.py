@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..arguments import present_device
+from ..as_built import differences
 from ..encoders import ENCODERS, encoder
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
@@ -36,8 +37,8 @@ def save(net, path, dtype=None, **info):
 
     Raises, before anything is written: TypeError for a network that is not a `Precond`, another
     dtype, or info that JSON cannot hold; ValueError for weights that are not finite or leave the
-    range of `dtype`, that are not those of the network's options, or an encoder that could not be
-    found again by its name.
+    range of `dtype`, for attributes, weights or layers that the network's options do not build,
+    which would be lost, or an encoder that could not be found again by its name.
     """
     from safetensors.torch import save_file
 
@@ -64,6 +65,9 @@ def save(net, path, dtype=None, **info):
         ) from None
     if path.is_dir():
         raise ValueError(f"save: path must be a file, got the folder {path}; name a file in it")
+    edited = next((d for d in differences(net) if d.kind != "code"), None)
+    if edited:
+        raise ValueError(f"save: net must be what its options build, got {edited.text}")
     clash = {"config", "encoder"} & info.keys()
     if clash:
         raise ValueError(
@@ -92,15 +96,8 @@ def save(net, path, dtype=None, **info):
 
 def _stored(net, dtype):
     """The weights of `net` as they are written: checked, on the CPU, each in memory of its own."""
-    weights = net.state_dict()
-    problem = _misfit(weights, _blank(net.config))
-    if problem:
-        raise ValueError(
-            f"save: net must have the weights that its options make, got {problem}; save the "
-            "network before it is wrapped or changed"
-        )
     tensors, memory = {}, set()
-    for name, weight in weights.items():
+    for name, weight in net.state_dict().items():
         if weight.is_meta or weight.dtype not in STORED:
             place = "on the device meta" if weight.is_meta else f"in {weight.dtype}"
             raise ValueError(

@@ -5,8 +5,6 @@ was normalised, scaled and laid out once. Between them run the fused operators (
 lie channels-last from the first to the last.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 
@@ -16,7 +14,7 @@ from ..nn import MPConv
 from . import pack
 from .embedding import Embedding
 from .float8 import Float8Conv, suits_float8
-from .prepared import Snapshot, bare, device_of
+from .prepared import Snapshot, device_of, no_autocast, refuse_derivatives
 
 # Of channels: a tensor core loads 16 bytes of a pixel at a time. Other numbers make cuDNN copy.
 MULTIPLE = 8
@@ -58,12 +56,15 @@ class BakedNet(Snapshot):
 
     def __init__(self, net, dtype, shared=None, **float8_options):
         super().__init__(net)
-        net = bare(net)
         self.dtype = torch.float16 if dtype == torch.float8_e4m3fn else dtype
         self.device = device_of(net)
-        with torch.no_grad():
-            self.embedding = shared.embedding if shared else Embedding(net)
-            self.unet = shared.unet if shared else _baked(net.unet, dtype, **float8_options)
+        if shared is not None:
+            self.embedding, self.unet = shared.embedding, shared.unet
+        else:
+            with torch.no_grad(), no_autocast(self.device.type):
+                net = self.source(net)
+                self.embedding = Embedding(net)
+                self.unet = _baked(net.unet, dtype, **float8_options)
         blocks = [*self.unet.enc.values(), *self.unet.dec.values()]
         widths = [b.conv_res1.channels for b in blocks if isinstance(b, Block)]
         self.columns, start = [], 0  # of each block among the embedding's modulations
@@ -82,7 +83,8 @@ class BakedNet(Snapshot):
         Returns `[L, batch * channels of all blocks]`: block after block, each `[batch, channels]`.
         """
         labels = None if self.unlabelled else class_labels
-        rows = self.embedding.modulations(levels, labels)
+        with no_autocast(self.device.type):
+            rows = self.embedding.modulations(levels, labels)
         return self._by_block(rows.expand(-1, batch, -1))
 
     def image(self, batch):
@@ -109,9 +111,11 @@ class BakedNet(Snapshot):
     def __call__(self, x, sigma, class_labels=None):
         """Denoise `x [N, C, H, W]` at `sigma` (0-dim or [N]), as `Precond.forward` does.
 
-        Returns float32 `[N, C, H, W]`; not differentiable.
+        Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
+        ValueError where a derivative is asked for.
         """
-        with torch.no_grad():
+        refuse_derivatives(x, sigma, class_labels)
+        with torch.no_grad(), no_autocast(self.device.type):
             x = x.to(torch.float32)
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
             rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
@@ -131,10 +135,8 @@ class BakedNet(Snapshot):
 
 
 def _baked(unet, dtype, **float8_options):
-    """A copy of a `UNet` in which nothing is left to be prepared."""
+    """A `UNet`, which is changed, so that nothing in it is left to be prepared."""
     maps = torch.float16 if dtype == torch.float8_e4m3fn else dtype
-    tensors = [*unet.parameters(), *unet.buffers()]
-    unet = copy.deepcopy(unet, {id(t): t for t in tensors}).eval()  # copies no tensor
     for name, module in unet.enc.items():
         if isinstance(module, MPConv):
             weight = ops.mp_weight(module.weight.detach())

@@ -1,41 +1,49 @@
-"""The engines that `sample` keeps: the last few, known by what they depend on."""
+"""The engines that `sample` keeps: the last few, known by all that they depend on."""
 
-import json
 import threading
 from collections import OrderedDict
 
 import torch
 
+from .. import as_built
+from .._extension import build_info
 from ..guidance import Unlabelled
+from .digest import digest
 from .engine import Engine
-from .prepared import device_of
+from .prepared import bare, device_of
 
 LIMIT = 4  # engines; each holds about what its nets' parameters take
 
 _engines = OrderedDict()
-_lock = threading.Lock()
+_lock = threading.Lock()  # held for moments
+_making = threading.Lock()  # held while an engine is made, so that none is made twice
 
 
 def cached(model, guide=None):
     """The engine of a pair, made now or kept from an earlier call.
 
     It computes in float32, or as networks with `use_fp16` do on a CUDA device: in float16 if both
-    have it. Engines are known by configuration, place and content of the nets, so that a changed
-    weight, however it was changed, makes another engine, and a checkpoint that is loaded again does
-    not.
+    have it. Engines are known by options, place and content of the nets, so that a changed weight,
+    however it was changed, makes another engine, and a checkpoint that is loaded again does not.
+    Their `encoder` is None: a pair's is known by who asks.
     """
     half = device_of(model).type == "cuda" and all(net.use_fp16 for net in (model, guide) if net)
     dtype = torch.float16 if half else torch.float32
-    key = _fingerprint(model), _fingerprint(guide)
-    with _lock:
-        if key in _engines:
-            _engines.move_to_end(key)
-            return _engines[key]
-    engine = Engine(model, guide, dtype)
-    with _lock:
-        _engines[key] = engine
-        while len(_engines) > LIMIT:
-            _engines.popitem(last=False)
+    key = _key(model, guide, dtype)
+    if engine := _kept(key):
+        return engine
+    with _making:
+        if engine := _kept(key):
+            return engine
+        engine = Engine(model, guide, dtype)
+        for net in (engine.model, engine.guide):
+            if net is not None:
+                net.encoder = None
+        if _key(model, guide, dtype) == key:  # otherwise the weights changed meanwhile
+            with _lock:
+                _engines[key] = engine
+                while len(_engines) > LIMIT:
+                    _engines.popitem(last=False)
     return engine
 
 
@@ -45,14 +53,20 @@ def clear():
         _engines.clear()
 
 
+def _kept(key):
+    with _lock:
+        if key in _engines:
+            _engines.move_to_end(key)
+        return _engines.get(key)
+
+
+def _key(model, guide, dtype):
+    return dtype, build_info()["isa"], _fingerprint(model), _fingerprint(guide)
+
+
 def _fingerprint(net):
+    """What a prepared net is made of, and nothing else is (`prepared.Snapshot`)."""
     if net is None:
         return None
-    unlabelled = isinstance(net, Unlabelled)
-    if unlabelled:
-        net = net.net
-    with torch.inference_mode():
-        # As signed integers, which all devices stack.
-        hashes = [torch.hash_tensor(t).view(torch.int64) for t in net.state_dict().values()]
-        hashes = torch.stack(hashes)
-    return unlabelled, json.dumps(net.config), str(device_of(net)), tuple(hashes.tolist())
+    config, tensors = as_built.contents(bare(net))
+    return isinstance(net, Unlabelled), str(device_of(net)), config, digest(tensors)

@@ -17,8 +17,8 @@ LEVELS, IMAGES, QUANTILE = (0.005, 0.05, 0.2, 0.5, 1.0, 3.0, 20.0), 4, 0.9999
 def ranges(net):
     """Return `{convolution: (low, high)}` of the inputs of a `Precond`'s blocks, 0 included.
 
-    Runs the net on noise of the variance that noisy data have, classes in turn, at a few noise
-    levels. Deterministic.
+    Runs the net, which must be the engine's own and in evaluation mode, on noise of the variance
+    that noisy data have, classes in turn, at a few noise levels. Deterministic.
     """
     found = {}
 
@@ -39,21 +39,18 @@ def ranges(net):
         if (convolution := getattr(block, name)) is not None
     ]
     hooks = [c.register_forward_pre_hook(watch) for c in convolutions]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     shape = IMAGES, net.img_channels, net.img_resolution, net.img_resolution
-    training = net.training
-    try:
-        net.eval()
-        for number, level in enumerate(LEVELS):
-            x = torch.randn(shape, generator=generator) * (level**2 + net.sigma_data**2) ** 0.5
-            labels = None
-            if net.label_dim:
-                classes = (torch.arange(IMAGES) + IMAGES * number) % net.label_dim
-                labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
-            with torch.no_grad():
-                net(x, torch.tensor(level), labels)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        net.train(training)
+    for number, level in enumerate(LEVELS):
+        x = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        labels = None
+        if net.label_dim:
+            first = IMAGES * number
+            classes = torch.arange(first, first + IMAGES, device="cpu") % net.label_dim
+            labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
+        with torch.no_grad():
+            sigma = torch.tensor(level, dtype=torch.float32, device="cpu")
+            net(x * (level**2 + net.sigma_data**2) ** 0.5, sigma, labels)
+    for hook in hooks:
+        hook.remove()
     return found

@@ -40,15 +40,19 @@ class Engine:
 
     Attributes:
         model, guide (callable): The prepared denoisers, `(x, sigma, class_labels) -> D` as those
-            that they were made of; `guide` may be None. Not differentiable.
+            that they were made of; `guide` may be None. Not differentiable: they refuse tensors
+            that require gradients in gradient mode, and those of forward mode and `torch.func`.
         dtype (torch.dtype): As given, or as "auto" chose.
         device (torch.device): Where it runs.
 
     Raises:
-        ValueError: nets that it cannot run (`Engine.runs` tells beforehand), or another dtype.
+        ValueError: nets that it cannot run (`Engine.runs` tells beforehand): any whose options and
+            weights do not say all, because a method, a layer or an attribute was replaced or a hook
+            added, is named with what is in the way; or another dtype.
 
-    May be shared by threads, which then take turns. `sample` makes engines by itself and keeps the
-    last few. `close`, or the end of a `with`, gives back the memory that running takes.
+    May be shared by threads, which then take turns, copied and pickled. `sample` makes engines by
+    itself and keeps the last few. `close`, or the end of a `with`, gives back the memory that
+    running takes.
     """
 
     def __new__(cls, model, *args, **options):
@@ -57,6 +61,16 @@ class Engine:
 
             cls = GraphEngine
         return super().__new__(cls)
+
+    def __reduce__(self):
+        # What is packed, not the nets, which are not kept.
+        return _restored, (type(self), build_info()["version"], self.__getstate__())
+
+    def __getstate__(self):
+        return vars(self).copy()
+
+    def __setstate__(self, state):
+        vars(self).update(state)
 
     def __init__(self, model, guide=None, dtype=torch.float32):
         if dtype == "auto":
@@ -80,10 +94,7 @@ class Engine:
     @staticmethod
     def runs(model, guide=None):
         """Whether an engine can be made of these: plain float32 `Precond`s on one device."""
-        used = [net for net in (model, guide) if net is not None]
-        if any(map(objection, used)):
-            return False
-        return len({(net.sigma_data, device_of(net)) for net in used}) == 1
+        return pair_objection(model, guide) is None
 
     def sample(self, **options):
         """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""
@@ -104,7 +115,7 @@ class Engine:
     def close(self):
         """Give back the memory that running takes, not that of the weights; it may run again."""
         with self._arena.lock:
-            self._arena.block = torch.empty(0, dtype=torch.uint8)
+            self._arena.release()
 
     def __enter__(self):
         return self
@@ -140,10 +151,13 @@ class Engine:
             if net is None:
                 continue
             shape = batch, net.img_channels, net.img_resolution, net.img_resolution
-            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            x = torch.randn(
+                shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32,
+                device="cpu",
+            )  # fmt: skip
             result = torch.empty_like(x)
-            modulations = net.modulations(torch.ones(1), None)[0]
-            times = torch.zeros(len(net.lowered.plan), dtype=torch.float64)
+            modulations = net.modulations(torch.ones_like(x[:1, 0, 0, 0]), None)[0]
+            times = torch.zeros(len(net.lowered.plan), dtype=torch.float64, device="cpu")
             for i in range(2 + repeats):
                 if i == 2:
                     times.zero_()
@@ -154,21 +168,40 @@ class Engine:
         return Profile(rows, batch, f"{torch.get_num_threads()} threads")
 
 
+def _restored(kind, version, state):
+    """The engine with this state: what copies and pickles are made with."""
+    if version != build_info()["version"]:
+        raise ValueError(
+            f"Engine: pickles must be of autoguide_fast {build_info()['version']}, got one of "
+            f"{version}, whose packed weights may differ; pickle the networks, and make it anew"
+        )
+    engine = object.__new__(kind)
+    engine.__setstate__(state)
+    return engine
+
+
 def check_pair(model, guide):
     """Raise ValueError where an engine cannot be made of these."""
+    if reason := pair_objection(model, guide):
+        raise ValueError(f"Engine: {reason}")
+
+
+def pair_objection(model, guide):
+    """What keeps a pair from being made ready, as the rest of a message, or None."""
     for role, net in (("model", model), ("guide", guide)):
         reason = None if role == "guide" and net is None else objection(net)
         if reason:
-            raise ValueError(f"Engine: {role} must be a plain float32 Precond, got {reason}")
+            return f"{role} must be a plain float32 Precond, got {reason}"
     if guide is None:
-        return
+        return None
     if guide.sigma_data != model.sigma_data:
-        raise ValueError(
-            f"Engine: guide must have the model's sigma_data {model.sigma_data:g}, got "
+        return (
+            f"guide must have the model's sigma_data {model.sigma_data:g}, got "
             f"{guide.sigma_data:g}; the fused step preconditions both alike"
         )
     if device_of(guide) != device_of(model):
-        raise ValueError(
-            f"Engine: guide must be on the model's device {device_of(model)}, got one on "
+        return (
+            f"guide must be on the model's device {device_of(model)}, got one on "
             f"{device_of(guide)}; move it with .to()"
         )
+    return None

@@ -11,7 +11,7 @@ from .baked import BakedNet
 from .engine import Engine, check_pair
 from .graph_stepper import GraphStepper
 from .graphs import CudaGraphs
-from .prepared import bare, device_of
+from .prepared import bare, device_of, no_autocast
 from .profile import Profile
 
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn
@@ -65,6 +65,13 @@ class GraphEngine(Engine):
                 self.guide = BakedNet(guide, dtype, shared, **float8_options)
         self._recordings = OrderedDict()
 
+    def __getstate__(self):
+        return {k: v for k, v in super().__getstate__().items() if k != "_recordings"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._recordings = OrderedDict()  # which are made when needed
+
     @property
     def pair(self):
         """The prepared nets by their role."""
@@ -76,15 +83,19 @@ class GraphEngine(Engine):
 
     @contextlib.contextmanager
     def turn(self):
-        """The time in which the caller may make and use recordings, whatever its gradient mode."""
-        with self.recorder.turn(), torch.inference_mode(False), torch.no_grad():
+        """The time in which the caller may make and use recordings, whatever mode torch is in."""
+        modes = torch.inference_mode(False), torch.no_grad(), no_autocast(self.device.type)
+        with self.recorder.turn(), modes[0], modes[1], modes[2]:
             yield
 
     def recording(self, key, make, guided):
         """The recording `key`, made now or kept; to be called within a `turn`.
 
-        `make` is called with recorder, pair, and how the pair's nets run beside each other.
+        `make` is called with recorder, pair, and how the pair's nets run beside each other. What
+        is recorded stays as precise and deterministic as torch was told to be; told something else,
+        it is recorded again.
         """
+        key = (*key, _settings())
         if key not in self._recordings:
             pair = self.pair if guided else {"model": self.model}
             together = self.recorder.together if self._overlaps(key[1]) else _one_after_the_other
@@ -131,7 +142,8 @@ class GraphEngine(Engine):
         shape = batch, net.img_channels, net.img_resolution, net.img_resolution
         guidance = 1.0 if self.guide is None else 2.0
         steps = plan_steps([2.0, 1.0, 0.0], guidance, device=self.device)
-        return self.stepper(guidance, None, steps).whole(torch.ones(shape, device=self.device))
+        noise = torch.ones(shape, dtype=torch.float32, device=self.device)
+        return self.stepper(guidance, None, steps).whole(noise)
 
     def _overlaps(self, batch):
         if self.overlap is not None:
@@ -140,6 +152,16 @@ class GraphEngine(Engine):
         pixels = batch * self.model.img_resolution**2
         tiles = -(-pixels // 128) * -(-len(first.weight) // 128)
         return tiles < 2 * self.recorder.multiprocessors
+
+
+def _settings():
+    """What torch was told about the libraries' products and convolutions."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (
+        cudnn.enabled, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision,
+        matmul.allow_fp16_accumulation, matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction, torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
 
 
 def _one_after_the_other(first, second):

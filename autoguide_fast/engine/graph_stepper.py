@@ -6,6 +6,7 @@ import torch
 
 from ..sampler import heun
 from .graphs import lacks_memory
+from .prepared import refuse_derivatives
 from .recordings import Half, Loop
 
 # Steps that one recording holds at most: a graph of 64 steps of EDM2-S with its guide has about
@@ -29,7 +30,7 @@ class GraphStepper:
     def __init__(self, engine, guidance, class_labels, steps):
         self.engine, self.steps, self.class_labels = engine, steps, class_labels
         self.guided = any(s.guided or s.guided_next for s in steps)
-        self.guidance = torch.tensor(guidance, dtype=torch.float64).to(engine.device)
+        self.guidance = torch.tensor(guidance, dtype=torch.float64, device=engine.device)
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         self.levels = levels[:-1].to(torch.float32)  # the last is 0, where nothing is evaluated
         self._modulations = {}  # by role and part of the batch, for `first` and `second`
@@ -37,6 +38,7 @@ class GraphStepper:
 
     def first(self, x, step):
         """Euler's step from `step.level` to `step.level_next`."""
+        refuse_derivatives(x)
         self.outputs.clear()
         x_next, slope = self._half(step, False, x)
         self.outputs.append(("state", x_next))
@@ -48,6 +50,7 @@ class GraphStepper:
 
     def whole(self, noise, randn=None):
         """`sampler.heun` of all steps at once; arguments and result as there."""
+        refuse_derivatives(noise)
         if len(self.steps) > LONGEST:
             return heun(self, noise, self.steps, randn)
         churn = [randn() for step in self.steps if step.churn_std]

@@ -28,6 +28,9 @@ class CudaGraphs:
         self._shared = _shared(device)
         self._pool = torch.cuda.graph_pool_handle()
 
+    def __reduce__(self):
+        return CudaGraphs, (self.device,)  # a copy has graphs of its own
+
     @property
     def multiprocessors(self):
         """How many the device has."""

@@ -44,10 +44,11 @@ class Feature:
 
     def placed(self):
         scale, zero = self.quantisation if self.cell == "u8" else (1.0, 0)
-        return Map(
-            offset=self.offset, height=self.size, width=self.size, channels=self.channels,
-            border=self.border, cell=self.cell, scale=scale, zero=zero,
-        )  # fmt: skip
+        return {
+            "offset": self.offset, "height": self.size, "width": self.size,
+            "channels": self.channels, "border": self.border, "cell": self.cell,
+            "scale": scale, "zero": zero,
+        }  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -74,6 +75,24 @@ class Lowered:
     image_bytes: int
     names: list
     flops: list  # of one image, multiplications and additions of the convolution itself
+    recipe: tuple  # of the plan: its options and instructions
+
+    def __reduce__(self):
+        values = vars(self) | {"plan": None}
+        return _restored, (values,)
+
+
+def _restored(values):
+    plan = Plan(**values["recipe"][0])
+    for kind, arguments in values["recipe"][1]:
+        _append(plan, kind, arguments)
+    return Lowered(**values | {"plan": plan})
+
+
+def _append(plan, kind, arguments):
+    """Append an instruction, whose maps are given as dicts."""
+    arguments = {k: Map(**v) if isinstance(v, dict) else v for k, v in arguments.items()}
+    getattr(plan, kind)(**arguments)
 
 
 @dataclass
@@ -140,18 +159,20 @@ class Recorder:
         for m, offset in zip(used, offsets, strict=True):
             m.offset = offset
         weights = self.packer.block()
-        plan = Plan(
-            resolution=net.img_resolution, image_channels=net.img_channels, image_bytes=total,
-            weight_bytes=len(weights), modulations=self.modulations,
-        )  # fmt: skip
-        names, flops = [], []
+        options = {
+            "resolution": net.img_resolution, "image_channels": net.img_channels,
+            "image_bytes": total, "weight_bytes": len(weights), "modulations": self.modulations,
+        }  # fmt: skip
+        plan = Plan(**options)
+        names, flops, instructions = [], [], []
         for kind, name, count, arguments in self.instructions:
             placed = {k: v.placed() if hasattr(v, "placed") else v for k, v in arguments.items()}
             before = len(plan)
-            getattr(plan, kind)(**placed)
+            _append(plan, kind, placed)
+            instructions.append((kind, placed))
             names += [f"{name} {kind}" if kind != "convolve" else name] * (len(plan) - before)
             flops += [0.0] * (len(plan) - before - 1) + [count]
-        return Lowered(plan, weights, total, names, flops)
+        return Lowered(plan, weights, total, names, flops, (options, instructions))
 
 
 def _suits_winograd(source, weight):
@@ -293,6 +314,12 @@ def _enter_decoder(record, name, block, x, skip, mode, size):
         return x, act
     main = record.map(size, runs)
     record.add("enter", name, main=main, act=act, **arguments)
+    if skip and any(count % pack.LANES for count in runs):
+        # The block's sum adds maps of one layout: close the gap after the first run.
+        whole = record.map(size, (total,))
+        identity = torch.eye(total, device="cpu", dtype=torch.float32)[:, :, None, None]
+        record.convolve(f"{name} join", identity, main, out=whole)
+        main = whole
     return main, act
 
 

@@ -73,7 +73,7 @@ _TO_POINTS = {
 
 def winograd_bf16(weight, tile):
     """Transform `[K, C, 9]` to the points of F(tile x tile, 3x3), in float64; pack as bfloat16."""
-    g = torch.tensor(_TO_POINTS[tile], dtype=torch.float64)
+    g = torch.tensor(_TO_POINTS[tile], dtype=torch.float64, device=weight.device)
     weight = weight.double().unflatten(2, (3, 3))
     points = torch.einsum("ia,kcab,jb->kcij", g, weight, g).flatten(2)
     return direct(points, "bf16")

@@ -1,12 +1,15 @@
 """One network made ready: its plan, its packed weights, its embedding."""
 
+import contextlib
 import math
 import threading
 import warnings
 
 import torch
+from torch.autograd import forward_ad
 
-from ..guidance import Unlabelled
+from .. import as_built
+from ..guidance import Unlabelled, bare
 from ..networks import Precond
 from .embedding import Embedding
 from .lower import lower
@@ -27,7 +30,7 @@ class Arena:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.block = torch.empty(0, dtype=torch.uint8)
+        self.block = _bytes(0)
         self.images = _CHUNK_IMAGES  # that a team takes together at most
 
     def reserve(self, nets, images, threads):
@@ -36,9 +39,9 @@ class Arena:
             size = max(net.arena_bytes(images, threads) for net in nets)
             if self.block.numel() >= size:
                 return self.block
-            self.block = torch.empty(0, dtype=torch.uint8)  # before its successor is there
+            self.block = _bytes(0)  # before its successor is there
             try:
-                self.block = torch.empty(size, dtype=torch.uint8)
+                self.block = _bytes(size)
             except (RuntimeError, MemoryError) as error:
                 self._make_do(size, threads, error)
 
@@ -56,17 +59,38 @@ class Arena:
             )
         self.images //= 2
 
+    def release(self):
+        """Give its memory back; to be called with the lock held."""
+        self.block = _bytes(0)
+
+    def __reduce__(self):
+        return Arena, ()  # a copy has memory of its own
+
+
+def _bytes(count):
+    return torch.empty(count, dtype=torch.uint8, device="cpu")
+
 
 class Snapshot:
-    """What a prepared net keeps of a `Precond` or `Unlabelled` beside its weights."""
+    """What a prepared net keeps of a `Precond` or `Unlabelled` beside its weights.
+
+    A net is its options and tensors, see `objection`: prepared nets are made of `source`, which is
+    built of these alone, so that no attribute, hook or method of a user's net reaches them, and
+    what `cache` compares is all that they can depend on.
+    """
 
     def __init__(self, net):
         self.unlabelled = isinstance(net, Unlabelled)
         self.encoder = net.encoder
-        net = bare(net)
-        self.img_resolution, self.img_channels = net.img_resolution, net.img_channels
-        self.label_dim = 0 if self.unlabelled else net.label_dim
-        self.sigma_data = float(net.sigma_data)
+        options = bare(net).config
+        self.img_resolution, self.img_channels = options["img_resolution"], options["img_channels"]
+        self.label_dim = 0 if self.unlabelled else options["label_dim"]
+        self.sigma_data = float(options["sigma_data"])
+
+    @staticmethod
+    def source(net):
+        """The `Precond` to prepare for `net`: another one, with the same options and tensors."""
+        return as_built.rebuilt(*as_built.contents(bare(net)))
 
 
 class PreparedNet(Snapshot):
@@ -77,10 +101,12 @@ class PreparedNet(Snapshot):
 
     def __init__(self, net, dtype, arena, shared=None):
         super().__init__(net)
-        net = bare(net)
-        with torch.inference_mode():
-            self.embedding = shared.embedding if shared else Embedding(net)
-            self.lowered = shared.lowered if shared else lower(net, CELLS[dtype])
+        if shared is not None:
+            self.embedding, self.lowered = shared.embedding, shared.lowered
+        else:
+            with undisturbed("cpu"):
+                net = self.source(net)
+                self.embedding, self.lowered = Embedding(net), lower(net, CELLS[dtype])
         self.arena = arena
 
     @property
@@ -91,21 +117,24 @@ class PreparedNet(Snapshot):
     def __call__(self, x, sigma, class_labels=None):
         """Denoise `x [N, C, H, W]` at `sigma` (0-dim or [N]), as `Precond.forward` does.
 
-        Returns float32 `[N, C, H, W]`; not differentiable.
+        Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
+        ValueError where a derivative is asked for.
         """
-        with torch.inference_mode():
+        refuse_derivatives(x, sigma, class_labels)
+        with torch.no_grad(), no_autocast("cpu"):
             x = x.to(torch.float32)
-            sigma = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1)
+            sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
             rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
             sigma = sigma.reshape(-1, 1, 1, 1)
             total = sigma**2 + self.sigma_data**2
-        raw = torch.empty(x.shape)
-        self.evaluate(x / total.sqrt(), 1.0, rows, raw)
-        return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * raw
+            raw = torch.empty_like(x, memory_format=torch.contiguous_format)
+            self.evaluate(x / total.sqrt(), 1.0, rows, raw)
+            return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * raw
 
     def modulations(self, levels, class_labels):
         """What noise levels and labels say to the blocks, `[levels, N or 1, modulations]`."""
-        return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
+        with undisturbed("cpu"):
+            return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
 
     def evaluate(self, x, c_in, modulations, result, times=None):
         """Write `F(c_in x)` into `result`, float32 `[N, C, H, W]`.
@@ -137,27 +166,58 @@ class PreparedNet(Snapshot):
         return max(1, min(share, self.arena.images, _CHUNK_BYTES // self.lowered.image_bytes))
 
 
-def bare(net):
-    """`net` without an `unlabelled` around it."""
-    return net.net if isinstance(net, Unlabelled) else net
+def no_autocast(device_type):
+    """The time in which torch computes in the types that it is given."""
+    return torch.autocast(device_type, enabled=False)
+
+
+@contextlib.contextmanager
+def undisturbed(device_type):
+    """`no_autocast`, and neither are gradients recorded."""
+    with no_autocast(device_type), torch.inference_mode():
+        yield
+
+
+def refuse_derivatives(*arguments):
+    """Raise ValueError where a derivative is to be taken in one of the tensors among these."""
+    for t in arguments:
+        if not isinstance(t, torch.Tensor):
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+            found = "one under a transform of torch.func"
+        elif t.requires_grad and torch.is_grad_enabled():
+            found = "one that requires gradients"
+        elif forward_ad.unpack_dual(t).tangent is not None:
+            found = "a dual tensor"
+        else:
+            continue
+        raise ValueError(
+            f"Engine: x, sigma and class_labels must be plain tensors, got {found}; engines have "
+            "no derivatives: call the network itself, or .detach() what needs none"
+        )
 
 
 def objection(net):
-    """What keeps `net` from being prepared, as the end of a message, or None."""
-    net = bare(net)
+    """What keeps `net` from being prepared, as the end of a message, or None.
+
+    Only a net that is its options and its tensors, of float32 on one device, can be prepared:
+    whatever else a net does (`as_built.differences`) an engine would leave out without a word.
+    """
+    if isinstance(net, Unlabelled):
+        if type(net) is not Unlabelled or vars(net).keys() != {"net"}:
+            return f"a {type(net).__name__} with methods or attributes of its own; use the first"
+        net = net.net
     if not isinstance(net, Precond):
         return f"{type(net).__name__}; sample runs any callable, without an engine"
-    if type(net).forward is not Precond.forward or "forward" in vars(net):
-        return "one with a forward of its own; sample runs it without an engine"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):
-        return "one with hooks; remove them, or let sample run it without an engine"
-    parameters = list(net.parameters())
+    if difference := next(as_built.differences(net), None):
+        return difference.text
+    _, tensors = as_built.contents(net)
     if net.run_dtype not in (None, torch.float32):
         return f"one that runs in {net.run_dtype}; set its run_dtype to None"
-    if any(p.dtype != torch.float32 for p in parameters):
-        return "parameters of another type; convert it with .float()"
-    devices = sorted({str(p.device) for p in parameters})
-    if len(devices) > 1 or parameters[0].device.type not in ("cpu", "cuda"):
+    if any(t.dtype != torch.float32 or t.layout != torch.strided for t in tensors):
+        return "weights of another type; convert it with .float()"
+    devices = sorted({str(t.device) for t in tensors})
+    if len(devices) > 1 or tensors[0].device.type not in ("cpu", "cuda"):
         return f"one on {' and '.join(devices)}; move it with .cpu() or .cuda()"
     return None
 

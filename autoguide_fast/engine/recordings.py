@@ -94,7 +94,7 @@ class Half:
 
     def __init__(self, recorder, pair, together, images, dtype, step, second):
         nets = self.nets = Evaluations(pair, together, images, dtype, levels=1)
-        nets.levels.copy_(torch.tensor([[2.0, 1.0]]))  # levels are divided by, while warming up
+        nets.levels[0, 0], nets.levels[0, 1] = 2.0, 1.0  # levels are divided by, while warming up
         step = replace(step, index=0, level=nets.levels[0, 0], level_next=nets.levels[0, 1])
         self.x, self.x_next, self.slope, self.result = (nets.buffer(*nets.shape) for _ in range(4))
 
@@ -135,7 +135,8 @@ class Loop:
 
     def __init__(self, recorder, pair, together, images, dtype, steps):
         nets = self.nets = Evaluations(pair, together, images, dtype, levels=2 * len(steps) - 1)
-        nets.levels.copy_(torch.arange(2 * len(steps), 0, -1.0).view(-1, 2))  # as in `Half`
+        falling = torch.arange(2 * len(steps), 0, -1.0, dtype=torch.float64, device=nets.device)
+        nets.levels.copy_(falling.view(-1, 2))  # as in `Half`
         self.x, self.result = nets.buffer(*nets.shape), nets.buffer(*nets.shape)
         self.churn = nets.buffer(sum(bool(s.churn_std) for s in steps), *nets.shape)
         # The state comes scaled to the first level, churn noise to its standard deviation.

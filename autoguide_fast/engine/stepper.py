@@ -2,6 +2,8 @@
 
 import torch
 
+from .prepared import refuse_derivatives
+
 
 class EngineStepper:
     """Runs prepared nets and the fused half steps; a stepper for `sampler.heun`.
@@ -38,6 +40,7 @@ class EngineStepper:
 
     def first(self, x, step):
         """Euler's step from `step.level` to `step.level_next`."""
+        refuse_derivatives(x)
         self.outputs.clear()
         x = x.contiguous()
         if self.state is None or not self.state.fits(x):

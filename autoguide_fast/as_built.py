@@ -1,0 +1,210 @@
+"""Whether a net is what its options say: what `Precond(**net.config)` builds, with other weights.
+
+Such a net is its options and its tensors, and nothing else. Only for such a net can something else
+stand: an engine, which does not run its code, or a checkpoint, which does not hold it.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.nn.modules import module as torch_module
+
+from .networks import Block, Precond, UNet
+from .nn import MPConv, MPFourier
+
+# Attributes of a `Precond` that are no options, or the options themselves.
+_FREE = {"config", "encoder", "info", "run_dtype"}
+_BASE = frozenset(vars(torch.nn.Module()))
+_HOOKS = tuple(k for k in _BASE if "_hooks" in k and "state_dict" not in k)
+_GLOBAL_HOOKS = tuple(k for k in vars(torch_module) if k.startswith("_global") and "_hooks" in k)
+
+
+def _code(namespace):
+    """What of a class can be called, by name."""
+    return {k: v for k, v in namespace.items() if callable(v) or isinstance(v, property)}
+
+
+# The methods that evaluate a net, before anyone can have replaced them.
+_METHODS = {
+    kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, MPFourier)
+} | {torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}}
+
+
+class Difference(NamedTuple):
+    """One way in which a net is not what its options build.
+
+    kind ({"option", "weight", "code"}): An attribute of another value; weights or layers too many,
+        too few, or of another kind; what no checkpoint holds: classes, methods, hooks.
+    text (str): What was found where, and a remedy: the end of a message.
+    """
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A module as it was built."""
+
+    kind: type
+    attributes: tuple  # of (name, value)
+    shapes: dict  # of parameters, then buffers, by name
+    children: dict  # by name, in order
+    known: frozenset  # names of instance attributes
+
+
+@functools.lru_cache(64)
+def _layers(config):
+    """The `_Layer` of the net with these options, which are given as JSON."""
+    return _layer(_empty(config))
+
+
+def _empty(config):
+    """The net with these options, without memory for weights."""
+    with torch.device("meta"):
+        return Precond(**json.loads(config)).eval()
+
+
+def _layer(module):
+    values = {k: v for k, v in vars(module).items() if k not in _BASE and k not in _FREE}
+    tensors = module._parameters | module._buffers
+    return _Layer(
+        kind=type(module),
+        attributes=tuple(values.items()),
+        shapes={k: t.shape for k, t in tensors.items()},
+        children={k: _layer(child) for k, child in module._modules.items()},
+        known=_BASE | values.keys() | (_FREE if isinstance(module, Precond) else set()),
+    )
+
+
+def contents(net):
+    """All that a net is: its options as JSON and a list of its tensors.
+
+    The net must be one that `differences` finds nothing about.
+    """
+    config, tensors = json.dumps(net.config), []
+
+    def gather(layer, module):
+        parameters, buffers = module._parameters, module._buffers
+        for key in layer.shapes:
+            tensors.append(parameters[key] if key in parameters else buffers[key])
+        for key, child in layer.children.items():
+            gather(child, module._modules[key])
+
+    gather(_layers(config), net)
+    return config, tensors
+
+
+def rebuilt(config, tensors):
+    """The net with these `contents`, in evaluation mode; shares the tensors, takes no gradients."""
+    net, tensors = _empty(config), iter(tensors)
+
+    def give(layer, module):
+        for key in layer.shapes:
+            place = module._parameters if key in module._parameters else module._buffers
+            place[key] = next(tensors).detach()
+        for key, child in layer.children.items():
+            give(child, module._modules[key])
+
+    give(_layers(config), net)
+    return net
+
+
+def differences(net):
+    """Yield each `Difference` between a `Precond` and what its options build."""
+    try:
+        layer = _layers(json.dumps(net.config))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        yield Difference("option", f"options (net.config) that build no net: {error}")
+        return
+    yield from _replaced_code()
+    yield from _differences(layer, net, "")
+
+
+def _replaced_code():
+    """What was replaced in classes, thus for all nets."""
+    for kind, methods in _METHODS.items():
+        now = vars(kind)
+        for key, method in methods.items():
+            if now.get(key) is not method:
+                yield Difference("code", f"a replaced {kind.__name__}.{key}; put the first back")
+        if kind is not torch.nn.Module:
+            for key in now.keys() - methods.keys():
+                if hasattr(torch.nn.Module, key) and key in _code(now):
+                    yield Difference("code", f"a replaced {kind.__name__}.{key}; delete it")
+    for key in _GLOBAL_HOOKS:
+        if getattr(torch_module, key):
+            yield Difference("code", "hooks on all modules (torch.nn.modules.module); remove them")
+
+
+def _differences(layer, module, name):
+    where = name or "the net"
+    if type(module) is not layer.kind:
+        wanted, found = layer.kind.__name__, type(module).__name__
+        inherits = isinstance(module, layer.kind)
+        yield Difference(
+            "code" if inherits else "weight", f"a {found} for {where}; it has to be a {wanted}"
+        )
+        if not inherits:
+            return
+    own = vars(module)
+    for key in _HOOKS:
+        if own.get(key):
+            yield Difference("code", f"hooks on {where}; remove them")
+            break
+    for key, value in layer.attributes:
+        if key not in own or not _same(own[key], value):
+            yield _edited(own, key, value, _joined(name, key))
+    if not own.keys() <= layer.known:
+        for key in own.keys() - layer.known:
+            if hasattr(layer.kind, key) or key in layer.shapes or key in layer.children:
+                what = "forward that was compiled" if key == "_compiled_call_impl" else key
+                yield Difference("code", f"a {what} of its own in {where}; delete {key} there")
+    tensors = module._parameters | module._buffers
+    if tensors.keys() != layer.shapes.keys():
+        names = ", ".join(sorted(tensors.keys() ^ layer.shapes.keys()))
+        yield Difference("weight", f"weights too many or too few ({names}) in {where}; merge them")
+    for key, shape in layer.shapes.items():
+        tensor = tensors.get(key)
+        if tensor is not None:
+            if tensor.shape != shape:
+                found = f"{list(tensor.shape)} for {_joined(name, key)}"
+                yield Difference("weight", f"{found}; its options make it {list(shape)}")
+            if type(tensor) not in (torch.nn.Parameter, torch.Tensor):
+                found = f"a {type(tensor).__name__} for {_joined(name, key)}"
+                yield Difference("code", f"{found}; convert it to a plain tensor")
+    children = module._modules
+    if children.keys() != layer.children.keys() or tuple(children) != tuple(layer.children):
+        found = [k for k in children if k not in _FREE or k not in layer.known]
+        if found != list(layer.children):
+            names = ", ".join(sorted(set(found) ^ layer.children.keys())) or "in another order"
+            yield Difference(
+                "weight", f"layers too many or too few ({names}) in {where}; build the net anew"
+            )
+    for key, child in layer.children.items():
+        if children.get(key) is not None:
+            yield from _differences(child, children[key], _joined(name, key))
+
+
+def _joined(name, key):
+    return f"{name}.{key}" if name else key
+
+
+def _same(found, value):
+    try:
+        return bool(found == value)
+    except (TypeError, ValueError, RuntimeError):  # of tensors and arrays of several elements
+        return False
+
+
+def _edited(own, key, value, where):
+    if key not in own:
+        return Difference("option", f"no {where}; its options (net.config) say {value!r}")
+    return Difference(
+        "option",
+        f"{where} = {own[key]!r} where its options say {value!r}; build a net of other options "
+        "with Precond(**{**net.config, ...}) and give it these weights",
+    )
