@@ -7,10 +7,10 @@ import torch
 
 from .. import as_built
 from .._extension import build_info
-from ..guidance import Unlabelled
+from ..guidance import Unlabelled, bare
 from .digest import digest
 from .engine import Engine
-from .prepared import bare, device_of
+from .prepared import device_of
 
 LIMIT = 4  # engines; each holds about what its nets' parameters take
 

@@ -3,7 +3,8 @@
 import torch
 
 from .._extension import build_info
-from .prepared import CELLS, Arena, PreparedNet, bare, device_of, objection
+from ..guidance import bare
+from .prepared import CELLS, Arena, PreparedNet, device_of, objection
 from .profile import Profile
 from .stepper import EngineStepper
 

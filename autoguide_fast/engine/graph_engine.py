@@ -5,13 +5,14 @@ from collections import OrderedDict
 
 import torch
 
+from ..guidance import bare
 from ..networks import Block
 from ..sampler import plan_steps
 from .baked import BakedNet
 from .engine import Engine, check_pair
 from .graph_stepper import GraphStepper
 from .graphs import CudaGraphs
-from .prepared import bare, device_of, no_autocast
+from .prepared import device_of, no_autocast
 from .profile import Profile
 
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn
