@@ -196,8 +196,8 @@ def test_sample_writes_images_and_grid(capsys, tmp_path):
     out = tmp_path / "new" / "folder"
     code, text, _ = run(capsys, "sample", "--seeds", "3-5", "--classes", "3,7", "--out", out, *FAST)
     assert code == 0 and text.startswith("3 images in ") and str(out) in text
-    expected = ["000003-class3.png", "000004-class7.png", "000005-class3.png", "grid.png"]
-    assert files(out) == expected
+    expected = ["000003-class3.png", "000004-class7.png", "000005-class3.png"]
+    assert files(out) == [*expected, "grid.png", "settings.json"]
     assert Image.open(out / "000003-class3.png").size == (8, 8)
     assert Image.open(out / "grid.png").size == (2 * 48 + 6, 2 * 48 + 6)
 
@@ -207,14 +207,15 @@ def test_sample_repeats_one_seed_in_many_classes(capsys, tmp_path):
         capsys, "sample", "--seeds", 7, "--classes", "0-9", "--out", tmp_path, *FAST
     )
     assert code == 0 and text.startswith("10 images in ")
-    assert files(tmp_path) == [f"000007-class{label}.png" for label in range(10)] + ["grid.png"]
+    expected = [f"000007-class{label}.png" for label in range(10)]
+    assert files(tmp_path) == [*expected, "grid.png", "settings.json"]
 
 
 def test_sample_depends_on_the_seed_alone(capsys, tmp_path):
     common = ("--guidance", 1.5, *FAST)
     run(capsys, "sample", "--seeds", "0-4", "--out", tmp_path / "a", *common)
     run(capsys, "sample", "--seeds", "4,2", "--batch-size", 1, "--out", tmp_path / "b", *common)
-    assert files(tmp_path / "b") == ["000002.png", "000004.png", "grid.png"]
+    assert files(tmp_path / "b") == ["000002.png", "000004.png", "grid.png", "settings.json"]
     for name in ("000002.png", "000004.png"):
         a, b = (np.asarray(Image.open(tmp_path / folder / name), int) for folder in "ab")
         assert np.abs(a - b).max() <= 1  # rounding to 0..255 may fall either way
