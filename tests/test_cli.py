@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import autoguide_fast_command
 from autoguide_fast.cli import entry, main
 from autoguide_fast.cli.arguments import guidance_weights, integer_ranges, positive_integer
 
@@ -122,6 +124,39 @@ def test_interruption_is_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr("autoguide_fast.cli.info.collect", interrupt)
     code, _, err = run(capsys, "info")
     assert code == 130 and err == "\nautoguide-fast info: interrupted\n"
+
+
+def test_interruption_of_the_import_is_no_traceback(tmp_path):
+    """The import of the package takes seconds; here, of another one, until Ctrl-C comes."""
+    (tmp_path / "autoguide_fast").mkdir()
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "autoguide_fast" / "__init__.py").write_text(slow)
+    root = Path(__file__).parent.parent
+    program = f"import sys; sys.path[:0] = {[str(tmp_path), str(root)]!r}\n"
+    program += "import autoguide_fast_command as command; sys.exit(command.main())"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "\nautoguide-fast: interrupted\n")
+
+
+def test_interruption_of_a_plugin_is_no_traceback(capsys, monkeypatch):
+    def interrupt(subparsers):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autoguide_fast.cli.sample.add_command", interrupt)
+    assert run(capsys, "info") == (130, "", "\nautoguide-fast: interrupted\n")
+
+
+def test_the_program_is_the_command_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["autoguide-fast", "--version"])
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        autoguide_fast_command.main()
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("autoguide-fast ")
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_traceback_on_request(capsys, monkeypatch):

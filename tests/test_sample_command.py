@@ -47,6 +47,11 @@ def whole(tmp_path_factory):
     return contents(out), options
 
 
+def slowly_encoded(image, encode=image_folder.plots.to_image):
+    time.sleep(0.02)
+    return encode(image)
+
+
 def test_a_command_killed_in_the_midst_goes_on_to_the_same_bytes(capsys, tmp_path, whole):
     """Killed with -9, time and again; what is there at any time is whole."""
     expected, options = whole
@@ -55,8 +60,7 @@ def test_a_command_killed_in_the_midst_goes_on_to_the_same_bytes(capsys, tmp_pat
     for wait_for in (1, 6, 7, 13):  # images: in batches and between them
         child = os.fork()
         if child == 0:
-            encode = image_folder.plots.to_image
-            image_folder.plots.to_image = lambda image: time.sleep(0.02) or encode(image)
+            image_folder.plots.to_image = slowly_encoded
             os._exit(main(["sample", *FAST, "--out", str(out), *options]))
         while len(list(out.glob("[0-9]*.png"))) < wait_for:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"

@@ -103,7 +103,8 @@ class ImageFolder:
                 image.verify()  # checksums, but for that of the end
         except Exception:  # Pillow raises errors of many kinds for a damaged file
             return False
-        return data.endswith(_END) and kind == ("PNG", "L" if channels == 1 else "RGB", (width, height))
+        mode = "L" if channels == 1 else "RGB"
+        return data.endswith(_END) and kind == ("PNG", mode, (width, height))
 
     def warn_of_little_room(self) -> None:
         """Says so on standard error where the disk may not hold what is to be written."""
