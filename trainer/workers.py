@@ -59,8 +59,11 @@ def map_jobs(
         except BaseException:
             # Nobody waits for what is still being computed, which may take hours.
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - set(others):
+            mine = set(multiprocessing.active_children()) - set(others)
+            for child in mine:
                 child.kill()
+            for child in mine:
+                child.join()
             raise
     return [results[i] for i in range(len(jobs))]
 
