@@ -56,6 +56,7 @@ def sample(
     callback=None,
     raw=None,
     array="torch",
+    on_batch=None,
 ):
     """Sample images from a model, guided by a worse version of it.
 
@@ -107,6 +108,9 @@ def sample(
             method `decode`), as loaded ones do.
         array: what to return the result as: `"torch"`, `"numpy"` (on the CPU, with a copy if it is
             on a GPU) or `"cupy"` (on a CUDA device). Not copied otherwise.
+        on_batch: called with `(indices, images)` as soon as a batch is done: a range, which of the
+            images asked for these are, and what would be returned of them. Nothing is collected
+            then, so that memory does not grow with the number of images; None is returned.
 
     Returns:
         Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
@@ -135,11 +139,15 @@ def sample(
     progress = arguments.flag("progress", progress, (True, False), "True shows a bar")
     if seeds is not None or noise is None:
         seeds = arguments.image_seeds(seeds)
-    if callback is not None and not callable(callback):
-        raise TypeError(
-            f"sample: callback must be callable, got {type(callback).__name__}; it is called with "
-            "a StepInfo after each step"
-        )
+    for name, function, given in (
+        ("callback", callback, "a StepInfo after each step"),
+        ("on_batch", on_batch, "indices and images after each batch"),
+    ):
+        if function is not None and not callable(function):
+            raise TypeError(
+                f"sample: {name} must be callable, got {type(function).__name__}; it is called "
+                f"with {given}"
+            )
     if device is not None:
         device = arguments.present_device(device)
     arguments.array_kind(array, device)
@@ -219,9 +227,14 @@ def sample(
             x = heun(stepper, x, steps, randn, on_step) if result is None else result
             part = _decoded(encoder, x)
             # Copied, so that no buffer of an engine or an encoder gets out.
+            if on_batch is not None:
+                on_batch(indices, arrays.as_kind(part.clone(), array))
+                continue
             if images is None:
                 images = part.new_empty([num_images, *part.shape[1:]])
             images[indices.start : indices.stop] = part
+    if on_batch is not None:
+        return None
     if images is None:
         empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
         with torch.no_grad():

@@ -1,10 +1,12 @@
 """Checkpoints: a round trip, the bundled names, and files that are not checkpoints."""
 
 import json
+import random
 
 import pytest
 import torch
 from nets import tiny
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import autoguide_fast
@@ -275,6 +277,81 @@ def test_bad_calls(call, error, message, tmp_path):
     with pytest.raises(error, match=message):
         call(tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_flipped_bit_is_found(net, tmp_path):
+    """In length, header and tensors; one sentence names the file."""
+    path = tmp_path / "net.safetensors"
+    checkpoints.save(net, path, nimg=1000, note="ünïcode")
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    draw = random.Random(0)
+    start = data.index(b'"__metadata__"')  # what is said of the tensors follows, much the same
+    places = [*range(8), *range(start, start + 900, 2), *draw.sample(range(header), 100)]
+    places += [*draw.sample(range(header, len(data)), 100), header, len(data) - 1]
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"^load: .*net.safetensors must ") as caught:
+            checkpoints.load(path)
+        assert "\n" not in str(caught.value), place
+    path.write_bytes(data)
+    checkpoints.load(path)
+
+
+@pytest.mark.parametrize("change", ["shape", "name", "type", "order"])
+def test_tensors_that_were_changed_are_found(net, tmp_path, change):
+    """Also where every byte is there that was, and the file is a good one."""
+    path = tmp_path / "net.safetensors"
+    checkpoints.save(net, path)
+    _, tensors = checkpoints.read(path, "test")
+    (a, b), *_ = [(p, q) for p in tensors for q in tensors
+                  if p < q and tensors[p].shape == tensors[q].shape and tensors[p].ndim == 4
+                  and not torch.equal(tensors[p], tensors[q])]  # fmt: skip
+    if change == "shape":
+        tensors[a] = tensors[a].flatten()
+    elif change == "name":
+        tensors[a + "x"] = tensors.pop(a)
+    elif change == "type":
+        tensors[a] = tensors[a].view(torch.int32)
+    else:
+        tensors[a], tensors[b] = tensors[b], tensors[a]
+    with safe_open(path, "pt") as file:
+        save_file(tensors, path, metadata=file.metadata())
+    with pytest.raises(ValueError, match="got others by its checksum: it is damaged, or another"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, 5000, -1])
+def test_a_file_that_was_cut_short_is_named(net, tmp_path, length):
+    path = tmp_path / "net.safetensors"
+    checkpoints.save(net, path)
+    path.write_bytes(path.read_bytes()[:length])
+    for look in (checkpoints.read, checkpoints.read_header):
+        with pytest.raises(ValueError, match=r"net.safetensors .* that cannot be read"):
+            look(path, "test")
+
+
+def test_files_of_earlier_versions_have_no_checksum_and_load(net, tmp_path):
+    path = tmp_path / "net.safetensors"
+    header = json.dumps({"config": net.config, "encoder": "pixels", "nimg": 3})
+    save_file(net.state_dict(), path, metadata={"autoguide_fast": header})
+    again = checkpoints.load(path)
+    assert again.info == {"nimg": 3} and checkpoints.read_header(path, "test")[1] is None
+    assert torch.equal(again.unet.out_gain, net.unet.out_gain)
+
+
+@pytest.mark.parametrize("name", checkpoints.BUNDLED)
+def test_bundled_files_have_a_checksum(name):
+    assert checkpoints.read_header(checkpoints.bundled_path(name), "test")[1]
+
+
+def test_what_cannot_be_saved_is_a_sentence(net, tmp_path):
+    (tmp_path / "net.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"save: path must be .*\(Is a directory\); move the folder"):
+        checkpoints.save(net, tmp_path / "net.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
 def test_encoders_by_name():

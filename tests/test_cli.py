@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import autoguide_fast_command
 from autoguide_fast.cli import entry, main
 from autoguide_fast.cli.arguments import guidance_weights, integer_ranges, positive_integer
 
@@ -124,6 +126,39 @@ def test_interruption_is_no_traceback(capsys, monkeypatch):
     assert code == 130 and err == "\nautoguide-fast info: interrupted\n"
 
 
+def test_interruption_of_the_import_is_no_traceback(tmp_path):
+    """The import of the package takes seconds; here, of another one, until Ctrl-C comes."""
+    (tmp_path / "autoguide_fast").mkdir()
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "autoguide_fast" / "__init__.py").write_text(slow)
+    root = Path(__file__).parent.parent
+    program = f"import sys; sys.path[:0] = {[str(tmp_path), str(root)]!r}\n"
+    program += "import autoguide_fast_command as command; sys.exit(command.main())"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "\nautoguide-fast: interrupted\n")
+
+
+def test_interruption_of_a_plugin_is_no_traceback(capsys, monkeypatch):
+    def interrupt(subparsers):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autoguide_fast.cli.sample.add_command", interrupt)
+    assert run(capsys, "info") == (130, "", "\nautoguide-fast: interrupted\n")
+
+
+def test_the_program_is_the_command_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["autoguide-fast", "--version"])
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        autoguide_fast_command.main()
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("autoguide-fast ")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_traceback_on_request(capsys, monkeypatch):
     def fail():
         raise ValueError("info: x must be y, got z;\nask for help")
@@ -196,8 +231,8 @@ def test_sample_writes_images_and_grid(capsys, tmp_path):
     out = tmp_path / "new" / "folder"
     code, text, _ = run(capsys, "sample", "--seeds", "3-5", "--classes", "3,7", "--out", out, *FAST)
     assert code == 0 and text.startswith("3 images in ") and str(out) in text
-    expected = ["000003-class3.png", "000004-class7.png", "000005-class3.png", "grid.png"]
-    assert files(out) == expected
+    expected = ["000003-class3.png", "000004-class7.png", "000005-class3.png"]
+    assert files(out) == [*expected, "grid.png", "settings.json"]
     assert Image.open(out / "000003-class3.png").size == (8, 8)
     assert Image.open(out / "grid.png").size == (2 * 48 + 6, 2 * 48 + 6)
 
@@ -207,14 +242,15 @@ def test_sample_repeats_one_seed_in_many_classes(capsys, tmp_path):
         capsys, "sample", "--seeds", 7, "--classes", "0-9", "--out", tmp_path, *FAST
     )
     assert code == 0 and text.startswith("10 images in ")
-    assert files(tmp_path) == [f"000007-class{label}.png" for label in range(10)] + ["grid.png"]
+    expected = [f"000007-class{label}.png" for label in range(10)]
+    assert files(tmp_path) == [*expected, "grid.png", "settings.json"]
 
 
 def test_sample_depends_on_the_seed_alone(capsys, tmp_path):
     common = ("--guidance", 1.5, *FAST)
     run(capsys, "sample", "--seeds", "0-4", "--out", tmp_path / "a", *common)
     run(capsys, "sample", "--seeds", "4,2", "--batch-size", 1, "--out", tmp_path / "b", *common)
-    assert files(tmp_path / "b") == ["000002.png", "000004.png", "grid.png"]
+    assert files(tmp_path / "b") == ["000002.png", "000004.png", "grid.png", "settings.json"]
     for name in ("000002.png", "000004.png"):
         a, b = (np.asarray(Image.open(tmp_path / folder / name), int) for folder in "ab")
         assert np.abs(a - b).max() <= 1  # rounding to 0..255 may fall either way

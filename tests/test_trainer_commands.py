@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,6 +120,32 @@ def test_jobs_come_back_in_order():
         workers.map_jobs(square, [1], 0)
 
 
+def hold(path):
+    """Keep a pipe open for as long as this process lives, which is longer than a test waits."""
+    with open(path, "w") as file:
+        file.write("!")
+        file.flush()
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("end", ["Ctrl-C", "kill"])
+def test_jobs_end_with_whoever_waits_for_them(tmp_path, end):
+    os.mkfifo(tmp_path / "pipe")
+    child = os.fork()
+    if child == 0:
+        with pytest.raises(KeyboardInterrupt):
+            workers.map_jobs(hold, [str(tmp_path / "pipe")] * 2, 2)
+        os._exit(len(multiprocessing.active_children()))
+    try:
+        with open(tmp_path / "pipe") as pipe:
+            assert pipe.read(1) + pipe.read(1) == "!!"
+            os.kill(child, signal.SIGINT if end == "Ctrl-C" else signal.SIGKILL)
+            assert pipe.read() == ""  # both have ended
+    finally:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == (0 if end == "Ctrl-C" else -signal.SIGKILL)
+
+
 def test_table_shows_mean_and_spread():
     row = {figure: 0.5 for figure, _ in judge._COLUMNS.values()}
     rows = [{"method": "none", "w": 1.0, **row, "fd_train": fd} for fd in (0.1, 0.2, 0.3)]
@@ -142,12 +172,21 @@ def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
         assert code == 0, err
     monkeypatch.setattr(search, "EMA_GRID", (0.05, 0.10))
     monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.2, 1.4), "uncond": (1.05, 1.1)})
-    code, out, err = run(
-        capsys, "search", "--main", tmp_path / "main", "--guide", tmp_path / "main",
-        "--uncond", tmp_path / "uncond", "--out", tmp_path / "pair", "--images", 100,
-        "--steps", 2,
-    )  # fmt: skip
+    searched = ["search", "--main", tmp_path / "main", "--guide", tmp_path / "main", "--uncond",
+                tmp_path / "uncond", "--out", tmp_path / "pair", "--images", 100, "--steps",
+                2]  # fmt: skip
+    code, out, err = run(capsys, *searched)
     assert code == 0, err
+    # Repeated, it computes only what it has not: here the last evaluation, which was cut short.
+    written = {p.name: p.read_bytes() for p in (tmp_path / "pair").iterdir()}
+    evaluations = tmp_path / "pair" / "evaluations.jsonl"
+    evaluations.write_bytes(written["evaluations.jsonl"][:-30])
+    computed, evaluate = [], search.Trial.__call__
+    monkeypatch.setattr(search.Trial, "__call__", lambda *a: computed.append(a) or evaluate(*a))
+    code, out, err = run(capsys, *searched)
+    assert code == 0 and len(computed) == 1
+    written["evaluations.jsonl"] = evaluations.read_bytes()
+    assert written == {p.name: p.read_bytes() for p in (tmp_path / "pair").iterdir()}
     report = json.loads((tmp_path / "pair" / "search.json").read_text())
     assert report["guide"]["frechet"] == min(
         row["frechet"] for row in report["log"] if row["role"] == "guide"

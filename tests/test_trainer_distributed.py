@@ -8,8 +8,10 @@ import sys
 
 import pytest
 import torch
+from test_locks import other_process
 
 from autoguide_fast.cli import main
+from autoguide_fast.locks import LOCK
 from autoguide_fast.trainer import durable, interruption, loop, step
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.runlog import read_log
@@ -234,6 +236,15 @@ def test_bad_input_is_said_once(tmp_path):
     run = torchrun(2, "--out", tmp_path / "run", "--batch", 15, "--duration", 150)
     assert run.returncode != 0
     assert run.stderr.count("batch must be a multiple of the 2 processes, got 15") == 1
+
+
+def test_processes_leave_a_folder_to_the_job_that_writes_it(tmp_path):
+    with other_process(tmp_path / "run") as child:
+        run = torchrun(2, "--out", tmp_path / "run", *OPTIONS)
+        assert run.returncode != 0
+        assert run.stderr.count(f"by one process at a time, got {tmp_path / 'run'}") == 1
+        assert run.stderr.count(f"process {child} on") == 1
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
 def test_a_dry_run_is_printed_once(tmp_path):

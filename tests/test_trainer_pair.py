@@ -172,7 +172,7 @@ def test_an_interrupted_pair_goes_on(tmp_path):
     assert whole.finished and 0 < whole.guide_share < 10
     first = train("part", stop=lambda nimg: True)
     assert first.main is None and first.guide.nimg == 16
-    asked = pair.stored_job(tmp_path / "part")
+    asked = pair.stored_job(tmp_path / "part", pytest.fail)
     assert asked["guide"] == "2:T/2" and asked["main"] == main.as_dict()
     second = train("part", resume=True, stop=lambda nimg: nimg == 32)
     assert second.guide.nimg == second.main.nimg == 32 or second.main is None
@@ -201,7 +201,8 @@ def test_a_pair_knows_its_data_and_not_their_place(tmp_path):
         with pytest.raises(ValueError, match="got changes: images was 4, is 5, contents was"):
             train("other", resume=True)
         # What was refused is not what the next command goes on with.
-        assert pair.stored_job(tmp_path / "run")["main"]["data"] == str(tmp_path / "data")
+        stored = pair.stored_job(tmp_path / "run", pytest.fail)
+        assert stored["main"]["data"] == str(tmp_path / "data")
     assert train("copy", resume=True).finished
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from .interruption import EXIT_CODE
+from .interruption import EXIT_CODE, patient_terminal
 from .options import DEVICES, PRECISIONS, TrainOptions
 from .presets import PRESETS, preset
 
@@ -33,7 +33,8 @@ examples:
   # go on after Ctrl-C, or after the power went
   autoguide-fast train --out runs/main --resume
 
-exit code: 0 finished; 75 stopped by Ctrl-C or SIGTERM, saved, go on with --resume; 2 an error
+exit code: 0 finished; 75 stopped by Ctrl-C, SIGTERM or SIGHUP, saved, go on with --resume; 2 an
+error
 """
 
 # Option of TrainOptions -> (flag's metavar, help). The defaults come from the dataclass.
@@ -189,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"train: {name} must be >= {least}, got {getattr(arguments, name)}; raise it"
             )
-    with Processes.join(main.device) as processes:
+    with Processes.join(main.device) as processes, patient_terminal():
         out = arguments.out
         begun = pair.has_run(out) or pair.has_run(out / pair.GUIDE)
         # torchrun starts the same command again after a process died.
@@ -247,17 +248,20 @@ def _job(arguments: argparse.Namespace):
     On resuming, what is not given is as the run in --out has it.
     """
     from . import pair
-    from .snapshots import stored_options
 
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainOptions)}
     given = {name: value for name, value in given.items() if value is not None}
     chosen = preset(arguments.preset) if arguments.preset else {}
     resumed = arguments.resume and arguments.out
-    job = pair.stored_job(arguments.out) if resumed else {}
-    stored = job.get("main") or (stored_options(arguments.out) if resumed else {})
-    main = TrainOptions(**{**stored, **chosen, **given})
+    job = pair.stored_job(arguments.out, lambda text: None) if resumed else {}
+    main = TrainOptions(**{**job.get("main", {}), **chosen, **given})
     spec = arguments.guide or job.get("guide")
     if spec is None:
+        if resumed and "guide" not in job and pair.has_run(arguments.out / pair.GUIDE):
+            raise ValueError(
+                f"train: guide must be named again, since {arguments.out / pair.GUIDE} holds one "
+                f"and {pair.JOB} is lost, got none; add --guide and --guide-set as at the start"
+            )
         if arguments.guide_set:
             raise ValueError("train: guide_set must come with --guide, got it alone; add --guide")
         return main, None

@@ -1,9 +1,8 @@
-"""Files that survive whatever happens while they are written, and checkpoints that prove it.
+"""Checkpoints that survive whatever happens while they are written, and prove it.
 
-A file is written under another name, brought to the disk, and renamed; then its folder is brought
-to the disk, so that the rename itself is not lost when the power goes. A checkpoint carries the
-first half of its SHA-256 in its name, `000051200-9f86d081884c7d659a2feaa0c55ad015.pt`, so that one
-rename publishes data and checksum together, and no second file can disagree with the first.
+A checkpoint carries the first half of its SHA-256 in its name,
+`000051200-9f86d081884c7d659a2feaa0c55ad015.pt`, so that one rename publishes data and checksum
+together, and no second file can disagree with the first.
 """
 
 from __future__ import annotations
@@ -18,37 +17,13 @@ from pathlib import Path
 
 import torch
 
-KEPT = 2  # the newest checkpoint and the one before it
+from autoguide_fast.files import publish, reason, remedy
+
+KEPT = 2  # checkpoints that are whole: the newest and the one before it
 _NAME = re.compile(r"(\d{9,})-([0-9a-f]{32})\.pt")
-# As `write_atomically`, `save_checkpoint` and `autoguide_fast.checkpoints.save` call them.
-_LEFTOVER = re.compile(r"\.(pt|json|jsonl|safetensors|partial)$")
+# As `files.write_atomically` and `save_checkpoint` call them.
+_LEFTOVER = re.compile(r"\.(pt|json|jsonl|safetensors)$")
 _CHUNK = 1 << 22
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` make a file beside `path`, brings it to the disk, and renames it to `path`.
-
-    Whatever fails, `path` holds what it held before, and nothing else is left behind.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        publish(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Renames a finished file, with file and folder brought to the disk."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -58,8 +33,18 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
+def not_written(rule: str, error: Exception) -> OSError:
+    """What to raise in the midst of a run where a file could not be written."""
+    return OSError(
+        f"train: {rule}, got {reason(error)}; what was saved before is intact: {remedy(error)}, "
+        "then repeat the command with --resume auto"
+    )
+
+
 def save_checkpoint(folder: Path, nimg: int, state: dict) -> Path:
-    """Writes a checkpoint, proves it, and only then removes all but the one before it.
+    """Writes a checkpoint, proves it, and only then removes all but it and the one before it.
+
+    A damaged one does not count: the newest that is whole is kept with the new one.
 
     Args:
         folder: where checkpoints lie; made if missing.
@@ -81,16 +66,17 @@ def save_checkpoint(folder: Path, nimg: int, state: dict) -> Path:
         path = folder / f"{nimg:09d}-{digest}.pt"
         publish(temporary, path)
     except OSError as error:
-        raise OSError(
-            f"train: a checkpoint must be written to {folder}, got {error.strerror or error}; what "
-            "was saved before is intact: make room, then repeat the command with --resume auto"
-        ) from error
+        raise not_written(f"a checkpoint must be written to {folder}", error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    older = [other for other in checkpoint_files(folder) if other != path]
-    for other in older[KEPT - 1 :]:
-        other.unlink()
+    _proven[path] = _signature(path)
+    files = checkpoint_files(folder)
+    whole = [other for other in files if not _damage(other)][:KEPT]
+    if len(whole) == KEPT:
+        for other in set(files) - set(whole):
+            other.unlink()
+            _proven.pop(other, None)
     return path
 
 
@@ -113,15 +99,11 @@ def load_checkpoint(folder: Path, report: Callable[[str], object]) -> dict:
     """
     files = checkpoint_files(folder)
     for path in files:
-        problem = None
-        try:
-            if _digest(path) == _NAME.fullmatch(path.name)[2]:
-                # Mapped, not read: of a sharded net each process takes a part.
-                return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            problem = "its contents do not have the checksum in its name"
-        except OSError as error:
-            problem = error.strerror or str(error)
-        report(f"the checkpoint {path} is damaged ({problem}); trying the one before it")
+        damage = _damage(path)
+        if not damage:
+            # Mapped, not read: of a sharded net each process takes a part.
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        report(f"the checkpoint {path} is damaged ({damage}); trying the one before it")
     if not files:
         raise ValueError(
             f"train: out must hold a checkpoint to resume from, got {folder} without one; leave "
@@ -131,6 +113,27 @@ def load_checkpoint(folder: Path, report: Callable[[str], object]) -> dict:
         f"train: a checkpoint in {folder} must be readable, got {len(files)} damaged; restore one "
         "from a backup, or choose another --out and start again"
     )
+
+
+# What this process has written or read and found whole, by size and time, to read it once only.
+_proven: dict[Path, tuple[int, int]] = {}
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None for one that is whole."""
+    try:
+        if _proven.get(path) != _signature(path):
+            if _digest(path) != _NAME.fullmatch(path.name)[2]:
+                return "its contents do not have the checksum in its name"
+            _proven[path] = _signature(path)
+    except OSError as error:
+        return reason(error)
+    return None
+
+
+def _signature(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 class _HashingFile(io.BufferedWriter):

@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from autoguide_fast import checkpoints
+    from autoguide_fast.locks import sole_writer
 
     from .snapshots import Snapshots
 
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
         nimg = min(stored.times, key=lambda t: abs(t - arguments.nimg))
     lengths = list(dict.fromkeys(arguments.ema))
     dtype = torch.float16 if arguments.half else None
-    for length, net in zip(lengths, stored.nets(nimg, lengths), strict=True):
-        path = arguments.out / f"{nimg:09d}-{length:.3f}.safetensors"
-        checkpoints.save(net, path, dtype, nimg=nimg, sigma_rel=length)
-        print(f"sigma_rel {length:g} at {nimg} images: {path}")
+    with sole_writer(arguments.out, "ema reconstruct"):
+        for length, net in zip(lengths, stored.nets(nimg, lengths), strict=True):
+            path = arguments.out / f"{nimg:09d}-{length:.3f}.safetensors"
+            checkpoints.save(net, path, dtype, nimg=nimg, sigma_rel=length)
+            print(f"sigma_rel {length:g} at {nimg} images: {path}")

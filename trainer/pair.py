@@ -6,17 +6,29 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoguide_fast.files import write_atomically
+
 from .devices import choose_device
-from .durable import write_atomically
+from .durable import load_checkpoint
 from .grids import Grids
-from .loop import CHECKPOINT_MINUTES, check_folder, has_run, marks, train
+from .loop import (
+    CHECKPOINT_MINUTES,
+    CHECKPOINTS,
+    check_folder,
+    has_run,
+    marks,
+    sitting,
+    train,
+    warn,
+)
 from .options import TrainOptions, refuse_changes
 from .presets import PRESETS, SIZES, preset, sibling
 from .processes import Processes
-from .runlog import RunLog
+from .runlog import last_logged
 from .step import Trainer
 
 JOB = "job.json"
@@ -105,10 +117,46 @@ def _nearest_mark(main: TrainOptions, nimg: int) -> int:
     return min(marks(main, main.snapshots), key=lambda mark: abs(mark - nimg))
 
 
-def stored_job(out: Path) -> dict:
-    """What the job in a folder was asked for, and the main net's options; {} if there is none."""
+def stored_job(out: Path, report: Callable[[str], object]) -> dict:
+    """What the job in a folder was asked for, and the main net's options; {} if there is none.
+
+    It is in `job.json` and in every checkpoint, which is asked where the file is missing or
+    damaged. Checkpoints of earlier versions know the options of their own net alone: then `guide`
+    is not among what is returned.
+
+    Args:
+        out: the folder of the job.
+        report: told, in a sentence, of a file that is damaged or missing.
+
+    Raises:
+        ValueError: nothing there says what the job was.
+    """
     path = out / JOB
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        damage = "missing"
+    else:
+        try:
+            job = json.loads(path.read_bytes())
+            if isinstance(job, dict) and {"main", *NO_GUIDE} <= job.keys():
+                return job
+            damage = "damaged (it is not a job)"
+        except (OSError, ValueError) as error:
+            damage = f"damaged ({error})"
+    runs = [folder for folder in (out, out / GUIDE) if has_run(folder)]
+    for folder in runs:
+        state = load_checkpoint(folder / CHECKPOINTS, lambda text: None)
+        job = state.get("job") or ({"main": state["options"]} if folder == out else None)
+        if job:
+            # A net that was trained by itself, without a job, never had such a file.
+            if state.get("job") or damage != "missing":
+                report(f"{path} is {damage}; the checkpoint in {folder} says what it said")
+            return job
+    if runs:
+        raise ValueError(
+            f"train: {path} must say what the job was, got one that is {damage}; restore it, or "
+            "choose another --out"
+        )
+    return {}
 
 
 @dataclass
@@ -158,40 +206,58 @@ def train_pair(
     processes = processes if processes is not None else Processes()
     own = guide.options if guide is not None else None
     asked = guide.asked if guide is not None else NO_GUIDE
-    begun = has_run(out) or (own is not None and has_run(out / GUIDE))
-    with processes.speaking_once():
+    guide_out = out / GUIDE
+    begun = has_run(out) or (own is not None and has_run(guide_out))
+
+    def check() -> None:
         choose_device(main, processes)
-        if resume != begun:
-            check_folder(out, resume, begun)
-        stored = stored_job(out)
-        if begun and stored:
-            before, now = main.changes(stored["main"])
-            refuse_changes(before | {k: stored.get(k) for k in asked}, now | asked)
-    processes.wait()  # nobody writes before all have read
-    log = RunLog(out, processes.first)
-    text = json.dumps({"main": main.as_dict(), **asked}, indent=1) + "\n"
-    grids = Grids(out, log, grid, grid_guidance)
-    shared = {"progress": progress, "processes": processes, "log": log, "stop": stop,
-              "checkpoint_minutes": checkpoint_minutes,
-              "on_start": lambda: write_atomically(out / JOB, lambda path: path.write_text(text)),
-              }  # fmt: skip
-    result = Result(None, None, finished=False)
-    try:
+        check_folder(out, resume, begun)
+        if own is not None:
+            check_folder(guide_out, has_run(guide_out), has_run(guide_out))
+            if has_run(out) and not has_run(guide_out):
+                raise ValueError(
+                    f"train: {guide_out} must hold the run of the guide, which comes before the "
+                    "main net, got none; restore it from a backup, or choose another --out"
+                )
+
+    with processes.speaking_once():
+        check()
+    with sitting(out, processes) as within:
+        with processes.speaking_once():
+            check()  # nobody else writes now
+            report = warn if processes.first else (lambda text: None)
+            stored = stored_job(out, report) if begun else {}
+            if stored:
+                before, now = main.changes(stored["main"])
+                known = {k: v for k, v in asked.items() if k in stored}
+                refuse_changes(before | {k: stored[k] for k in known}, now | known)
+        processes.wait()  # nobody writes before all have read
+        job = {"main": main.as_dict(), **asked}
+        text = json.dumps(job, indent=1) + "\n"
+        grids = Grids(out, within.log, grid, grid_guidance)
+        shared = {"progress": progress, "processes": processes, "within": within, "stop": stop,
+                  "checkpoint_minutes": checkpoint_minutes, "job": job,
+                  "on_start": lambda: write_atomically(out / JOB, lambda p: p.write_text(text)),
+                  }  # fmt: skip
+        result = Result(None, None, finished=False)
         if own is not None:
             result.guide = train(
-                own, out / GUIDE, has_run(out / GUIDE), net="guide",
+                own, guide_out, has_run(guide_out), net="guide",
                 on_snapshot=grids.drawer("guide"), **shared,
             )  # fmt: skip
-            if result.guide.nimg < own.duration:
+            # The signal may have come with the guide's last step.
+            if result.guide.nimg < own.duration or any(processes.sum(within.interrupted())):
                 return result
             result.guide.release()
             grids.guide = result.guide.average(-1)
         elif guide is not None:
             grids.guide_from = guide.nimg
+        logged = last_logged(out, "main")
+        if processes.first and logged and not has_run(out):
+            warn(f"the main net, which the log knows up to {logged} images, was not saved before "
+                 "it was stopped; it begins anew")  # fmt: skip
         result.main = train(
             main, out, has_run(out), net="main", on_snapshot=grids.drawer("main"), **shared
         )
         result.finished = result.main.nimg >= main.duration
-    finally:
-        log.close()
     return result

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     draw(rows, path)
     for net in dict.fromkeys(row["net"] for row in rows):
         last = [row for row in rows if row["net"] == net][-1]
-        loss = "not finite" if last["loss"] is None else f"{last['loss']:.4g}"
+        loss = "not finite" if last.get("loss") is None else f"{last['loss']:.4g}"
         print(f"{net}: loss {loss} at {last['nimg']} images")
     print(path)
 
@@ -75,7 +75,7 @@ def draw(rows: list[dict], path: Path) -> None:
     for axes, (name, label) in zip(figure.subplots(2, 2).flat, _CURVES.items(), strict=True):
         for net in dict.fromkeys(row["net"] for row in rows):
             points = [(row["nimg"], row[name]) for row in rows
-                      if row["net"] == net and row[name] is not None]  # fmt: skip
+                      if row["net"] == net and row.get(name) is not None]  # fmt: skip
             if points:
                 axes.plot(*zip(*points, strict=True), label=net, color=_COLOURS.get(net), lw=1.2)
         axes.set_xlabel("images")
@@ -83,5 +83,6 @@ def draw(rows: list[dict], path: Path) -> None:
         if name == "gradient_norm":
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     figure.savefig(path, dpi=110)

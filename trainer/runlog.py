@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .durable import write_atomically
+from autoguide_fast.files import reason, remedy, write_atomically
+
+from .durable import not_written
 
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
@@ -43,10 +45,17 @@ class RunLog:
         """
         if not self.active or not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _belongs(line, net, nimg)]
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        rows = [_parse(line) for line in lines]
+        damaged = sum(row is None for row in rows[:-1])
+        if damaged:
+            print(f"train: the log {self.path} is damaged; {damaged} of its lines are left out",
+                  file=sys.stderr)  # fmt: skip
+        kept = [line for line, row in zip(lines, rows, strict=True)
+                if row is not None and line.endswith(b"\n")
+                and (row["net"] != net or row["nimg"] <= nimg)]  # fmt: skip
         if kept != lines:
-            write_atomically(self.path, lambda path: path.write_text("".join(kept)))
+            write_atomically(self.path, lambda path: path.write_bytes(b"".join(kept)))
 
     def write(self, **row) -> None:
         """Appends a line."""
@@ -59,11 +68,7 @@ class RunLog:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise OSError(
-                f"train: the log {self.path} must be written, got {error.strerror}; what was saved "
-                "before is intact: make room, then repeat the "
-                "command with --resume auto"
-            ) from error
+            raise not_written(f"the log {self.path} must be written", error) from error
         if self._board is not None:
             for name, value in row.items():
                 if name not in ("net", "nimg") and value is not None:
@@ -92,12 +97,12 @@ def make_folder(out: Path) -> None:
     except OSError as error:
         raise OSError(
             f"train: out must be a folder that can be written, got {out} "
-            f"({error.strerror or error}); choose another"
+            f"({reason(error)}); {remedy(error)}"
         ) from error
 
 
 def read_log(out: str | os.PathLike) -> list[dict]:
-    """The lines of a job's log; one that is cut short is left out.
+    """The lines of a job's log; one that is cut short or damaged is left out.
 
     Raises:
         ValueError: the folder holds no log.
@@ -108,8 +113,15 @@ def read_log(out: str | os.PathLike) -> list[dict]:
             f"plot: run must be a folder that `autoguide-fast train` wrote, got {out} without "
             f"{LOG}; train there first"
         )
-    rows = [_parse(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [_parse(line) for line in path.read_bytes().splitlines()]
     return [row for row in rows if row is not None]
+
+
+def last_logged(out: Path, net: str) -> int:
+    """The most images of a net that the log of a job knows of; 0 if it knows none."""
+    path = out / LOG
+    rows = map(_parse, path.read_bytes().splitlines()) if path.is_file() else ()
+    return max((row["nimg"] for row in rows if row is not None and row["net"] == net), default=0)
 
 
 def progress_bar(net: str, duration: int, nimg: int, show: bool):
@@ -130,17 +142,14 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def _parse(line: str) -> dict | None:
+def _parse(line: bytes) -> dict | None:
+    """A line of the log, or None for what is none."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except ValueError:  # not JSON, or not UTF-8
         return None
-    return row if isinstance(row, dict) else None
-
-
-def _belongs(line: str, net: str, nimg: int) -> bool:
-    row = _parse(line) if line.endswith("\n") else None
-    return row is not None and (row.get("net", net) != net or row["nimg"] <= nimg)
+    whole = isinstance(row, dict) and isinstance(row.get("net"), str)
+    return row if whole and isinstance(row.get("nimg"), int) else None
 
 
 def _tensorboard(folder: Path):

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoguide_fast import checkpoints, sample
+from autoguide_fast.files import write_atomically
+from autoguide_fast.locks import sole_writer
 
+from .evaluations import remembering
 from .snapshots import Snapshots
 from .workers import map_jobs
 from .yardstick import yardstick
@@ -47,7 +50,8 @@ def add_command(subparsers) -> None:
         description="Searches, on the bundled data that the nets were trained on, for the main "
         "net's EMA length without guidance and then for the guide, its training time, its EMA "
         "length and the weight, by coordinate descent on the Frechet distance to the training "
-        "images. Writes the nets and every evaluation.",
+        "images. Writes the nets and every evaluation. A search that was stopped goes on when the "
+        "command is repeated.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,14 +77,21 @@ def run(arguments: argparse.Namespace) -> None:
     data = main.options["data"]
     for folder in (*arguments.guide, *arguments.uncond):
         Snapshots(folder)  # says now what is missing, not after an hour
-    found, log = search_main(Trial(trial, data), main, arguments.main_ema)
+    with sole_writer(arguments.out, "search"):
+        _search(arguments, trial, main, data)
+
+
+def _search(arguments: argparse.Namespace, trial: TrialOptions, main: Snapshots, data: str) -> None:
+    out = arguments.out
+    found, log = search_main(Trial(trial, data), main, arguments.main_ema, out)
     report = {"data": data, "search": dataclasses.asdict(trial), "main": found, "log": log}
 
     jobs = [
-        GuideJob(trial, data, str(arguments.main), found["nimg"], found["ema"], role, str(folder))
+        GuideJob(trial, data, str(arguments.main), found["nimg"], found["ema"], role, str(folder),
+                 str(out))
         for role, folders in (("guide", arguments.guide), ("uncond", arguments.uncond))
         for folder in folders
-    ]
+    ]  # fmt: skip
     results = map_jobs(search_guide, jobs, arguments.workers)
     for role in ("guide", "uncond"):
         mine = [best for job, (best, _) in zip(jobs, results, strict=True) if job.role == role]
@@ -88,11 +99,11 @@ def run(arguments: argparse.Namespace) -> None:
             report[role] = min(mine, key=lambda best: best["frechet"])
     report["log"] += [row for _, tried in results for row in tried]
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "search.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = json.dumps(report, indent=1) + "\n"
+    write_atomically(out / "search.json", lambda path: path.write_text(text))
     for role in ("main", "guide", "uncond"):
         if role in report:
-            save_net(report, role, arguments.out)
+            save_net(report, role, out)
             print(f"{role}: " + _line(report[role]))
 
 
@@ -133,6 +144,11 @@ class Trial:
         self.classes = judge.classes(options.images)
         self.steps = options.steps
         self.reference = judge.training
+        self._about = {"data": data, **dataclasses.asdict(options)}
+
+    def about(self) -> dict:
+        """What its figures depend on besides the nets, as plain values."""
+        return self._about
 
     def __call__(self, net, guide=None, weight: float = 1.0) -> dict[str, float]:
         """Quality of the samples: frechet, precision, recall, agreement."""
@@ -156,16 +172,20 @@ class GuideJob:
     main_ema: float
     role: str
     run: str
+    out: str
 
 
-def search_main(trial: Trial, main: Snapshots, ema: float | None) -> tuple[dict, list[dict]]:
+def search_main(
+    trial: Trial, main: Snapshots, ema: float | None, out: Path
+) -> tuple[dict, list[dict]]:
     """The main net's EMA length at the end of its run, judged without guidance; and all tried.
 
     No guidance is the rival here, so it gets the main net that serves it best.
     """
     nimg = main.times[-1]
+    about = {**trial.about(), "main": main.identity(), "nimg": nimg}
     best, tried = descend(
-        lambda ema: trial(main.net(nimg, ema)),
+        remembering(out, about, lambda ema: trial(main.net(nimg, ema))),
         {"ema": (ema,) if ema else EMA_GRID},
         {"ema": ema or START_EMA},
     )
@@ -176,11 +196,15 @@ def search_main(trial: Trial, main: Snapshots, ema: float | None) -> tuple[dict,
 def search_guide(job: GuideJob) -> tuple[dict, list[dict]]:
     """The time, EMA length and weight at which a run's snapshots guide best; and all tried."""
     trial = Trial(job.trial, job.data)
-    net = Snapshots(job.main).net(job.main_nimg, job.main_ema)
+    main = Snapshots(job.main)
+    net = main.net(job.main_nimg, job.main_ema)
     guide = Snapshots(job.run)
     get = functools.lru_cache(maxsize=8)(guide.net)
+    about = {**trial.about(), "main": main.identity(), "main_nimg": job.main_nimg,
+             "main_ema": job.main_ema, "guide": guide.identity()}  # fmt: skip
     best, tried = descend(
-        lambda nimg, ema, weight: trial(net, get(nimg, ema), weight),
+        remembering(Path(job.out), about,
+                    lambda nimg, ema, weight: trial(net, get(nimg, ema), weight)),
         {"weight": WEIGHT_GRID[job.role], "nimg": guide.times, "ema": EMA_GRID},
         {"weight": START_WEIGHT[job.role], "nimg": guide.nearest_time(START_SHARE),
          "ema": START_EMA},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import torch
 from autoguide_fast import checkpoints
 from autoguide_fast.networks import Precond
 
-from .durable import publish
+from .durable import not_written
 from .ema import reconstruct
 
 SNAPSHOTS = "snapshots"
@@ -23,25 +24,49 @@ OPTIONS = "options.json"
 def stored_options(out: str | os.PathLike) -> dict:
     """Options of the run in the folder `out`, or {} if it holds none."""
     path = Path(out) / OPTIONS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"Snapshots: {path} must hold the options of the run, got a damaged file ({error}); "
+            "go on with the run, which writes it again, or restore it"
+        ) from None
+
+
+def average_path(out: Path, nimg: int, sigma_rel: float) -> Path:
+    """Where a run keeps an average."""
+    return out / SNAPSHOTS / f"{nimg:09d}-{sigma_rel:.3f}.safetensors"
 
 
 def save_average(net: Precond, out: Path, nimg: int, sigma_rel: float) -> Path:
     """Writes one average as it stands, to `snapshots/NIMG-SIGMA_REL.safetensors`."""
-    path = out / SNAPSHOTS / f"{nimg:09d}-{sigma_rel:.3f}.safetensors"
-    temporary = path.with_name(f".{path.name}")
+    path = average_path(out, nimg, sigma_rel)
     try:
-        checkpoints.save(net, temporary, nimg=nimg, sigma_rel=sigma_rel)
-        publish(temporary, path)
-    except Exception as error:
-        # safetensors has an error class of its own, which a full disk raises too.
-        raise OSError(
-            f"train: a snapshot must be written to {path}, got {error}; what was saved before is "
-            "intact: make room, then repeat the command with --resume auto"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        checkpoints.save(net, path, nimg=nimg, sigma_rel=sigma_rel)
+    except OSError as error:
+        cause = error.__cause__ or error
+        raise not_written(f"a snapshot must be written to {path}", cause) from error
     return path
+
+
+def check_snapshots(out: Path, nimg: int) -> dict[Path, str]:
+    """The damaged snapshots of a run up to `nimg`, and what is wrong with each.
+
+    Those of the last moment are read whole: they may have been in the making when a machine failed.
+    Of the others, which may be terabytes, header and length are checked; their contents are when
+    they are used.
+    """
+    stored = [(int(path.name.partition("-")[0]), path)
+              for path in (out / SNAPSHOTS).glob("[0-9]*.safetensors")]  # fmt: skip
+    stored = sorted((time, path) for time, path in stored if time <= nimg)
+    damaged = {}
+    for time, path in stored:
+        look = checkpoints.read if time == stored[-1][0] else checkpoints.read_header
+        try:
+            look(path, "train")
+        except ValueError as error:
+            damaged[path] = str(error).partition(", got ")[2].partition("; ")[0]
+    return damaged
 
 
 class Snapshots:
@@ -67,6 +92,14 @@ class Snapshots:
             )
         self._stored = [(*map(float, f.stem.split("-")), _reader(f)) for f in self.files]
         self.times = sorted({int(nimg) for nimg, _, _ in self._stored})
+
+    def identity(self) -> str:
+        """The same for the same snapshots, wherever they lie; of their headers alone."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            header, checksum = checkpoints.read_header(path, "Snapshots")
+            digest.update(json.dumps([path.name, header, checksum]).encode())
+        return digest.hexdigest()[:32]
 
     def nearest_time(self, share: float) -> int:
         """The stored image count nearest to a share of the whole run."""
@@ -107,15 +140,9 @@ def _reader(path: Path) -> Callable[[], dict[str, torch.Tensor]]:
     """A function that reads the tensors of a snapshot."""
 
     def read() -> dict[str, torch.Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"Snapshots: {path} must be a snapshot that `autoguide-fast train` wrote, got one "
-                f"that cannot be read ({error}); remove it to do without"
-            ) from None
+            return checkpoints.read(path, "Snapshots")[1]
+        except ValueError as error:
+            raise ValueError(f"{error}; or remove it to do without") from None
 
     return read

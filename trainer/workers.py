@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -40,13 +44,46 @@ def map_jobs(
                 on_result(job, results[i])
         return [results[i] for i in range(len(jobs))]
     context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
     with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+        workers, mp_context=context, initializer=_begin
     ) as pool:
-        futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
-        for future in concurrent.futures.as_completed(futures):
-            i = futures[future]
-            results[i] = future.result()
-            if on_result is not None:
-                on_result(jobs[i], results[i])
+        with _without_ctrl_c():
+            futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                i = futures[future]
+                results[i] = future.result()
+                if on_result is not None:
+                    on_result(jobs[i], results[i])
+        except BaseException:
+            # Nobody waits for what is still being computed, which may take hours.
+            pool.shutdown(wait=False, cancel_futures=True)
+            mine = set(multiprocessing.active_children()) - set(others)
+            for child in mine:
+                child.kill()
+            for child in mine:
+                child.join()
+            raise
     return [results[i] for i in range(len(jobs))]
+
+
+def _begin() -> None:
+    """Prepares a process: one thread, and no life of its own."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # returns also where the parent was killed
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c():
+    """Processes started meanwhile leave Ctrl-C to their parent, which ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

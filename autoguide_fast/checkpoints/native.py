@@ -1,8 +1,6 @@
 """The package's own checkpoints: one safetensors file that holds weights, options and encoder.
 
-The file's metadata has one entry, `autoguide_fast`, with JSON: `config` (the arguments of
-`Precond`), `encoder` (a name or null) and whatever else was recorded when saving. Loading runs
-no code from the file.
+Loading runs no code from the file; see `format.py` for what is in it.
 """
 
 import json
@@ -14,10 +12,10 @@ import torch
 from ..arguments import present_device
 from ..as_built import differences
 from ..encoders import ENCODERS, encoder
+from ..files import reason, remedy, write_atomically
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
-
-METADATA_KEY = "autoguide_fast"
+from .format import DIGEST, OWN, read, write
 
 # Types that weights are stored in. Narrower ones need a scale beside them to mean anything.
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -38,9 +36,10 @@ def save(net, path, dtype=None, **info):
     Raises, before anything is written: TypeError for a network that is not a `Precond`, another
     dtype, or info that JSON cannot hold; ValueError for weights that are not finite or leave the
     range of `dtype`, for attributes, weights or layers that the network's options do not build,
-    which would be lost, or an encoder that could not be found again by its name.
+    which would be lost, or an encoder that could not be found again by its name. Raises OSError
+    where the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors import SafetensorError
 
     if not isinstance(net, Precond):
         raise TypeError(
@@ -68,13 +67,14 @@ def save(net, path, dtype=None, **info):
     edited = next((d for d in differences(net) if d.kind != "code"), None)
     if edited:
         raise ValueError(f"save: net must be what its options build, got {edited.text}")
-    clash = {"config", "encoder"} & info.keys()
+    clash = set(OWN) & info.keys()
     if clash:
         raise ValueError(
             f"save: info must not be called {' or '.join(sorted(clash))}, which is stored already; "
             "choose another name"
         )
-    header = {"config": net.config, "encoder": getattr(net.encoder, "name", None), **info}
+    header = {"config": net.config, "encoder": getattr(net.encoder, "name", None)}
+    header |= {"digest": DIGEST, **info}
     try:
         header = json.dumps(header)
     except (TypeError, ValueError, RecursionError) as error:
@@ -82,16 +82,14 @@ def save(net, path, dtype=None, **info):
             f"save: info must be what JSON can hold, got {error}; convert it to plain Python values"
         ) from None
     tensors = _stored(net, dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # the user's own; safetensors would let nobody else read
-        save_file(tensors, partial, metadata={METADATA_KEY: header})
-        partial.chmod(mode)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda partial: write(partial, header, tensors))
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"save: path must be a file that can be written, got {path} ({reason(error)}); "
+            f"{remedy(error)}"
+        ) from error
 
 
 def _stored(net, dtype):
@@ -168,14 +166,15 @@ def load(path_or_name, device="cpu"):
         dict of what else the file records. Torch's default type and device and its random numbers
         have no part in it.
 
-    Raises ValueError for an unknown name, a file that is not such a checkpoint or whose weights do
-    not fit its options, are not finite or not stored as floating-point numbers, or an absent
-    device; TypeError for something that is no path.
+    Raises ValueError for an unknown name, a file that is not such a checkpoint, is damaged, or
+    whose weights do not fit its options, are not finite or not stored as floating-point numbers,
+    or an absent device; TypeError for something that is no path.
     """
     path = find(path_or_name)
     device = present_device(device, "load")
     with torch.inference_mode(False):
-        header, tensors = _read(path)
+        header, tensors = read(path, "load")
+        tensors = {name: _weight(path, name, stored) for name, stored in tensors.items()}
         try:
             net = _blank(header["config"])
             problem = _misfit(tensors, net)
@@ -188,7 +187,7 @@ def load(path_or_name, device="cpu"):
             )
         net.load_state_dict(tensors, strict=True, assign=True)
         net.encoder = encoder(header.get("encoder"))
-        net.info = {k: v for k, v in header.items() if k not in ("config", "encoder")}
+        net.info = {k: v for k, v in header.items() if k not in OWN}
         return net.eval().requires_grad_(False).to(device)
 
 
@@ -215,27 +214,6 @@ def find(path_or_name, argument="load: path_or_name"):
             "file"
         )
     return path
-
-
-def _read(path):
-    """Header and tensors of the file `path`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(
-            f"load: {path} must be a safetensors file written by autoguide_fast, got one that "
-            f"cannot be read ({error}); save the network with autoguide_fast.checkpoints.save"
-        ) from None
-    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
-        raise ValueError(
-            f"load: {path} must say how its network is built, got a safetensors file without the "
-            f"metadata {METADATA_KEY!r}; save the network with autoguide_fast.checkpoints.save"
-        )
-    return header, {k: _weight(path, k, v) for k, v in tensors.items()}
 
 
 def _weight(path, name, stored):

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from autoguide_fast.cli import demo, info, sample
+from autoguide_fast.files import reason, remedy
 
 PROGRAM = "autoguide-fast"
 PLUGIN_GROUP = "autoguide_fast.commands"
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 # What a user can cause: bad values, missing files, samples that turn NaN, a broken installation.
 _USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError)
@@ -66,23 +68,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; default: those of the process.
     """
-    arguments = build_parser().parse_args(argv)
-    name = f"{PROGRAM} {arguments.command}"
+    name, traceback = PROGRAM, False
     try:
+        arguments = build_parser().parse_args(argv)
+        name, traceback = f"{PROGRAM} {arguments.command}", arguments.traceback
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         return 0
     except _USER_ERRORS as error:
-        if arguments.traceback:
+        if traceback:
             raise
         # A library function names itself first; do not say the command's name twice.
-        message = " ".join(str(error).split()).removeprefix(f"{arguments.command}: ")
-        print(f"{name}: {message or type(error).__name__}", file=sys.stderr)
+        message = _sentence(error).removeprefix(f"{name.removeprefix(PROGRAM).strip()}: ")
+        print(f"{name}: {message}", file=sys.stderr)
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:  # as the system raised it
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{reason(error)}; {remedy(error)}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _version() -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
 from autoguide_fast.cli.arguments import integer_ranges, positive_integer
 
-GRID_LIMIT = 1024  # more images in one picture serve nobody
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 _EXAMPLES = """\
 examples:
@@ -35,7 +36,9 @@ def add_command(subparsers) -> None:
         "sample",
         help="sample images and write PNGs and a grid",
         description="Sample images. Writes one PNG per image, named after its seed (and class,\n"
-        f"if asked for), and grid.png with all of them, or the first {GRID_LIMIT}.",
+        "if asked for), as soon as it is there; then grid.png with the first of them. A command\n"
+        "that was stopped goes on when it is repeated; settings.json says what the images in the\n"
+        "folder were sampled with, and other settings are refused.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -142,71 +145,143 @@ def add_command(subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Sample and write the files."""
+def run(arguments: argparse.Namespace) -> int:
+    """Sample and write the files; returns 0, or 130 if Ctrl-C came."""
     if len(arguments.churn) > 4:
         raise ValueError(
             f"--churn must be at most four numbers, got {len(arguments.churn)}; "
             "they are S_churn S_min S_max S_noise"
         )
     churn = arguments.churn + [0.0, 0.0, math.inf, 1.0][len(arguments.churn) :]
-    arguments.out.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
 
     import autoguide_fast
+    from autoguide_fast.cli.image_folder import ImageFolder
+    from autoguide_fast.generate import DEFAULT_BATCH_SIZE
+    from autoguide_fast.locks import sole_writer
 
     seeds, labels = arguments.seeds, None
     if arguments.classes is not None:
         count = max(len(seeds), len(arguments.classes))
         seeds = [seeds[i % len(seeds)] for i in range(count)]
         labels = [arguments.classes[i % len(arguments.classes)] for i in range(count)]
-    start = time.perf_counter()
-    images = autoguide_fast.sample(
-        arguments.model,
-        guide=arguments.guide,
-        guidance=arguments.guidance,
-        interval=arguments.interval,
-        class_labels=labels,
-        seeds=seeds,
-        num_steps=arguments.steps,
-        sigma_min=arguments.sigma_min,
-        sigma_max=arguments.sigma_max,
-        rho=arguments.rho,
-        S_churn=churn[0],
-        S_min=churn[1],
-        S_max=churn[2],
-        S_noise=churn[3],
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        progress=not arguments.quiet,
-    )
-    seconds = time.perf_counter() - start
-    files = write_images(images.cpu(), seeds, labels, arguments.out)
-    print(
-        f"{len(seeds)} images in {seconds:.1f} s ({len(seeds) / seconds:.1f} images/s, loading "
-        f"included): {files} files and grid.png in {arguments.out}"
-    )
-
-
-def write_images(images, seeds: list[int], labels: list[int] | None, out: Path) -> int:
-    """Write each image under its seed and class, and the first `GRID_LIMIT` as `grid.png`.
-
-    The same seed in the same class is the same image, and so the same file.
-
-    Args:
-        images: uint8 `[N, C, H, W]` on the CPU.
-        seeds: N seeds.
-        labels: N classes, or None where the seeds drew them.
-        out: an existing folder.
-
-    Returns:
-        The number of files written besides the grid.
-    """
-    from autoguide_fast import plots
-
     names = [f"{seed:06d}" for seed in seeds]
     if labels is not None:
         names = [f"{name}-class{label}" for name, label in zip(names, labels, strict=True)]
-    for name, image in zip(names, images, strict=True):
-        plots.to_image(image).save(out / f"{name}.png")
-    plots.image_grid(images[:GRID_LIMIT]).save(out / "grid.png")
-    return len(set(names))
+    model, guide = _nets(arguments)
+    settings = {
+        "model": _identity(model),
+        "guide": None if guide is None else _identity(guide),
+        "guidance": arguments.guidance,
+        "interval": arguments.interval if guide is not None else None,
+        "steps": arguments.steps,
+        "sigma_min": arguments.sigma_min,
+        "sigma_max": arguments.sigma_max,
+        "rho": arguments.rho,
+        "churn": churn if churn[0] else None,
+    }
+    shape = _image_shape(model)
+    start = time.perf_counter()
+    with sole_writer(arguments.out, "sample"):
+        folder = ImageFolder(arguments.out, names, settings, shape)
+        folder.warn_of_little_room()
+        # Whole batches, those that a command without interruption has: rounding depends on what
+        # is computed together.
+        size = arguments.batch_size or DEFAULT_BATCH_SIZE
+        batches = [range(i, min(i + size, len(seeds))) for i in range(0, len(seeds), size)]
+        todo = [i for batch in batches if any(folder.missing[i] for i in batch) for i in batch]
+
+        def write(indices, images):
+            folder.write([todo[i] for i in indices], images)
+
+        try:
+            with folder.writing():
+                autoguide_fast.sample(
+                    model,
+                    guide=guide or arguments.guide,
+                    guidance=arguments.guidance,
+                    interval=arguments.interval,
+                    class_labels=None if labels is None else [labels[i] for i in todo],
+                    seeds=[seeds[i] for i in todo],
+                    num_steps=arguments.steps,
+                    sigma_min=arguments.sigma_min,
+                    sigma_max=arguments.sigma_max,
+                    rho=arguments.rho,
+                    S_churn=churn[0],
+                    S_min=churn[1],
+                    S_max=churn[2],
+                    S_noise=churn[3],
+                    batch_size=size,
+                    device=arguments.device,
+                    progress=not arguments.quiet,
+                    array="numpy",
+                    on_batch=write,
+                )
+        except KeyboardInterrupt:
+            print(
+                f"\nautoguide-fast sample: interrupted; {folder.written()} of {folder.count} "
+                f"images are in {arguments.out}, repeat the command to go on",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+        folder.write_grid()
+    seconds = time.perf_counter() - start
+    new = sum(folder.missing)
+    done = f"{new} images in {seconds:.1f} s ({new / seconds:.1f} images/s, loading included)"
+    if not new:
+        done = f"all {folder.count} images were there, sampled with these settings"
+    elif new < folder.count:
+        done += f", {folder.count - new} were there"
+    print(f"{done}: {folder.count} files and grid.png in {arguments.out}")
+    return 0
+
+
+def _nets(arguments: argparse.Namespace) -> tuple[str, str | None]:
+    """Names or paths of the model and, where one runs, of its guide."""
+    from autoguide_fast import checkpoints
+
+    guide = None
+    if arguments.guidance != 1:
+        named = checkpoints.bundled_guide(arguments.guide) or arguments.guide
+        guide = named or checkpoints.bundled_guide(arguments.model)
+    return arguments.model, guide
+
+
+def _identity(net: str) -> dict[str, str]:
+    """A net's name and what tells it from others: its checksum, without reading it all."""
+    import hashlib
+
+    from autoguide_fast import checkpoints
+
+    path = checkpoints.find(net, "sample: a net")
+    digest = checkpoints.read_header(path, "sample")[1]
+    if digest is None:  # a file of an earlier version
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return {"name": net, "digest": digest}
+
+
+def _image_shape(net: str) -> tuple[int, int, int]:
+    """Channels, height and width of the PNGs, of which all are the same.
+
+    Raises:
+        ValueError: PNGs cannot be made of the net's samples.
+    """
+    from autoguide_fast import checkpoints
+    from autoguide_fast.encoders import LatentEncoder, PixelEncoder
+
+    path = checkpoints.find(net, "sample: model")
+    header = checkpoints.read_header(path, "sample")[0]
+    channels, side = (header["config"].get(k) for k in ("img_channels", "img_resolution"))
+    if header.get("encoder") == LatentEncoder.name:
+        return 3, side * LatentEncoder.pixels, side * LatentEncoder.pixels
+    if header.get("encoder") != PixelEncoder.name:
+        raise ValueError(
+            f"sample: model must have an encoder that makes images of its samples, got {net} "
+            f"with {header.get('encoder')}; set net.encoder and save it again, or call "
+            "autoguide_fast.sample in Python, which returns the samples"
+        )
+    if channels not in (1, 3):
+        raise ValueError(
+            f"sample: model must make images of 1 or 3 channels, got {net} with {channels}; call "
+            "autoguide_fast.sample in Python, which returns all of them"
+        )
+    return channels, side, side

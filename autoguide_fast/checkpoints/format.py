@@ -1,0 +1,96 @@
+"""The file of a network: safetensors with a header and a checksum.
+
+The entry `autoguide_fast` of the file's metadata is the header, JSON: `config` (the arguments of
+`Precond`), `encoder` (a name or null), `digest` (the kind of the checksum) and whatever else was
+recorded when saving. The entry `autoguide_fast_digest` is the checksum of the header and of the
+tensors' names, types, shapes and bytes; files of earlier versions have none.
+"""
+
+import json
+
+import torch
+
+METADATA_KEY = "autoguide_fast"
+DIGEST_KEY = "autoguide_fast_digest"
+DIGEST = "xxh3_128"
+OWN = ("config", "encoder", "digest")  # in the header; what else it holds is `net.info`
+
+
+def read(path, function):
+    """The header (a dict) and the tensors of a file, as they are stored.
+
+    Raises ValueError, in the name of `function`, for a file that is not such a checkpoint or whose
+    contents do not have the checksum that it carries.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text, header, digest = _header(path, file, function)
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise _unreadable(path, function, error) from None
+    if (digest or header.get("digest") == DIGEST) and _digest(text, tensors) != digest:
+        raise ValueError(
+            f"{function}: {path} must have the contents that were saved, got others by its "
+            "checksum: it is damaged, or another program has changed it; restore it, or save the "
+            "network again with autoguide_fast.checkpoints.save"
+        )
+    return header, tensors
+
+
+def read_header(path, function):
+    """The header of a file, and its checksum or None, without a look at the tensors.
+
+    Raises ValueError, in the name of `function`, for a file that is not such a checkpoint, or whose
+    length is not what its tensors need.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _header(path, file, function)[1:]
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise _unreadable(path, function, error) from None
+
+
+def _header(path, file, function):
+    """The header of an open file as text and as a dict, and its checksum or None."""
+    metadata = file.metadata() or {}
+    text = metadata.get(METADATA_KEY, "null")
+    header = json.loads(text)
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+        raise ValueError(
+            f"{function}: {path} must say how its network is built, got a safetensors file without "
+            f"the metadata {METADATA_KEY!r}; save the network with autoguide_fast.checkpoints.save"
+        )
+    return text, header, metadata.get(DIGEST_KEY)
+
+
+def _unreadable(path, function, error):
+    return ValueError(
+        f"{function}: {path} must be a safetensors file written by autoguide_fast, got one that "
+        f"cannot be read ({error}); save the network with autoguide_fast.checkpoints.save"
+    )
+
+
+def write(path, header, tensors):
+    """Write a file: its header, a dict as text, and its tensors, with their checksum."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode  # the user's own; safetensors would let nobody else read
+    metadata = {METADATA_KEY: header, DIGEST_KEY: _digest(header, tensors)}
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
+
+
+def _digest(header, tensors):
+    """Checksum of a header and of the names, types, shapes and bytes of tensors, in hexadecimal."""
+    import xxhash  # at 10 GB/s and more it is not felt
+
+    digest = xxhash.xxh3_128(header.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

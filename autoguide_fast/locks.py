@@ -1,0 +1,92 @@
+"""One process at a time writes to a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from .files import reason, remedy
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | os.PathLike, command: str) -> Iterator[None]:
+    """Makes a folder and keeps other processes from writing to it meanwhile.
+
+    The system itself holds the lock (`flock` on the file `.lock`), so that it is gone with the
+    process, whatever ends that. Over NFS it holds among machines, too, unless the folder is
+    mounted with `local_lock`. Where a file system has no locks, a line on standard error says so,
+    and nothing else keeps a second process away.
+
+    Args:
+        folder: made if missing; if it is still empty at the end, it is removed again.
+        command: what writes there, for messages.
+
+    Raises:
+        ValueError: another process writes there; says which.
+        OSError: the folder cannot be written, in one sentence.
+    """
+    folder = Path(folder)
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(folder / LOCK, command)
+    except OSError as error:
+        raise OSError(
+            f"{command}: out must be a folder that can be written, got {folder} "
+            f"({reason(error)}); {remedy(error)}"
+        ) from error
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()  # while it is locked: nobody else's can be hit
+            if new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+def _open_locked(path: Path, command: str) -> TextIO:
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held until it is closed
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            raise ValueError(
+                f"{command}: out must be written by one process at a time, got {path.parent}, "
+                f"which {holder} is writing; wait for that, or end it"
+            ) from None
+        except OSError as error:
+            print(
+                f"{command}: {path.parent} is on a file system without locks ({reason(error)}); "
+                "see to it that no other process writes there",
+                file=sys.stderr,
+            )
+            return file
+        if _is_still_there(file, path):
+            break
+        file.close()  # whoever held the lock has just removed the file: another one counts now
+    file.truncate(0)
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} (since {began})\n")
+    file.flush()
+    return file
+
+
+def _is_still_there(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,231 @@
+"""`autoguide-fast sample` writes images as they come, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from nets import tiny
+from PIL import Image
+
+from autoguide_fast import checkpoints, sample
+from autoguide_fast.cli import image_folder, main
+from autoguide_fast.encoders import PixelEncoder
+
+FAST = ("--steps", "2", "--quiet", "--batch-size", "4")
+
+
+def run(capsys, out, *arguments):
+    """Run `sample`; return its exit code, standard output and standard error."""
+    code = main(["sample", *FAST, "--out", str(out), *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def contents(folder):
+    """The images in a folder and their bytes; all files must be whole and known."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found.pop(image_folder.SETTINGS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """22 images, written without interruption, and the options that made them."""
+    options = ("--seeds", "0-21", "--guidance", "1.5", "--churn", "3")
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert main(["sample", *FAST, "--out", str(out), *options]) == 0
+    return contents(out), options
+
+
+def slowly_encoded(image, encode=image_folder.plots.to_image):
+    time.sleep(0.02)
+    return encode(image)
+
+
+def test_a_command_killed_in_the_midst_goes_on_to_the_same_bytes(capsys, tmp_path, whole):
+    """Killed with -9, time and again; what is there at any time is whole."""
+    expected, options = whole
+    out = tmp_path / "out"
+    kills = 0
+    for wait_for in (1, 6, 7, 13):  # images: in batches and between them
+        child = os.fork()
+        if child == 0:
+            image_folder.plots.to_image = slowly_encoded
+            os._exit(main(["sample", *FAST, "--out", str(out), *options]))
+        while len(list(out.glob("[0-9]*.png"))) < wait_for:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        there = {path.name: path.read_bytes() for path in out.glob("[0-9]*.png")}
+        assert there.items() <= expected.items() and len(there) < 22
+    assert kills == 4
+    code, said, _ = run(capsys, out, *options)
+    assert code == 0 and f"{22 - len(there)} images in " in said
+    assert f"{len(there)} were there: 22 files" in said
+    assert contents(out) == expected
+
+
+def test_only_what_is_missing_or_damaged_is_written_again(capsys, tmp_path, whole):
+    expected, options = whole
+    out = tmp_path / "out"
+    run(capsys, out, *options)
+    damaged = out / "000007.png"
+    size = damaged.stat().st_size
+    other = Image.fromarray(np.zeros((9, 8), np.uint8))
+    damages = [lambda: damaged.unlink(), lambda: damaged.write_bytes(b""),
+               lambda: os.truncate(damaged, size - 20), lambda: damaged.write_text("no picture"),
+               lambda: other.save(damaged)]  # fmt: skip
+    for place in range(8, size, 7):
+        data = bytearray(expected[damaged.name])
+        data[place] ^= 4
+        damages.append(lambda data=data: damaged.write_bytes(data))
+    folder = dict(path=out, names=[p.stem for p in sorted(out.glob("0*.png"))],
+                  settings=json.loads((out / "settings.json").read_text()),
+                  shape=(1, 8, 8))  # fmt: skip
+    for damage in damages:
+        damage()
+        found = image_folder.ImageFolder(**folder)
+        assert [name for name, m in zip(found.names, found.missing, strict=True) if m] == ["000007"]
+    times = {path: path.stat().st_mtime_ns for path in out.glob("0*.png")}
+    code, said, _ = run(capsys, out, *options)
+    assert code == 0 and said.startswith("1 images in ") and "21 were there" in said
+    assert contents(out) == expected
+    assert [path for path in times if path.stat().st_mtime_ns != times[path]] == [damaged]
+    (out / "grid.png").unlink()
+    code, said, _ = run(capsys, out, *options)
+    assert said.startswith("all 22 images were there") and contents(out) == expected
+
+
+def test_other_settings_are_refused_and_named(capsys, tmp_path):
+    out, net = tmp_path / "out", tmp_path / "net.safetensors"
+    shutil.copy(checkpoints.bundled_path("digits"), net)
+    given = {"--model": net, "--seeds": "0-3", "--guidance": 1.5, "--guide": "digits-guide"}
+
+    def again(**changes):
+        options = given | {"--" + name.replace("_", "-"): v for name, v in changes.items()}
+        words = [word for option in options.items() for word in option]
+        return run(capsys, out, *words)
+
+    assert again()[0] == 0
+    before = contents(out)
+    for change, said in (
+        ({"guidance": 2.0}, "guidance was 1.5, is 2.0;"),
+        ({"guidance": 1}, "guide was digits-guide (contents "),
+        ({"rho": 5, "sigma_max": 70}, "sigma_max was 80.0, is 70.0, rho was 7.0, is 5.0;"),
+        ({"churn": 4}, "churn was none, is [4.0, 0.0, inf, 1.0];"),
+        ({"model": "digits-guide"}, f"model was {net} (contents "),
+    ):
+        code, _, error = again(**change)
+        assert code == 2 and "settings must stay those of the images in" in error
+        assert said in error and error.count("\n") == 1
+    checkpoints.save(checkpoints.load("digits-guide"), net)  # another net under the same name
+    code, _, error = again()
+    assert code == 2 and f"model was {net} (contents 2ff34908), is {net} (contents " in error
+    assert contents(out) == before
+    # What is in the files' names, and what changes no more than rounding, may differ.
+    shutil.copy(checkpoints.bundled_path("digits"), net)
+    for more in ({"seeds": "2-6"}, {"classes": 3}, {"batch_size": 2}):
+        assert again(**more)[0] == 0
+    found = contents(out)
+    assert len(found) == 7 + 4 + 1 and before["000003.png"] == found["000003.png"]
+    (out / "settings.json").write_bytes(b"{")
+    code, _, error = again()
+    assert code == 2 and f"{out / 'settings.json'} must say how" in error and "damaged" in error
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rule"),
+    [(None, "have an encoder that makes"), (PixelEncoder(), "make images of 1 or 3 channels")],
+)
+def test_a_net_without_pictures_is_refused_before_the_work(
+    capsys, tmp_path, monkeypatch, encoder, rule
+):
+    net = tiny()  # of two channels
+    net.encoder = encoder
+    path = tmp_path / "net.safetensors"
+    checkpoints.save(net, path)
+    monkeypatch.setattr("autoguide_fast.sample", pytest.fail)
+    code, _, error = run(capsys, tmp_path / "out", "--model", path)
+    assert code == 2 and f"model must {rule}" in error and f"got {path} with" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_whole_images_and_says_what_to_do(capsys, tmp_path, whole, monkeypatch):
+    expected, options = whole
+    save, saved = Image.Image.save, []
+
+    def full(image, path, *rest, **more):
+        saved.append(path)
+        if len(saved) > 6:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(image, path, *rest, **more)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, _, error = run(capsys, tmp_path / "out", *options)
+    monkeypatch.undo()
+    assert code == 2 and "000006.png must be written, got No space left on device; make" in error
+    assert "repeat the command: it goes on" in error and error.count("\n") == 1
+    assert sorted(contents(tmp_path / "out")) == [f"{i:06d}.png" for i in range(6)]
+    assert run(capsys, tmp_path / "out", *options)[0] == 0
+    assert contents(tmp_path / "out") == expected
+
+
+def test_files_that_may_not_grow_are_a_sentence(capsys, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        code, _, error = run(capsys, tmp_path / "out", "--seeds", "0-3")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2 and "File too large; choose a place" in error and "Errno" not in error
+
+
+def test_ctrl_c_says_how_far_it_came(capsys, tmp_path, whole, monkeypatch):
+    expected, options = whole
+    write = image_folder.ImageFolder.write
+
+    def press_ctrl_c(self, indices, images):
+        write(self, indices, images)
+        if 8 in indices:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(image_folder.ImageFolder, "write", press_ctrl_c)
+    code, _, error = run(capsys, tmp_path / "out", *options)
+    monkeypatch.undo()
+    assert code == 130 and "interrupted; 12 of 22 images are in" in error
+    assert len(contents(tmp_path / "out")) == 12
+    assert run(capsys, tmp_path / "out", *options)[0] == 0
+    assert contents(tmp_path / "out") == expected
+
+
+def test_batches_are_handed_out_and_not_kept():
+    options = {"seeds": range(10), "num_steps": 2, "batch_size": 4}
+    together = sample("digits", **options)
+    got, alive = {}, []
+
+    def take(indices, images):
+        alive.append(sum(ref() is not None for ref in refs))
+        refs.append(weakref.ref(images))
+        got.update(zip(indices, images.clone(), strict=True))
+
+    refs = []
+    assert sample("digits", on_batch=take, **options) is None
+    assert torch.equal(torch.stack([got[i] for i in range(10)]), together)
+    assert alive == [0, 0, 0]
+    arrays = []
+    sample("digits", on_batch=lambda i, x: arrays.append(x), array="numpy", **options)
+    np.testing.assert_array_equal(np.concatenate(arrays), together.numpy())
+    with pytest.raises(TypeError, match="on_batch must be callable, got int; it is called with"):
+        sample("digits", on_batch=3, **options)
