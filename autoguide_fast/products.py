@@ -44,7 +44,7 @@ def conv2d(x, weight):
 def attention(q, k, v):
     """`softmax(q k^T / sqrt(channels)) v` of `[N, heads, pixels, channels]`, contiguous."""
     if transformed():
-        return _all_scores(*(_wide(part) for part in (q, k, v))).to(q.dtype)
+        return (_weights(_wide(q), _wide(k)) @ _wide(v)).to(q.dtype)
     if widened(q):
         y = _Attention.apply(q, k, v)
     elif q.device.type in ("cpu", "meta") and q.shape[2] <= _FEW_QUERIES.get(q.dtype, 0):
@@ -59,13 +59,12 @@ def attention(q, k, v):
 def _all_scores(q, k, v):
     """Attention with all its scores in memory."""
     shape, (q, k, v) = q.shape, (part.flatten(0, 1) for part in (q, k, v))
-    return (_weights(q, k) @ v).view(shape)
+    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
+    return (scores.softmax(dim=-1) @ v).view(shape)
 
 
 def _weights(q, k):
-    scale = q.shape[-1] ** -0.5
-    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale)
-    return scores.softmax(dim=-1)
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 def _wide(x):
@@ -152,10 +151,10 @@ class _Twice(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return None, None, None, grad
         # With P = softmax(S), S = q k^T / sqrt(channels): dS = P (dP - sum(P dP)).
-        q, k, v, grad = (_wide(t).flatten(0, 1) for t in (*ctx.saved_tensors, grad))
-        weights, grad_weights = _weights(q, k), grad @ v.transpose(1, 2)
+        dtype, (q, k, v, grad) = grad.dtype, (_wide(t) for t in (*ctx.saved_tensors, grad))
+        weights, grad_weights = _weights(q, k), grad @ v.transpose(-1, -2)
         mean = (weights * grad_weights).sum(dim=-1, keepdim=True)
         grad_scores = weights * (grad_weights - mean) * q.shape[-1] ** -0.5
-        gradients = grad_scores @ k, grad_scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ grad
-        saved = zip(gradients, ctx.saved_tensors, strict=True)
-        return *(g.view_as(t).to(t.dtype) for g, t in saved), None
+        grad_q, grad_k = grad_scores @ k, grad_scores.transpose(-1, -2) @ q
+        grad_v = weights.transpose(-1, -2) @ grad
+        return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype), None

@@ -44,7 +44,7 @@ class TextbookPrecond(torch.nn.Module):
             self.normalize_weights()
         dtype = self.net.unet.out_gain.dtype
         x = x.to(dtype)
-        sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1, 1, 1, 1)
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1)
 
         # EDM table 1.
         sd = self.sigma_data

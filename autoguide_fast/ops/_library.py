@@ -72,7 +72,7 @@ def differentiable(name, plain, backward=None, save=None, *, dtypes=None, consta
 
     def batched(keyset, *args):
         if writes:
-            _each_of_batch(operator, *args)
+            _write_each(operator, *args)
         return plain(*args)
 
     Compiled.__name__ = Compiled.__qualname__ = f"Backward_of_{name}"
@@ -80,15 +80,13 @@ def differentiable(name, plain, backward=None, save=None, *, dtypes=None, consta
     _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
 
 
-def _each_of_batch(operator, written, *args):
-    """Run under `vmap` what writes into its first argument: on each of the batch, one level down."""
-    dim = _C._functorch.maybe_get_bdim(written)
+def _write_each(operator, weight, gain, *options):
+    """Let an operator write into each weight of a batch, on the level below that of `vmap`."""
+    dim = _C._functorch.maybe_get_bdim(weight)
+    parts = [weight] if dim < 0 else _C._functorch.get_unwrapped(weight).unbind(dim)
     with _C._ExcludeDispatchKeyGuard(_C.DispatchKeySet(_C.DispatchKey.FuncTorchBatched)):
-        if dim < 0:
-            operator(written, *args)
-        else:
-            for part in _C._functorch.get_unwrapped(written).unbind(dim):
-                operator(part, *args)
+        for part in parts:
+            operator(part, None, *options)  # the gain only matters for what is returned
 
 
 def _requires_grad(x):

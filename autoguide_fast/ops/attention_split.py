@@ -2,7 +2,7 @@
 import torch
 
 from ._library import dense_empty, differentiable, fake, op
-from .normalize import normalize_gradient, normalize_reference, normalize_smooth
+from .normalize import normalize_gradient, normalize_plain, normalize_reference
 
 _attention_split = op("attention_split")
 _attention_split_backward = op("attention_split_backward")
@@ -47,8 +47,8 @@ def _parts(y):
     return tuple(part.transpose(2, 3).contiguous() for part in y.unbind(3))
 
 
-def _smooth(qkv, num_heads, eps):
-    return _parts(normalize_smooth(_vectors(qkv, num_heads), 2, eps))
+def _plain(qkv, num_heads, eps):
+    return _parts(normalize_plain(_vectors(qkv, num_heads), 2, eps))
 
 
 def _gradient(grad_q, grad_k, grad_v, qkv, num_heads, eps):
@@ -78,5 +78,5 @@ def _backward(ctx, *grads):
     return grad, None, None
 
 
-differentiable("attention_split", _smooth, _backward, _save)
+differentiable("attention_split", _plain, _backward, _save)
 differentiable("attention_split_backward", _gradient)

@@ -2,7 +2,7 @@
 import torch
 
 from ._library import dense_empty, dense_format, differentiable, fake, op
-from .mp_silu import mp_silu_reference, mp_silu_slope
+from .mp_silu import mp_silu_plain, mp_silu_reference, mp_silu_slope
 
 _mp_cat = op("mp_cat")
 _mp_cat_mp_silu = op("mp_cat_mp_silu")
@@ -95,6 +95,11 @@ def _backward_with_silu(ctx, grad, grad_silu):
     return *_mp_cat_backward(grad, grad_silu, *ctx.saved_tensors, ctx.t), None
 
 
+def _plain_with_silu(a, b, t):
+    y = mp_cat_reference(a, b, t)
+    return y, mp_silu_plain(y)
+
+
 def _gradients(grad, grad_silu, a, b, t):
     if grad_silu is not None:
         grad = grad + grad_silu * mp_silu_slope(mp_cat_reference(a, b, t))
@@ -103,5 +108,5 @@ def _gradients(grad, grad_silu, a, b, t):
 
 
 differentiable("mp_cat", mp_cat_reference, _backward, _save)
-differentiable("mp_cat_mp_silu", mp_cat_mp_silu_reference, _backward_with_silu, _save)
+differentiable("mp_cat_mp_silu", _plain_with_silu, _backward_with_silu, _save)
 differentiable("mp_cat_backward", _gradients)

@@ -35,8 +35,13 @@ def mp_silu_reference(x):
     return torch.nn.functional.silu(x) / MP_SILU_GAIN
 
 
+def mp_silu_plain(x):
+    """`mp_silu` of what has derivatives of every order: forward mode cannot pass silu's first."""
+    return x * x.sigmoid() / MP_SILU_GAIN
+
+
 def mp_silu_slope(x):
-    """The derivative of `mp_silu` in plain PyTorch."""
+    """The derivative of `mp_silu_plain`."""
     s = x.sigmoid()
     return s * (1 + x * (1 - s)) / MP_SILU_GAIN
 
@@ -92,6 +97,10 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
+def _modulate_plain(x, scale):
+    return mp_silu_plain(x * scale[:, :, None, None])
+
+
 def _modulate_gradients(grad, x, scale):
     factor = scale[:, :, None, None]
     grad = grad * mp_silu_slope(x * factor)
@@ -100,14 +109,14 @@ def _modulate_gradients(grad, x, scale):
 
 differentiable(
     "mp_silu",
-    mp_silu_reference,
+    mp_silu_plain,
     lambda ctx, grad: _mp_silu_backward(grad, *ctx.saved_tensors),
     _save,
 )
 differentiable("mp_silu_backward", lambda grad, x: grad * mp_silu_slope(x))
 differentiable(
     "modulate_mp_silu",
-    modulate_mp_silu_reference,
+    _modulate_plain,
     lambda ctx, grad: _modulate_mp_silu_backward(grad, *ctx.saved_tensors),
     _save,
 )

@@ -4,7 +4,7 @@ import math
 import torch
 
 from ._library import differentiable, fake, op
-from .normalize import normalize_gradient, normalize_reference, normalize_smooth
+from .normalize import normalize_gradient, normalize_plain, normalize_reference
 
 _mp_weight = op("mp_weight")
 _mp_weight_forced = op("mp_weight_forced")
@@ -105,13 +105,13 @@ def _backward(ctx, grad):
 
 
 def _prepared(weight, gain, eps, dtype):
-    y = normalize_smooth(weight, None, eps) / _root_fan_in(weight)
+    y = normalize_plain(weight, None, eps) / _root_fan_in(weight)
     return y if gain is None else y * gain.reshape([])
 
 
 def _gradients(grad, weight, gain, eps):
     grad = grad.to(weight.dtype) / _root_fan_in(weight)
-    grad_gain = (grad * normalize_smooth(weight, None, eps)).sum()
+    grad_gain = (grad * normalize_plain(weight, None, eps)).sum()
     if gain is None:
         return normalize_gradient(grad, weight, None, eps), grad_gain
     grad_weight = normalize_gradient(grad * gain.reshape([]), weight, None, eps)

@@ -37,18 +37,18 @@ def normalize_reference(x, dim=None, eps=1e-4):
     return x / (eps + _magnitude(x, _dims(x, dim)))
 
 
-def normalize_smooth(x, dim, eps):
+def normalize_plain(x, dim, eps):
     """`normalize_reference` with derivatives of every order at zero vectors, too.
 
     There the norm has none; as usual it counts as 0. PyTorch's own second one is NaN.
     """
-    return x / (eps + _smooth_magnitude(x, _dims(x, dim))[0])
+    return x / (eps + _plain_magnitude(x, _dims(x, dim))[0])
 
 
 def normalize_gradient(grad, x, dim, eps):
-    """The gradient of `normalize_smooth` in plain PyTorch."""
+    """The gradient of `normalize_plain` in plain PyTorch."""
     dims = _dims(x, dim)
-    magnitude, zero = _smooth_magnitude(x, dims)
+    magnitude, zero = _plain_magnitude(x, dims)
     factor = 1 / (eps + magnitude)
     dot = (grad * x).mean(dims, keepdim=True) / magnitude.masked_fill(zero, 1)
     return grad * factor - x * (dot.masked_fill(zero, 0) * factor**2)
@@ -63,7 +63,7 @@ def _magnitude(x, dims):
     return norm / math.prod(x.shape[d] for d in dims) ** 0.5
 
 
-def _smooth_magnitude(x, dims):
+def _plain_magnitude(x, dims):
     zero = _magnitude(x, dims) == 0
     return _magnitude(x.masked_fill(zero, 1), dims).masked_fill(zero, 0), zero
 
@@ -93,5 +93,5 @@ def _backward(ctx, grad):
     return _normalize_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.eps), None, None
 
 
-differentiable("normalize", normalize_smooth, _backward, _save)
+differentiable("normalize", normalize_plain, _backward, _save)
 differentiable("normalize_backward", normalize_gradient)

@@ -2,8 +2,8 @@
 import torch.nn.functional as F
 
 from ._library import dense_empty, differentiable, fake, op
-from .mp_silu import mp_silu_reference, mp_silu_slope
-from .normalize import normalize_gradient, normalize_reference, normalize_smooth
+from .mp_silu import mp_silu_plain, mp_silu_reference, mp_silu_slope
+from .normalize import normalize_gradient, normalize_plain, normalize_reference
 
 _resample = op("resample")
 _resample_normalize_mp_silu = op("resample_normalize_mp_silu")
@@ -127,12 +127,12 @@ def _resampled(x, mode):
 
 
 def _fused(x, mode, eps):
-    y = normalize_smooth(_resampled(x, mode), 1, eps)
-    return y, mp_silu_reference(y)
+    y = normalize_plain(_resampled(x, mode), 1, eps)
+    return y, mp_silu_plain(y)
 
 
 def _gradient(grad_y, grad_silu, x, eps):
-    grad = grad_y + grad_silu * mp_silu_slope(normalize_smooth(x, 1, eps))
+    grad = grad_y + grad_silu * mp_silu_slope(normalize_plain(x, 1, eps))
     return normalize_gradient(grad, x, 1, eps)
 
 
