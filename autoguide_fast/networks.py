@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from . import ops, products
+from .modes import transformed
 from .nn import MPConv, MPFourier
 
 
@@ -61,7 +62,7 @@ class Block(torch.nn.Module):
         self.clip_act = clip_act
         self.concat_balance = concat_balance
 
-        self.emb_gain = torch.nn.Parameter(torch.zeros([]))
+        self.emb_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
         branch_in = out_channels if flavor == "enc" else in_channels
         self.conv_res0 = MPConv(branch_in, out_channels, kernel=[3, 3])
         self.emb_linear = MPConv(emb_channels, out_channels, kernel=[])
@@ -138,7 +139,7 @@ class UNet(torch.nn.Module):
         noise_channels = _multiple(model_channels, channel_mult_noise, widths[0])
         emb_channels = _multiple(model_channels, channel_mult_emb, max(widths))
         self.label_balance = label_balance
-        self.out_gain = torch.nn.Parameter(torch.zeros([]))
+        self.out_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
 
         # Embedding of noise level and class.
         self.emb_fourier = MPFourier(noise_channels)
@@ -209,7 +210,7 @@ class UNet(torch.nn.Module):
         """`forward` with its modulations at hand."""
         grey = x.shape[1] == 1
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        if grey and self.training:
+        if grey and self.training and not transformed():  # `vmap` knows no layouts
             # The layout of one channel says nothing; training runs faster on channels-last.
             x = x.contiguous(memory_format=torch.channels_last)
         return self.run_blocks(x, modulations)
@@ -379,7 +380,8 @@ class Precond(torch.nn.Module):
                 f"{list(x.shape)}; resize it or use a network made for that shape"
             )
         x = x.to(torch.float32)
-        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
+        # Of a number, too: the default dtype may be another.
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1, 1, 1, 1)
         if sigma.shape[0] not in (1, x.shape[0]):
             raise ValueError(
                 f"Precond: sigma must hold one noise level or one per image, got {sigma.shape[0]} "

@@ -29,7 +29,9 @@ class MPConv(torch.nn.Module):
     def __init__(self, in_channels, out_channels, kernel):
         super().__init__()
         self.out_channels = out_channels
-        self.weight = torch.nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+        self.weight = torch.nn.Parameter(
+            torch.randn(out_channels, in_channels, *kernel, dtype=torch.float32)
+        )
 
     def forward(self, x, gain=1.0):
         """Apply the layer to `x`; `gain` is a float or a 0-dim tensor."""
@@ -67,8 +69,10 @@ class MPFourier(torch.nn.Module):
 
     def __init__(self, num_channels, bandwidth=1):
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(num_channels) * bandwidth)
-        self.register_buffer("phases", 2 * math.pi * torch.rand(num_channels))
+        normal = torch.randn(num_channels, dtype=torch.float32)
+        uniform = torch.rand(num_channels, dtype=torch.float32)
+        self.register_buffer("freqs", 2 * math.pi * normal * bandwidth)
+        self.register_buffer("phases", 2 * math.pi * uniform)
 
     def forward(self, x):
         return ops.mp_fourier(x, self.freqs, self.phases)

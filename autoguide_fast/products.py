@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ._extension import MULTIPLIED
+from .modes import transformed, without_autocast
 
 # Queries up to which attention with all its scores in memory is faster on a CPU than PyTorch's
 # fused one, whose backward pass is slow there for so few of them, above all in 16 bits.
@@ -23,34 +24,66 @@ def widened(x):
     return x.device.type in ("cpu", "meta") and x.dtype not in MULTIPLIED
 
 
+@without_autocast
 def linear(x, weight):
     """`x [..., C]` times `weight [K, C]`: `[..., K]`, in their common type."""
-    return _Linear.apply(x, weight) if widened(x) else F.linear(x, weight)
+    if not widened(x):
+        return F.linear(x, weight)
+    return _wide_linear(x, weight) if transformed() else _Linear.apply(x, weight)
 
 
+@without_autocast
 def conv2d(x, weight):
     """`x [N, C, H, W]` with `weight [K, C, k, k]`, k odd, zeros around: `[N, K, H, W]`."""
-    if widened(x):
-        return _Conv2d.apply(x, weight)
-    return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    if not widened(x):
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    return _wide_conv2d(x, weight) if transformed() else _Conv2d.apply(x, weight)
 
 
+@without_autocast
 def attention(q, k, v):
     """`softmax(q k^T / sqrt(channels)) v` of `[N, heads, pixels, channels]`, contiguous."""
+    if transformed():
+        return (_weights(_wide(q), _wide(k)) @ _wide(v)).to(q.dtype)
     if widened(q):
-        return _Attention.apply(q, k, v)
-    if q.device.type not in ("cpu", "meta") or q.shape[2] > _FEW_QUERIES.get(q.dtype, 0):
-        return F.scaled_dot_product_attention(q, k, v)
+        y = _Attention.apply(q, k, v)
+    elif q.device.type in ("cpu", "meta") and q.shape[2] <= _FEW_QUERIES.get(q.dtype, 0):
+        return _all_scores(q, k, v)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v)
+    if torch.compiler.is_compiling() or not y.requires_grad:
+        return y
+    return _Twice.apply(q, k, v, y)
+
+
+def _all_scores(q, k, v):
+    """Attention with all its scores in memory."""
     shape, (q, k, v) = q.shape, (part.flatten(0, 1) for part in (q, k, v))
     scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     return (scores.softmax(dim=-1) @ v).view(shape)
+
+
+def _weights(q, k):
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def _wide(x):
+    return x.float() if widened(x) else x
+
+
+def _wide_linear(x, weight):
+    return F.linear(x.float(), weight.float()).to(x.dtype)
+
+
+def _wide_conv2d(x, weight):
+    return F.conv2d(x.float(), weight.float(), padding=weight.shape[-1] // 2).to(x.dtype)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return F.linear(x.float(), weight.float()).to(x.dtype)
+        return _wide_linear(x, weight)
 
     @staticmethod
     def backward(ctx, grad):
@@ -68,7 +101,7 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x.float(), weight.float(), padding=weight.shape[-1] // 2).to(x.dtype)
+        return _wide_conv2d(x, weight)
 
     @staticmethod
     def backward(ctx, grad):
@@ -89,10 +122,39 @@ class _Attention(torch.autograd.Function):
         y, logsumexp = _FORWARD(q.float(), k.float(), v.float())
         y = y.to(q.dtype)
         ctx.save_for_backward(q, k, v, y, logsumexp)
+        ctx.set_materialize_grads(False)
         return y
 
     @staticmethod
     def backward(ctx, grad):
+        if grad is None:  # `_Twice` gave the gradients
+            return None, None, None
         q, k, v, y = (t.float() for t in ctx.saved_tensors[:4])
         gradients = _BACKWARD(grad.float(), q, k, v, y, ctx.saved_tensors[4], 0.0, False)
         return tuple(g.to(grad.dtype) for g in gradients)
+
+
+class _Twice(torch.autograd.Function):
+    """Lets the backward pass of a fused attention be differentiated, which PyTorch's cannot.
+
+    `y` passes, and so does its gradient, unless that is to be differentiated in turn: then `q`, `k`
+    and `v` get theirs from here, and `y` none.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, y):
+        ctx.save_for_backward(q, k, v)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if not torch.is_grad_enabled():
+            return None, None, None, grad
+        # With P = softmax(S), S = q k^T / sqrt(channels): dS = P (dP - sum(P dP)).
+        dtype, (q, k, v, grad) = grad.dtype, (_wide(t) for t in (*ctx.saved_tensors, grad))
+        weights, grad_weights = _weights(q, k), grad @ v.transpose(-1, -2)
+        mean = (weights * grad_weights).sum(dim=-1, keepdim=True)
+        grad_scores = weights * (grad_weights - mean) * q.shape[-1] ** -0.5
+        grad_q, grad_k = grad_scores @ k, grad_scores.transpose(-1, -2) @ q
+        grad_v = weights.transpose(-1, -2) @ grad
+        return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype), None

@@ -7,6 +7,7 @@ eagerly and under `torch.compile`.
 import torch
 import torch.nn.functional as F
 
+from .modes import without_autocast
 from .ops import (
     attention_split_reference,
     mp_cat_reference,
@@ -44,7 +45,7 @@ class TextbookPrecond(torch.nn.Module):
             self.normalize_weights()
         dtype = self.net.unet.out_gain.dtype
         x = x.to(dtype)
-        sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1, 1, 1, 1)
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1)
 
         # EDM table 1.
         sd = self.sigma_data
@@ -99,8 +100,15 @@ class TextbookPrecond(torch.nn.Module):
 
 def _layer(layer, x, gain=1.0):
     """Magnitude-preserving convolution or linear layer (EDM2 eq. 47 and 66)."""
-    w = mp_weight_reference(layer.weight, gain=gain, dtype=x.dtype)
+    return _product(x, mp_weight_reference(layer.weight, gain=gain, dtype=x.dtype))
+
+
+@without_autocast
+def _product(x, w):
     return x @ w.t() if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
+
+
+_attention = without_autocast(F.scaled_dot_product_attention)
 
 
 def _fourier(layer, x):
@@ -135,6 +143,6 @@ def _join(block, x, y):
     x = mp_sum_reference(x, y, t=block.res_balance)  # EDM2 eq. 88
     if block.num_heads:
         q, k, v = attention_split_reference(_layer(block.attn_qkv, x), block.num_heads)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        y = _attention(q, k, v).transpose(2, 3).reshape(x.shape)
         x = mp_sum_reference(x, _layer(block.attn_proj, y), t=block.attn_balance)
     return x if block.clip_act is None else x.clamp(-block.clip_act, block.clip_act)

@@ -48,12 +48,13 @@ def draw(
 
 def _block(seed: int, position: int, shape: tuple[int, ...], latents: bool) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(stream(seed, 1 + position))
+    options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     drawn = [
-        torch.randn([_BLOCK, 1, 1, 1], generator=generator),
-        torch.randn([_BLOCK, *shape], generator=generator),
+        torch.randn([_BLOCK, 1, 1, 1], **options),
+        torch.randn([_BLOCK, *shape], **options),
     ]
     if latents:
-        drawn.append(torch.randn([_BLOCK, *shape], generator=generator))
+        drawn.append(torch.randn([_BLOCK, *shape], **options))
     return drawn
 
 

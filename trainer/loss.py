@@ -48,11 +48,14 @@ class EDM2Loss:
         """
         if sigma is None:
             normal = torch.randn(
-                [images.shape[0], 1, 1, 1], generator=generator, device=images.device
-            )
+                [images.shape[0], 1, 1, 1],
+                dtype=images.dtype, generator=generator, device=images.device,
+            )  # fmt: skip
             sigma = (normal * self.P_std + self.P_mean).exp()
         if noise is None:
-            noise = torch.randn(images.shape, generator=generator, device=images.device)
+            noise = torch.randn(
+                images.shape, dtype=images.dtype, generator=generator, device=images.device
+            )
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
         denoised, logvar = net(images + sigma * noise, sigma, class_labels, return_logvar=True)
         logvar = logvar.reshape(-1, 1, 1, 1)

@@ -30,7 +30,7 @@ def make_optimizer(
         capturable: let a CUDA graph record the step; the rate is then a tensor on the device.
     """
     views = [_view(p) for p in net.parameters()]
-    lr = torch.zeros((), device=views[0].device) if capturable else 0.0
+    lr = torch.zeros((), dtype=torch.float32, device=views[0].device) if capturable else 0.0
     optimizer = torch.optim.Adam(
         views, lr=lr, betas=betas, eps=eps, fused=True, capturable=capturable
     )
@@ -132,8 +132,9 @@ class LossScale:
 
     def __init__(self, precision: str, start: float, device: torch.device | str = "cpu") -> None:
         self.dynamic = precision == "fp16"
-        self.value = torch.tensor(start if self.dynamic else 1.0, device=device)
-        self.good_steps = torch.zeros((), device=device)
+        start = start if self.dynamic else 1.0
+        self.value = torch.tensor(start, dtype=torch.float32, device=device)
+        self.good_steps = torch.zeros((), dtype=torch.float32, device=device)
 
     def adjust(self, overflow: torch.Tensor) -> None:
         """Takes in whether the gradients of a step overflowed, a tensor [] of 0 or 1."""
@@ -177,7 +178,7 @@ class Update:
         reads: bool = True,
     ) -> None:
         self.optimizer, self.scale, self._norm, self._reads = optimizer, scale, norm, reads
-        self.norm = torch.full((), math.nan, device=scale.value.device)
+        self.norm = torch.full_like(scale.value, math.nan)
 
     def __call__(self) -> None:
         gradients = gradients_of(self.optimizer)

@@ -77,7 +77,7 @@ def sharded_norm(gradients: list[torch.Tensor], rank: int) -> torch.Tensor:
         rank: of this process.
     """
     mine = [g for g in gradients if g.numel() and (g.ndim or rank == 0)]
-    total = torch.zeros((), device=gradients[0].device)
+    total = torch.zeros((), dtype=torch.float32, device=gradients[0].device)
     if mine:
         total += torch.stack(torch._foreach_norm(mine)).square().sum()
     dist.all_reduce(total)

@@ -87,6 +87,9 @@ class Trainer:
         ValueError: options, data, device and number of processes do not fit together.
     """
 
+    # Gradients are on in here, whatever the caller has turned off.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def __init__(
         self,
         options: TrainOptions,
@@ -137,6 +140,8 @@ class Trainer:
         self.repaired_steps = self.skipped_steps = 0
         self.gradient_norm = self.lr = math.nan
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def step(self) -> float:
         """One optimiser step; returns the mean loss over all elements of the batch."""
         o = self.options
@@ -248,16 +253,18 @@ class Trainer:
     def _pass(self, inputs: Inputs) -> None:
         """Forward and backward pass over some images; adds to gradients and to the sum of losses.
 
-        Nothing of the device is read, so that it can be recorded.
+        Nothing of the device is read, so that it can be recorded. The types are the run's own,
+        under autocast too, which would change those of products in the backward pass.
         """
-        loss = self.loss(
-            self.model, inputs.images, inputs.labels, sigma=inputs.sigma, noise=inputs.noise
-        )
-        # The processes' gradients are averaged, so each share counts `count` times.
-        factor = self.processes.count / self.options.batch
-        if self.scale.dynamic:
-            factor = self.scale.value * factor
-        (loss.sum() * factor).backward()
+        with torch.autocast(self.device.type, enabled=False):
+            loss = self.loss(
+                self.model, inputs.images, inputs.labels, sigma=inputs.sigma, noise=inputs.noise
+            )
+            # The processes' gradients are averaged, so each share counts `count` times.
+            factor = self.processes.count / self.options.batch
+            if self.scale.dynamic:
+                factor = self.scale.value * factor
+            (loss.sum() * factor).backward()
         self._total.add_(loss.detach().mean(), alpha=len(inputs.images))
 
     def _record_anew(self) -> None:
@@ -352,7 +359,7 @@ def make_net(options: TrainOptions, source, channels_last: bool = True) -> Preco
         channels_last: the layout of the weights of convolutions.
     """
     label_dim = source.num_classes if options.labelled else 0
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(stream(options.seed, 0))
         net = Precond(source.resolution, image_channels(source), label_dim, **options.net_options())
     net.encoder = encoders.encoder(source.encoder_name)

@@ -1,9 +1,13 @@
-"""What every operator registers beyond its C++ schema: a fake kernel and a backward."""
+"""What every operator registers beyond its C++ schema: a fake kernel, derivatives, autocast."""
 import torch
+from torch import _C
+from torch.autograd import forward_ad
 
 from .. import _extension  # noqa: F401  registers the operators
+from ..modes import without_autocast
 
 _NAMESPACE = "autoguide_fast"
+_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
 def op(name):
@@ -16,11 +20,100 @@ def fake(name):
     return torch.library.register_fake(f"{_NAMESPACE}::{name}")
 
 
-def backward(name, backward_function, save):
-    """Register the backward of `name`; `save(ctx, inputs, output)` stores what it needs."""
-    torch.library.register_autograd(
-        f"{_NAMESPACE}::{name}", backward_function, setup_context=save
-    )
+def differentiable(name, plain, backward=None, save=None, *, dtypes=None, constants=()):
+    """Register the derivatives of `name`: of every order, in every mode.
+
+    The compiled kernels serve values and the first backward pass. The rest (forward mode, a
+    backward pass that is differentiated in turn, the transforms of `torch.func`) is done by plain
+    PyTorch, which is right under all of them and their combinations.
+
+    Args:
+        plain: the operator in plain PyTorch, with the operator's own arguments. Where they have 16
+            bits it gets float32, and what it returns is cast.
+        backward: `backward(ctx, *grads)`, as of a `torch.autograd.Function`; None for an operator
+            that is itself the backward pass of another.
+        save: `save(ctx, inputs, output)` stores what `backward` needs.
+        dtypes: `dtypes(*inputs)`, those of the results; default: that of the first input.
+        constants: positions of the inputs of which `backward` gives no gradient. Where one is
+            wanted, `plain` gives them all.
+    """
+    operator = op(name)
+    writes = operator._schema.is_mutable
+    plain = _in_types(plain, dtypes)
+
+    def compiled(keyset, args):
+        with _C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & _C._after_autograd_keyset, *args)
+
+    def kernel(keyset, *args):
+        forward_mode = forward_ad._current_level >= 0 and any(_has_tangent(a) for a in args)
+        if not forward_mode:
+            if not (torch.is_grad_enabled() and _C._any_requires_grad(*args)):
+                return compiled(keyset, args)
+            known = backward and not any(_requires_grad(args[i]) for i in constants)
+            if known and not _C._are_functorch_transforms_active():
+                return Compiled.apply(*args, keyset)
+        if writes:
+            compiled(keyset, args)
+        return plain(*args)
+
+    class Compiled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            *args, keyset = args
+            result = compiled(keyset, args)
+            save(ctx, args, result)
+            return result
+
+        @staticmethod
+        def backward(ctx, *grads):
+            gradients = backward(ctx, *grads)
+            return (*gradients, None) if isinstance(gradients, tuple) else (gradients, None)
+
+    def batched(keyset, *args):
+        if writes:
+            _write_each(operator, *args)
+        return plain(*args)
+
+    Compiled.__name__ = Compiled.__qualname__ = f"Backward_of_{name}"
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
+    _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
+
+
+def _write_each(operator, weight, gain, *options):
+    """Let an operator write into each weight of a batch, on the level below that of `vmap`."""
+    dim = _C._functorch.maybe_get_bdim(weight)
+    parts = [weight] if dim < 0 else _C._functorch.get_unwrapped(weight).unbind(dim)
+    with _C._ExcludeDispatchKeyGuard(_C.DispatchKeySet(_C.DispatchKey.FuncTorchBatched)):
+        for part in parts:
+            operator(part, None, *options)  # the gain only matters for what is returned
+
+
+def _requires_grad(x):
+    return isinstance(x, torch.Tensor) and x.requires_grad
+
+
+def _has_tangent(x):
+    return isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _in_types(plain, dtypes):
+    """Return `plain` computed in 32 or 64 bits, with results of the operator's types."""
+    plain = without_autocast(plain)
+
+    def run(*args):
+        results = plain(*(_wide(a) for a in args))
+        wanted = dtypes(*args) if dtypes else [args[0].dtype] * 3
+        if isinstance(results, tuple):
+            return tuple(r.to(dtype) for r, dtype in zip(results, wanted, strict=False))
+        return results.to(wanted[0])
+
+    return run
+
+
+def _wide(x):
+    sixteen_bits = isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16)
+    return x.float() if sixteen_bits else x
 
 
 def dense_format(x):

@@ -1,8 +1,8 @@
 """Attention's normalise-and-split: queries, keys and values of unit magnitude per head."""
 import torch
 
-from ._library import backward, dense_empty, fake, op
-from .normalize import normalize_reference
+from ._library import dense_empty, differentiable, fake, op
+from .normalize import normalize_gradient, normalize_plain, normalize_reference
 
 _attention_split = op("attention_split")
 _attention_split_backward = op("attention_split_backward")
@@ -34,10 +34,26 @@ def attention_split(qkv, num_heads):
 
 def attention_split_reference(qkv, num_heads):
     """`attention_split` in plain PyTorch."""
+    return _parts(normalize_reference(_vectors(qkv, num_heads), dim=2, eps=_EPS))
+
+
+def _vectors(qkv, num_heads):
+    """`[N, heads, ch, 3, pixels]`."""
     n, c3, h, w = qkv.shape
-    y = qkv.reshape(n, num_heads, c3 // (3 * num_heads), 3, h * w)
-    y = normalize_reference(y, dim=2, eps=_EPS)
+    return qkv.reshape(n, num_heads, c3 // (3 * num_heads), 3, h * w)
+
+
+def _parts(y):
     return tuple(part.transpose(2, 3).contiguous() for part in y.unbind(3))
+
+
+def _plain(qkv, num_heads, eps):
+    return _parts(normalize_plain(_vectors(qkv, num_heads), 2, eps))
+
+
+def _gradient(grad_q, grad_k, grad_v, qkv, num_heads, eps):
+    grad = torch.stack([g.transpose(2, 3) for g in (grad_q, grad_k, grad_v)], dim=3)
+    return normalize_gradient(grad, _vectors(qkv, num_heads), 2, eps).reshape(qkv.shape)
 
 
 @fake("attention_split")
@@ -62,4 +78,5 @@ def _backward(ctx, *grads):
     return grad, None, None
 
 
-backward("attention_split", _backward, _save)
+differentiable("attention_split", _plain, _backward, _save)
+differentiable("attention_split_backward", _gradient)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .._extension import MULTIPLIED, build_info
-from ._library import backward, fake, op
+from ._library import differentiable, fake, op
 
 _conv3x3 = op("conv3x3")
 _conv3x3_backward_x = op("conv3x3_backward_x")
@@ -88,7 +88,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, weight = ctx.saved_tensors
-    wanted_x, wanted_weight, _ = ctx.needs_input_grad
+    wanted_x, wanted_weight, *_ = ctx.needs_input_grad
     return (
         _conv3x3_backward_x(grad, x, weight, ctx.widen) if wanted_x else None,
         _conv3x3_backward_weight(grad, x, weight, ctx.widen) if wanted_weight else None,
@@ -96,4 +96,14 @@ def _backward(ctx, grad):
     )
 
 
-backward("conv3x3", _backward, _save)
+def _gradient_x(grad, x, weight, widen):
+    return torch.nn.grad.conv2d_input(x.shape, weight, grad, padding=1)
+
+
+def _gradient_weight(grad, x, weight, widen):
+    return torch.nn.grad.conv2d_weight(x, weight.shape, grad, padding=1)
+
+
+differentiable("conv3x3", conv3x3_reference, _backward, _save)
+differentiable("conv3x3_backward_x", _gradient_x)
+differentiable("conv3x3_backward_weight", _gradient_weight)

@@ -1,5 +1,5 @@
 """The guided Heun step: preconditioning of both nets, guidance and a half step in one pass."""
-from ._library import backward, dense_empty, fake, op
+from ._library import dense_empty, differentiable, fake, op
 
 _guided_heun_first = op("guided_heun_first")
 _guided_heun_second = op("guided_heun_second")
@@ -138,5 +138,11 @@ def _second_backward(ctx, grad):
     return grad, grad_x, grad_slope, grad_raw, grad_guide, None, None, None, None
 
 
-backward("guided_heun_first", _first_backward, _save_first)
-backward("guided_heun_second", _second_backward, _save_second)
+differentiable(
+    "guided_heun_first", guided_heun_first_reference, _first_backward, _save_first,
+    constants=(3, 4, 5),
+)  # fmt: skip
+differentiable(
+    "guided_heun_second", guided_heun_second_reference, _second_backward, _save_second,
+    constants=(5, 6, 7),
+)  # fmt: skip

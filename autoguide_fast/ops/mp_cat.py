@@ -1,8 +1,8 @@
 """Magnitude-preserving concatenation, alone and with the MP-SiLU that follows it."""
 import torch
 
-from ._library import backward, dense_empty, dense_format, fake, op
-from .mp_silu import mp_silu_reference
+from ._library import dense_empty, dense_format, differentiable, fake, op
+from .mp_silu import mp_silu_plain, mp_silu_reference, mp_silu_slope
 
 _mp_cat = op("mp_cat")
 _mp_cat_mp_silu = op("mp_cat_mp_silu")
@@ -33,9 +33,14 @@ def mp_cat(a, b, t=0.5):
 
 def mp_cat_reference(a, b, t=0.5):
     """`mp_cat` in plain PyTorch."""
+    factor_a, factor_b = _factors(a, b, t)
+    return torch.cat([a * factor_a, b * factor_b], dim=1)
+
+
+def _factors(a, b, t):
     n_a, n_b = a.shape[1], b.shape[1]
     c = ((n_a + n_b) / ((1 - t) ** 2 + t**2)) ** 0.5
-    return torch.cat([a * (c / n_a**0.5 * (1 - t)), b * (c / n_b**0.5 * t)], dim=1)
+    return c / n_a**0.5 * (1 - t), c / n_b**0.5 * t
 
 
 def mp_cat_mp_silu(a, b, t=0.5):
@@ -90,5 +95,18 @@ def _backward_with_silu(ctx, grad, grad_silu):
     return *_mp_cat_backward(grad, grad_silu, *ctx.saved_tensors, ctx.t), None
 
 
-backward("mp_cat", _backward, _save)
-backward("mp_cat_mp_silu", _backward_with_silu, _save)
+def _plain_with_silu(a, b, t):
+    y = mp_cat_reference(a, b, t)
+    return y, mp_silu_plain(y)
+
+
+def _gradients(grad, grad_silu, a, b, t):
+    if grad_silu is not None:
+        grad = grad + grad_silu * mp_silu_slope(mp_cat_reference(a, b, t))
+    parts = grad.split([a.shape[1], b.shape[1]], dim=1)
+    return tuple(part * factor for part, factor in zip(parts, _factors(a, b, t), strict=True))
+
+
+differentiable("mp_cat", mp_cat_reference, _backward, _save)
+differentiable("mp_cat_mp_silu", _plain_with_silu, _backward_with_silu, _save)
+differentiable("mp_cat_backward", _gradients)

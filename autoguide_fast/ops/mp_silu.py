@@ -1,7 +1,7 @@
 """Magnitude-preserving SiLU, alone and after the embedding modulation."""
 import torch
 
-from ._library import backward, dense_empty, fake, op
+from ._library import dense_empty, differentiable, fake, op
 
 _mp_silu = op("mp_silu")
 _mp_silu_backward = op("mp_silu_backward")
@@ -33,6 +33,17 @@ def mp_silu(x):
 def mp_silu_reference(x):
     """`mp_silu` in plain PyTorch."""
     return torch.nn.functional.silu(x) / MP_SILU_GAIN
+
+
+def mp_silu_plain(x):
+    """`mp_silu` of what has derivatives of every order: forward mode cannot pass silu's first."""
+    return x * x.sigmoid() / MP_SILU_GAIN
+
+
+def mp_silu_slope(x):
+    """The derivative of `mp_silu_plain`."""
+    s = x.sigmoid()
+    return s * (1 + x * (1 - s)) / MP_SILU_GAIN
 
 
 def modulate_mp_silu(x, scale):
@@ -86,9 +97,27 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-backward("mp_silu", lambda ctx, grad: _mp_silu_backward(grad, *ctx.saved_tensors), _save)
-backward(
+def _modulate_plain(x, scale):
+    return mp_silu_plain(x * scale[:, :, None, None])
+
+
+def _modulate_gradients(grad, x, scale):
+    factor = scale[:, :, None, None]
+    grad = grad * mp_silu_slope(x * factor)
+    return grad * factor, (grad * x).sum([2, 3])
+
+
+differentiable(
+    "mp_silu",
+    mp_silu_plain,
+    lambda ctx, grad: _mp_silu_backward(grad, *ctx.saved_tensors),
+    _save,
+)
+differentiable("mp_silu_backward", lambda grad, x: grad * mp_silu_slope(x))
+differentiable(
     "modulate_mp_silu",
+    _modulate_plain,
     lambda ctx, grad: _modulate_mp_silu_backward(grad, *ctx.saved_tensors),
     _save,
 )
+differentiable("modulate_mp_silu_backward", _modulate_gradients)

@@ -1,7 +1,7 @@
 """Magnitude-preserving sum, with the clip that ends a U-Net block."""
 import torch
 
-from ._library import backward, dense_empty, fake, op
+from ._library import dense_empty, differentiable, fake, op
 
 _mp_sum = op("mp_sum")
 _mp_sum_backward = op("mp_sum_backward")
@@ -33,8 +33,12 @@ def mp_sum(a, b, t=0.5, clip=None):
 
 def mp_sum_reference(a, b, t=0.5, clip=None):
     """`mp_sum` in plain PyTorch."""
-    y = a.lerp(b, t) / ((1 - t) ** 2 + t**2) ** 0.5
+    y = a.lerp(b, t) / _magnitude(t)
     return y if clip is None else y.clamp(-clip, clip)
+
+
+def _magnitude(t):
+    return ((1 - t) ** 2 + t**2) ** 0.5
 
 
 @fake("mp_sum")
@@ -56,4 +60,11 @@ def _backward(ctx, grad):
     return *_mp_sum_backward(grad, *ctx.saved_tensors, ctx.t, ctx.clip), None, None
 
 
-backward("mp_sum", _backward, _save)
+def _gradients(grad, a, b, t, clip):
+    if clip is not None:
+        grad = grad.masked_fill(mp_sum_reference(a, b, t).abs() > clip, 0)
+    return grad * ((1 - t) / _magnitude(t)), grad * (t / _magnitude(t))
+
+
+differentiable("mp_sum", mp_sum_reference, _backward, _save)
+differentiable("mp_sum_backward", _gradients)

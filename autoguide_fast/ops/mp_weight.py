@@ -1,8 +1,10 @@
 """Weight preparation: forced and traditional normalisation, gain, 1/sqrt(fan-in) and cast."""
+import math
+
 import torch
 
-from ._library import backward, fake, op
-from .normalize import normalize_reference
+from ._library import differentiable, fake, op
+from .normalize import normalize_gradient, normalize_plain, normalize_reference
 
 _mp_weight = op("mp_weight")
 _mp_weight_forced = op("mp_weight_forced")
@@ -14,7 +16,7 @@ _EPS = 1e-4
 def _gain_tensor(gain, weight):
     """Return a number as the operator wants it; None stands for 1, which is most weights'."""
     if isinstance(gain, torch.Tensor):
-        return gain
+        return gain.float() if gain.dtype in (torch.bfloat16, torch.float16) else gain
     if gain == 1:
         return None
     return torch.full((), float(gain), dtype=torch.float64, device=weight.device)
@@ -47,24 +49,6 @@ def mp_weight_reference(weight, gain=1.0, dtype=None):
     return w if dtype is None else w.to(dtype)
 
 
-def _gradients(grad, weight, gain, eps):
-    grad_weight, grad_gain = _mp_weight_backward(grad, weight, gain, eps)
-    return grad_weight, None if gain is None else grad_gain
-
-
-class _AttachGradient(torch.autograd.Function):
-    """Gives a weight that was prepared outside autograd the gradient of `mp_weight`."""
-
-    @staticmethod
-    def forward(ctx, weight, gain, prepared):
-        ctx.save_for_backward(weight, gain)
-        return prepared.view_as(prepared)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return *_gradients(grad, *ctx.saved_tensors, _EPS), None
-
-
 def mp_weight_forced(weight, gain=1.0, dtype=None):
     """Replace a weight by its normalised self, then prepare it as `mp_weight` does, in one pass.
 
@@ -80,13 +64,7 @@ def mp_weight_forced(weight, gain=1.0, dtype=None):
 
     Raises and differentiability: as for `mp_weight`.
     """
-    gain = _gain_tensor(gain, weight)
-    constant = gain if gain is None else gain.detach()
-    prepared = _mp_weight_forced(weight.detach(), constant, _EPS, dtype)
-    leaves = [t for t in (weight, gain) if t is not None and t.requires_grad]
-    if leaves and torch.is_grad_enabled():
-        return _AttachGradient.apply(weight, gain, prepared)
-    return prepared
+    return _mp_weight_forced(weight, _gain_tensor(gain, weight), _EPS, dtype)
 
 
 def mp_weight_forced_reference(weight, gain=1.0, dtype=None):
@@ -121,7 +99,38 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return *_gradients(grad, *ctx.saved_tensors, ctx.eps), None, None
+    weight, gain = ctx.saved_tensors
+    grad_weight, grad_gain = _mp_weight_backward(grad, weight, gain, ctx.eps)
+    return grad_weight, None if gain is None else grad_gain, None, None
 
 
-backward("mp_weight", _backward, _save)
+def _prepared(weight, gain, eps, dtype):
+    y = normalize_plain(weight, None, eps) / _root_fan_in(weight)
+    return y if gain is None else y * gain.reshape([])
+
+
+def _gradients(grad, weight, gain, eps):
+    grad = grad.to(weight.dtype) / _root_fan_in(weight)
+    grad_gain = (grad * normalize_plain(weight, None, eps)).sum()
+    if gain is None:
+        return normalize_gradient(grad, weight, None, eps), grad_gain
+    grad_weight = normalize_gradient(grad * gain.reshape([]), weight, None, eps)
+    return grad_weight, grad_gain.reshape(gain.shape)
+
+
+def _root_fan_in(weight):
+    return math.prod(weight.shape[1:]) ** 0.5
+
+
+def _prepared_dtypes(weight, gain, eps, dtype):
+    return [dtype or weight.dtype]
+
+
+def _gradients_dtypes(grad, weight, gain, eps):
+    return weight.dtype, torch.float64 if gain is None else gain.dtype
+
+
+differentiable("mp_weight", _prepared, _backward, _save, dtypes=_prepared_dtypes)
+# Its gradient is that of `mp_weight` of the weight as it left it.
+differentiable("mp_weight_forced", _prepared, _backward, _save, dtypes=_prepared_dtypes)
+differentiable("mp_weight_backward", _gradients, dtypes=_gradients_dtypes)

@@ -1,7 +1,9 @@
 """Normalisation to unit magnitude: pixel norm and weight norm."""
+import math
+
 import torch
 
-from ._library import backward, dense_empty, fake, op
+from ._library import dense_empty, differentiable, fake, op
 
 _normalize = op("normalize")
 _normalize_backward = op("normalize_backward")
@@ -32,9 +34,38 @@ def normalize(x, dim=None, eps=1e-4):
 
 def normalize_reference(x, dim=None, eps=1e-4):
     """`normalize` in plain PyTorch."""
-    dims = list(range(1, x.ndim)) if dim is None else [dim]
+    return x / (eps + _magnitude(x, _dims(x, dim)))
+
+
+def normalize_plain(x, dim, eps):
+    """`normalize_reference` with derivatives of every order at zero vectors, too.
+
+    There the norm has none; as usual it counts as 0. PyTorch's own second one is NaN.
+    """
+    return x / (eps + _plain_magnitude(x, _dims(x, dim))[0])
+
+
+def normalize_gradient(grad, x, dim, eps):
+    """The gradient of `normalize_plain` in plain PyTorch."""
+    dims = _dims(x, dim)
+    magnitude, zero = _plain_magnitude(x, dims)
+    factor = 1 / (eps + magnitude)
+    dot = (grad * x).mean(dims, keepdim=True) / magnitude.masked_fill(zero, 1)
+    return grad * factor - x * (dot.masked_fill(zero, 0) * factor**2)
+
+
+def _dims(x, dim):
+    return list(range(1, x.ndim)) if dim is None else [dim]
+
+
+def _magnitude(x, dims):
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
-    return x / (eps + norm * (norm.numel() / x.numel()) ** 0.5)
+    return norm / math.prod(x.shape[d] for d in dims) ** 0.5
+
+
+def _plain_magnitude(x, dims):
+    zero = _magnitude(x, dims) == 0
+    return _magnitude(x.masked_fill(zero, 1), dims).masked_fill(zero, 0), zero
 
 
 def _empty(x, dim):
@@ -62,4 +93,5 @@ def _backward(ctx, grad):
     return _normalize_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.eps), None, None
 
 
-backward("normalize", _backward, _save)
+differentiable("normalize", normalize_plain, _backward, _save)
+differentiable("normalize_backward", normalize_gradient)

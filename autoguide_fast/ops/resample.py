@@ -1,9 +1,9 @@
 """Resampling by two with the filter [1, 1], alone and fused with pixel norm and MP-SiLU."""
 import torch.nn.functional as F
 
-from ._library import backward, dense_empty, fake, op
-from .mp_silu import mp_silu_reference
-from .normalize import normalize_reference
+from ._library import dense_empty, differentiable, fake, op
+from .mp_silu import mp_silu_plain, mp_silu_reference, mp_silu_slope
+from .normalize import normalize_gradient, normalize_plain, normalize_reference
 
 _resample = op("resample")
 _resample_normalize_mp_silu = op("resample_normalize_mp_silu")
@@ -117,5 +117,27 @@ def _fused_backward(ctx, grad_y, grad_silu):
     return grad, None, None
 
 
-backward("resample", _resample_backward, _save_resample)
-backward("resample_normalize_mp_silu", _fused_backward, _save_fused)
+def _resampled(x, mode):
+    if mode == -1 and (x.shape[2] % 2 or x.shape[3] % 2):
+        raise RuntimeError(
+            f"resample: x must have an even height and width to be halved, got {list(x.shape)}; "
+            "pad it"
+        )
+    return resample_reference(x, {number: name for name, number in _MODES.items()}[mode])
+
+
+def _fused(x, mode, eps):
+    y = normalize_plain(_resampled(x, mode), 1, eps)
+    return y, mp_silu_plain(y)
+
+
+def _gradient(grad_y, grad_silu, x, eps):
+    grad = grad_y + grad_silu * mp_silu_slope(normalize_plain(x, 1, eps))
+    return normalize_gradient(grad, x, 1, eps)
+
+
+differentiable(
+    "resample", lambda x, mode, gain: _resampled(x, mode) * gain, _resample_backward, _save_resample
+)
+differentiable("resample_normalize_mp_silu", _fused, _fused_backward, _save_fused)
+differentiable("normalize_mp_silu_backward", _gradient)
