@@ -224,9 +224,16 @@ def test_snapshots_give_tracked_and_other_averages(tmp_path):
         ({"duration": 100, "batch": 64}, "duration must be a multiple of batch=64"),
         ({"channels": 0}, "channels must be >= 1"),
         ({"lr": -0.1}, "lr must be >= 0"),
-        ({"lr": float("nan")}, "lr must be >= 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"sigma_data": 0}, "sigma_data must be > 0"),
+        ({"eps": 0.0}, "eps must be > 0, got 0.0; 1e-08 is usual"),
+        ({"ema": (0.05, 0.3)}, r"train: ema must lie in \(0, 0.2887\), got 0.3; typical"),
+        ({"ema": 0.05}, r"ema must be several values, got 0.05; for example \[0.05, 0.1\]"),
+        ({"attn_resolutions": (8, 0)}, "attn_resolutions must hold integers >= 1"),
+        ({"batch": 16.5}, "batch must be an integer, got 16.5; the default is 256"),
+        ({"flip": 1}, "flip must be True or False, got 1"),
+        ({"data": None}, "data must be a string, got None"),
+        ({"lr": "0.1"}, "lr must be a finite number, got '0.1'"),
         ({"seed": -1}, "seed must be >= 0"),
         ({"ema": ()}, "ema must name at least one"),
         ({"ema": (0.1, 0.1)}, "ema must name each average once"),
@@ -237,6 +244,18 @@ def test_snapshots_give_tracked_and_other_averages(tmp_path):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         TrainOptions(**options)
+
+
+FLOATS = [f.name for f in dataclasses.fields(TrainOptions)
+          if "float" in f.type]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", FLOATS)
+def test_no_option_takes_a_number_that_is_not_finite(name, value):
+    several = isinstance(getattr(TrainOptions(), name), tuple)
+    with pytest.raises(ValueError, match=f"train: {name} must (be|hold) a finite number"):
+        TrainOptions(**{name: (0.1, value) if several else value})
 
 
 def test_bad_folders(tmp_path):
@@ -347,6 +366,9 @@ def test_a_run_that_diverges_says_so(tmp_path, monkeypatch):
     [
         (lambda: EDM2Loss(P_std=-1), "P_std must be >= 0"),
         (lambda: EDM2Loss(sigma_data=0), "sigma_data must be > 0"),
+        (lambda: EDM2Loss(P_mean=float("nan")), "P_mean must be finite"),
+        (lambda: EDM2Loss(P_std=float("inf")), "P_std must be >= 0 and finite"),
+        (lambda: EDM2Loss(sigma_data=float("inf")), "sigma_data must be > 0 and finite"),
     ],
 )
 def test_bad_loss_options(call, message):

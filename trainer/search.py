@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autoguide_fast import checkpoints, sample
 
+from .ema import check_sigma_rel, length_name
 from .snapshots import Snapshots
 from .workers import map_jobs
 from .yardstick import yardstick
@@ -69,6 +70,8 @@ def add_command(subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Searches and writes what was found."""
     trial = TrialOptions(arguments.images, arguments.steps, arguments.seed)
+    if arguments.main_ema is not None:
+        check_sigma_rel("search", arguments.main_ema, "--main-ema")
     main = Snapshots(arguments.main)
     data = main.options["data"]
     for folder in (*arguments.guide, *arguments.uncond):
@@ -166,8 +169,8 @@ def search_main(trial: Trial, main: Snapshots, ema: float | None) -> tuple[dict,
     nimg = main.times[-1]
     best, tried = descend(
         lambda ema: trial(main.net(nimg, ema)),
-        {"ema": (ema,) if ema else EMA_GRID},
-        {"ema": ema or START_EMA},
+        {"ema": EMA_GRID if ema is None else (ema,)},
+        {"ema": START_EMA if ema is None else ema},
     )
     head = {"run": str(main.run), "nimg": nimg}
     return {**head, **best}, [{"role": "main", **head, **row} for row in tried]
@@ -234,4 +237,8 @@ def descend(
 
 
 def _line(row: dict) -> str:
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+    return ", ".join(
+        f"{k} {length_name(v) if k == 'ema' else f'{v:.4g}'}" if isinstance(v, float)
+        else f"{k} {v}"
+        for k, v in row.items()
+    )  # fmt: skip

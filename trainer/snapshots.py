@@ -7,17 +7,21 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from autoguide_fast import checkpoints
+from autoguide_fast.checkpoints.native import METADATA_KEY
 from autoguide_fast.networks import Precond
 
 from .durable import publish
-from .ema import reconstruct
+from .ema import length_name, reconstruct
 
 SNAPSHOTS = "snapshots"
 OPTIONS = "options.json"
+
+Read = TypeVar("Read")
 
 
 def stored_options(out: str | os.PathLike) -> dict:
@@ -26,9 +30,14 @@ def stored_options(out: str | os.PathLike) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def average_name(nimg: int, sigma_rel: float) -> str:
+    """Name of the file of an average; every width has its own."""
+    return f"{nimg:09d}-{length_name(sigma_rel)}.safetensors"
+
+
 def save_average(net: Precond, out: Path, nimg: int, sigma_rel: float) -> Path:
     """Writes one average as it stands, to `snapshots/NIMG-SIGMA_REL.safetensors`."""
-    path = out / SNAPSHOTS / f"{nimg:09d}-{sigma_rel:.3f}.safetensors"
+    path = out / SNAPSHOTS / average_name(nimg, sigma_rel)
     temporary = path.with_name(f".{path.name}")
     try:
         checkpoints.save(net, temporary, nimg=nimg, sigma_rel=sigma_rel)
@@ -51,7 +60,7 @@ class Snapshots:
         run: the folder given to `train` as `out`.
 
     Raises:
-        ValueError: it holds no snapshots.
+        ValueError: it holds no snapshots, or one of them cannot be read.
 
     options: dict, as the run was started; times: the image counts at which averages were stored.
     """
@@ -65,8 +74,10 @@ class Snapshots:
                 f"Snapshots: run must be a folder that `autoguide-fast train` wrote, got {run} "
                 "without snapshots; train there first"
             )
-        self._stored = [(*map(float, f.stem.split("-")), _reader(f)) for f in self.files]
-        self.times = sorted({int(nimg) for nimg, _, _ in self._stored})
+        # Widths come from the files' headers: names of earlier versions have three decimals.
+        self._stored = [(*_read(f, _moment), functools.partial(_read, f, _state))
+                        for f in self.files]  # fmt: skip
+        self.times = sorted({nimg for nimg, _, _ in self._stored})
 
     def nearest_time(self, share: float) -> int:
         """The stored image count nearest to a share of the whole run."""
@@ -103,19 +114,29 @@ class Snapshots:
         return checkpoints.load(self.files[0])
 
 
-def _reader(path: Path) -> Callable[[], dict[str, torch.Tensor]]:
-    """A function that reads the tensors of a snapshot."""
+def _read(path: Path, what: Callable[[Path], Read]) -> Read:
+    """`what(path)` of a snapshot; a ValueError names one that cannot be read."""
+    from safetensors import SafetensorError
 
-    def read() -> dict[str, torch.Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    try:
+        return what(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Snapshots: {path} must be a snapshot that `autoguide-fast train` wrote, got one "
+            f"that cannot be read ({error}); remove it to do without"
+        ) from None
 
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"Snapshots: {path} must be a snapshot that `autoguide-fast train` wrote, got one "
-                f"that cannot be read ({error}); remove it to do without"
-            ) from None
 
-    return read
+def _moment(path: Path) -> tuple[int, float]:
+    """Images seen and sigma_rel, as the header has them."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()[METADATA_KEY])
+    return int(header["nimg"]), float(header["sigma_rel"])
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
