@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -80,9 +81,13 @@ def train(
     with processes.speaking_once():
         check_folder(out, resume, has_run(out))
         trainer = Trainer(options, processes=processes)
+        report = _warn if processes.first else (lambda text: None)
+        for note in getattr(trainer.source, "notes", ()):
+            report(note)
         if resume:
-            report = _warn if processes.first else (lambda text: None)
             trainer.load_state_dict(load_checkpoint(out / CHECKPOINTS, report))
+        else:
+            trainer.know_data()
     processes.wait()  # nobody writes before all have read
     if processes.first:
         prepare_folder(out, options)
@@ -198,5 +203,6 @@ def marks(options: TrainOptions, count: int) -> set[int]:
     return {round(options.steps * (k + 1) / count) * options.batch for k in range(count)}
 
 
+@functools.cache  # main net and guide have the same to say of their data
 def _warn(text: str) -> None:
     print(f"train: {text}", file=sys.stderr)
