@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import numbered, picture, png, write
 from tolerances import GOLDEN_NETWORK, relative_error
 
 from autoguide_fast import checkpoints
@@ -268,81 +267,6 @@ def test_bad_folders(tmp_path):
     changed = TrainOptions(**{**TINY, "batch": 32}, lr=0.1, duration=32, snapshots=1)
     with pytest.raises(ValueError, match=r"batch was 16, is 32, lr was 0.01, is 0.1"):
         loop.train(changed, tmp_path / "run", resume=True, progress=False)
-
-
-def run_on(tmp_path, place, files):
-    """A run that was interrupted; gives its options, which name the dataset."""
-    data = write(tmp_path / place, files)
-    options = TrainOptions(**TINY, data=str(data), duration=32, snapshots=1)
-    loop.train(options, tmp_path / "run", progress=False, stop=lambda nimg: True)
-    return options
-
-
-@pytest.mark.parametrize("place", ["data", "data.zip"])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (numbered(4, [0, 1, 1, 1]), "changes: contents was [0-9a-f]{16}, is [0-9a-f]{16}; bring"),
-        (numbered(4, [0, 1, 0, 2]), "changes: classes was 2, is 3, contents was"),
-        ({"00000/img00000003.png": png(picture(9)) + b"longer"}, "changes: contents was"),
-        (numbered(5, [0, 1, 0, 1, 0]), "changes: images was 4, is 5, contents was"),
-        (numbered(4, [0, 1, 0, 1], mode="L"), "changes: channels was 3, is 1, contents was"),
-    ],
-    ids=["relabelled", "another class", "one replaced", "one added", "all replaced"],
-)  # fmt: skip
-def test_a_resumed_run_refuses_other_data(tmp_path, place, change, message):
-    files = numbered(4, [0, 1, 0, 1])
-    options = run_on(tmp_path, place, files)
-    write(tmp_path / place, {**files, **change})
-    with pytest.raises(ValueError, match=f"data must stay as in the run .* got {message}"):
-        loop.train(options, tmp_path / "run", resume=True, progress=False)
-
-
-@pytest.mark.parametrize("place", ["data", "data.zip"])
-def test_a_run_goes_on_where_its_data_have_moved(tmp_path, place):
-    options = run_on(tmp_path, place, numbered(4, [0, 1, 0, 1]))
-    (tmp_path / "elsewhere").mkdir()
-    moved = str((tmp_path / place).rename(tmp_path / "elsewhere" / place))
-    options = dataclasses.replace(options, data=moved)
-    trainer = loop.train(options, tmp_path / "run", resume=True, progress=False)
-    assert trainer.nimg == 32
-
-
-def test_a_checkpoint_that_does_not_know_its_data_goes_on_where_they_lay(tmp_path):
-    options = run_on(tmp_path, "data", numbered(4, [0, 1, 0, 1]))
-    folder = tmp_path / "run" / loop.CHECKPOINTS
-    state = durable.load_checkpoint(folder, pytest.fail)
-    del state["data"]
-    durable.save_checkpoint(folder, 16, state)
-    data = write(tmp_path / "other", numbered(5, [0, 1, 0, 1, 0]))
-    moved = dataclasses.replace(options, data=str(data))
-    with pytest.raises(ValueError, match=f"data was {options.data}, is {data}; repeat"):
-        loop.train(moved, tmp_path / "run", resume=True, progress=False)
-    write(tmp_path / "data", numbered(5, [0, 1, 0, 1, 0]))
-    assert loop.train(options, tmp_path / "run", resume=True, progress=False).nimg == 32
-
-
-class Noise:
-    """A dataset of no more than must be."""
-
-    name, encoder_name, resolution, channels, num_classes = "noise", "pixels", 8, 1, 10
-
-    def __init__(self, count):
-        self.images = np.random.RandomState(0).randint(0, 256, (count, 1, 8, 8), np.uint8)
-
-    def __len__(self):
-        return len(self.images)
-
-    def batch(self, indices):
-        return self.images[indices], indices % 10
-
-
-def test_data_without_a_digest_are_known_by_their_form():
-    options = TrainOptions(**TINY)
-    state = loop.Trainer(options, Noise(20)).state_dict()
-    loop.Trainer(options, Noise(20)).load_state_dict(state)
-    with pytest.raises(ValueError, match="got changes: images was 20, is 21; bring"):
-        loop.Trainer(options, Noise(21)).load_state_dict(state)
 
 
 def test_a_checkpoint_of_another_version_is_named(tmp_path):
