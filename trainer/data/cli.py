@@ -20,14 +20,16 @@ INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 _SOURCES = """\
 SOURCE is a folder or a ZIP file of images: with dataset.json, which holds
-{"labels": [[file name, class], ...]}; or with a folder for each class; or without labels. It may
+{"labels": [[file name, class], ...]}; or with a folder for each class, in the order of their names,
+or of the numbers that they are; or without labels. Folders around all of it do not matter. It may
 also be a dataset that Hugging Face's `datasets` saved to disk.
 """
 
 _CONVERT = f"""\
 Make pictures of any kind and size into a dataset to train on: PNGs of one size, and dataset.json
-with their labels. Pictures that cannot be read are named, counted and left out. An interrupted
-conversion goes on when the command is repeated.
+with their labels. Pictures are turned as their EXIF data say, and of several in one file the first
+is taken; those that cannot be read are named, counted and left out. An interrupted conversion goes
+on when the command is repeated; what was made from files that have changed is made anew.
 
 {_SOURCES}"""
 
