@@ -349,9 +349,8 @@ def test_bundled_files_have_a_checksum(name):
 
 def test_what_cannot_be_saved_is_a_sentence(net, tmp_path):
     (tmp_path / "folder").touch()
-    for path in (tmp_path / "folder" / "net.safetensors", tmp_path / ("n" * 300)):
-        with pytest.raises(OSError, match="save: path must be .*; (move the file|choose a short)"):
-            checkpoints.save(net, path)
+    with pytest.raises(OSError, match=r"save: path must be a file that can be written, .*; move"):
+        checkpoints.save(net, tmp_path / "folder" / "net.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,7 +73,7 @@ def test_images_beside_folders_have_no_classes(tmp_path):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_latents(tmp_path, place):
-    arrays = np.random.RandomState(0).randn(3, 8, 4, 4).astype(np.float32)
+    arrays = np.random.RandomState(0).rand(3, 8, 4, 4).astype(np.float32)
     files = {f"00000/img{i:08d}.npy": npy(a) for i, a in enumerate(arrays)}
     data = open_dataset(write(tmp_path / place, files))
     assert facts(data) == (4, 8, 0, "latents", 3)
@@ -174,18 +175,36 @@ def test_threads_and_pickle(tmp_path, place):
 # --- what they hold ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_copy_has_the_same_digest(tmp_path, place):
+def test_copies_in_every_form_have_the_same_digest(tmp_path):
     files = numbered(6, [0, 1, 2, 0, 1, 2])
-    digest = open_dataset(write(tmp_path / place, files)).digest()
+    digest = open_dataset(write(tmp_path / "data", files)).digest()
     labels = json.dumps(json.loads(files["dataset.json"]), indent=1).encode()
     copy = {**dict(reversed(files.items())), "dataset.json": labels, "notes.txt": b"not data"}
-    (tmp_path / "elsewhere").mkdir()
-    path = write(tmp_path / "elsewhere" / place, copy, zipfile.ZIP_DEFLATED)
-    for file in path.rglob("*"):
+    write(tmp_path / "copy", copy)
+    for file in (tmp_path / "copy").rglob("*"):
         os.utime(file, (0, 0))
-    assert open_dataset(path).digest() == digest
-    assert pickle.loads(pickle.dumps(open_dataset(path))).digest() == digest
+    write(tmp_path / "stored.zip", copy)
+    write(tmp_path / "deflated.zip", copy, zipfile.ZIP_DEFLATED)
+    write(tmp_path / "wrapped.zip", {f"data/{name}": data for name, data in copy.items()})
+    for place in ("copy", "stored.zip", "deflated.zip", "wrapped.zip"):
+        data = open_dataset(tmp_path / place)
+        assert data.digest() == digest == pickle.loads(pickle.dumps(data)).digest(), place
+
+
+def test_the_stamp_of_a_folder_changes_whenever_a_file_is_written_to(tmp_path):
+    """Also where size and time stay, and in the last of many files."""
+    path = write(tmp_path / "data", numbered(40, [0] * 40))
+    data = open_dataset(path)
+    stamp, digest = data.stamp(), data.digest()
+    assert open_dataset(path).stamp() == stamp
+    last = path / "00000/img00000039.png"
+    times = os.stat(last)
+    time.sleep(0.02)  # as file systems count time in hundredths
+    last.write_bytes(last.read_bytes()[:-1] + b"?")
+    os.utime(last, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = open_dataset(path)
+    assert changed.stamp() != stamp and changed.digest() != digest
+    assert open_dataset(write(tmp_path / "data.zip", numbered(4))).stamp() is None
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -197,7 +216,7 @@ def test_other_data_have_another_digest(tmp_path, place):
         "relabelled": numbered(2, [1, 0]),
         "unlabelled": numbered(2),
         "replaced": {**files, second: png(picture(2)) + b"longer"},
-        "replaced by one as long": {**files, first: files[first][:-1] + b"?"},
+        "replaced by one as long": {**files, second: files[second][:-1] + b"?"},
         "added": numbered(3, [0, 1, 1]),
         "removed": numbered(1, [0]),
         "renamed": {"a.png": files[first], "b.png": files[second],
@@ -308,13 +327,13 @@ def test_labels_that_do_not_fit(tmp_path, place, content, message):
     [
         (png(picture(1, (4, 4))), "must be as the first file, 8x8 pixels with 3 channels, got 4x4"),
         (png(picture(1, mode="L")), "got 8x8 pixels with 1 channel;"),
-        (npy(np.zeros([3, 8, 8], np.float32)), "got 8x8 latents with 3 channels"),
+        (npy(np.zeros([8, 8, 8], np.float32)), "got 8x8 latents with 8 channels"),
         (png(picture(1, mode="RGBA")), "an RGB or grey image of 8 bits, got mode RGBA; run"),
         (png(picture(1))[:-30], "must be a readable image, got .*truncated"),
         (png(picture(1))[:50] + b"x" * 50, "must be a readable image"),
         (b"", "must be a readable image, got an empty file"),
         (b"text", "must be a readable image, got what no decoder knows"),
-        (npy(np.zeros([3, 8, 8], np.float32))[:-9], "must be a readable NPY file"),
+        (npy(np.zeros([8, 8, 8], np.float32))[:-9], "must be a readable NPY file"),
         (npy(np.zeros([8, 8], np.float32)), "must be latents: .*float32 \\[8, 8\\]"),
         (npy(np.array([{}], object)), "must be a readable NPY file, got Object arrays cannot"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 from pathlib import Path
@@ -166,7 +167,7 @@ def _integer(text: str) -> int:
     """Parses `4096`, `200k`, `1.5M`, `8Mi`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]i?|Ki)?", text)
     value = float(match[1]) * _UNITS["Ki" if match[2] == "ki" else match[2] or ""] if match else 0.5
-    if value != int(value):
+    if not value.is_integer():
         raise argparse.ArgumentTypeError(
             f"must be a whole number, perhaps with k, M, G, Ki, Mi or Gi, got {text!r}"
         )
@@ -190,6 +191,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"train: {name} must be >= {least}, got {getattr(arguments, name)}; raise it"
             )
+    if not math.isfinite(arguments.grid_guidance):
+        raise ValueError(
+            f"train: grid_guidance must be finite, got {arguments.grid_guidance}; 2 is usual"
+        )
     with Processes.join(main.device) as processes, patient_terminal():
         out = arguments.out
         begun = pair.has_run(out) or pair.has_run(out / pair.GUIDE)
@@ -207,7 +212,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _summary(result, main: TrainOptions, guide, arguments: argparse.Namespace) -> str:
     from .pair import GUIDE
-    from .snapshots import SNAPSHOTS
+    from .snapshots import SNAPSHOTS, average_name
 
     lines = []
     for name, trainer in (("guide", result.guide), ("main", result.main)):
@@ -233,10 +238,11 @@ def _summary(result, main: TrainOptions, guide, arguments: argparse.Namespace) -
     lines.append(f"averages are in {folder}")
     if guide is not None and main.snapshots:
         guide_folder = folder if guide.options is None else arguments.out / GUIDE / SNAPSHOTS
+        guide_ema = (guide.options or main).ema[-1]
         lines.append(
             f"sample with: autoguide-fast sample "
-            f"--model {folder / f'{main.duration:09d}-{main.ema[0]:.3f}.safetensors'} "
-            f"--guide {guide_folder / f'{guide.nimg:09d}-{main.ema[-1]:.3f}.safetensors'} "
+            f"--model {folder / average_name(main.duration, main.ema[0])} "
+            f"--guide {guide_folder / average_name(guide.nimg, guide_ema)} "
             f"--guidance {arguments.grid_guidance:g} --seeds 0-63 --out samples/"
         )
     return "\n".join(lines)

@@ -14,17 +14,32 @@ import torch
 
 from .sharding import copy_of, local, scatter
 
+# Weights of snapshots whose float32 rounding, 2^-24 of each, adds up to less than half a percent.
+_MOST_WEIGHT = 1e5
+
 # The profile is narrowest as gamma -> infinity and widest, for gamma > -1, just below 12 ** -0.5.
 SIGMA_REL_MAX = 12**-0.5
 
 
-def _check_sigma_rel(function: str, sigma_rel: np.ndarray) -> None:
-    bad = sigma_rel[~((sigma_rel > 0) & (sigma_rel < SIGMA_REL_MAX))]
+def check_sigma_rel(
+    function: str, sigma_rel: float | Sequence[float] | np.ndarray, name: str = "sigma_rel"
+) -> None:
+    """Raises ValueError where a width, called `name`, is none that a profile has."""
+    widths = np.atleast_1d(np.asarray(sigma_rel, np.float64))
+    bad = widths[~((widths > 0) & (widths < SIGMA_REL_MAX))]
     if bad.size:
         raise ValueError(
-            f"{function}: sigma_rel must lie in (0, {SIGMA_REL_MAX:.4f}), got {bad.flat[0]}; "
-            "typical lengths are 0.01 to 0.25"
+            f"{function}: {name} must lie in (0, {SIGMA_REL_MAX:.4f}), got {bad[0]}; typical "
+            "lengths are 0.01 to 0.25"
         )
+
+
+def length_name(sigma_rel: float) -> str:
+    """A width as file names and messages give it: `0.050`, `0.0125`.
+
+    The fewest decimals, but three, that stand for this number alone: `float` gives it back.
+    """
+    return np.format_float_positional(sigma_rel, min_digits=3)
 
 
 def sigma_rel_to_gamma(sigma_rel: float | np.ndarray) -> float | np.ndarray:
@@ -43,7 +58,7 @@ def sigma_rel_to_gamma(sigma_rel: float | np.ndarray) -> float | np.ndarray:
         ValueError: a width that no profile with gamma > 0 has.
     """
     widths = np.asarray(sigma_rel, dtype=np.float64)
-    _check_sigma_rel("sigma_rel_to_gamma", widths)
+    check_sigma_rel("sigma_rel_to_gamma", widths)
     roots = [np.roots([1, 7, 16 - s, 12 - s]).real.max() for s in widths.ravel() ** -2.0]
     gamma = np.asarray(roots, dtype=np.float64).reshape(widths.shape)
     return float(gamma) if gamma.ndim == 0 else gamma
@@ -104,7 +119,7 @@ class PowerFunctionEMA:
 
     def __init__(self, net: torch.nn.Module, sigma_rels: Sequence[float] = (0.05, 0.10)) -> None:
         self.sigma_rels = [float(s) for s in sigma_rels]
-        _check_sigma_rel("PowerFunctionEMA", np.asarray(self.sigma_rels))
+        check_sigma_rel("PowerFunctionEMA", self.sigma_rels)
         self.net = net
         self.emas = [copy_of(net) for _ in self.sigma_rels]
 
@@ -169,8 +184,9 @@ def posthoc_coefficients(
         snapshots span the wanted profile badly).
 
     Raises:
-        ValueError: lengths that differ, times <= 0, widths out of range, or the same snapshot
-            twice (the system would be singular).
+        ValueError: lengths that differ, times <= 0, widths out of range, the same snapshot twice
+            (the system would be singular), or a width so far from stored ones which lie so near
+            each other that their rounding to float32 would show.
     """
     in_t, out_t = np.asarray(in_nimg, np.float64), np.asarray(out_nimg, np.float64)
     in_s, out_s = np.asarray(in_sigma_rel, np.float64), np.asarray(out_sigma_rel, np.float64)
@@ -194,7 +210,16 @@ def posthoc_coefficients(
     a = _profile_products(in_t, in_g, in_t, in_g)
     b = _profile_products(in_t, in_g, out_t, out_g)
     weights = np.linalg.solve(a, b)
-    return weights / weights.sum(axis=0)
+    weights = weights / weights.sum(axis=0)
+    total = np.abs(weights).sum(axis=0)
+    if not (total < _MOST_WEIGHT).all():
+        raise ValueError(
+            "posthoc_coefficients: out_sigma_rel must be near the stored "
+            f"{', '.join(map(length_name, np.unique(in_s)))}, or those be farther apart, got "
+            f"{length_name(out_s[total.argmax()])}, for which their weights add up to "
+            f"{total.max():.2g} and magnify their rounding; ask for a length nearer to them"
+        )
+    return weights
 
 
 State = dict[str, torch.Tensor]

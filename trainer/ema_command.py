@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .ema import check_sigma_rel, length_name
+
 _EXAMPLES = """\
 examples:
   # three lengths of the finished net, in one pass over the snapshots
@@ -50,8 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     from autoguide_fast import checkpoints
     from autoguide_fast.locks import sole_writer
 
-    from .snapshots import Snapshots
+    from .snapshots import Snapshots, average_name
 
+    check_sigma_rel("ema reconstruct", arguments.ema, "--ema")
     stored = Snapshots(arguments.folder)
     nimg = stored.times[-1]
     if arguments.nimg is not None:
@@ -60,6 +63,6 @@ def run(arguments: argparse.Namespace) -> None:
     dtype = torch.float16 if arguments.half else None
     with sole_writer(arguments.out, "ema reconstruct"):
         for length, net in zip(lengths, stored.nets(nimg, lengths), strict=True):
-            path = arguments.out / f"{nimg:09d}-{length:.3f}.safetensors"
+            path = arguments.out / average_name(nimg, length)
             checkpoints.save(net, path, dtype, nimg=nimg, sigma_rel=length)
-            print(f"sigma_rel {length:g} at {nimg} images: {path}")
+            print(f"sigma_rel {length_name(length)} at {nimg} images: {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -122,12 +123,16 @@ def train(
             check_folder(out, resume, has_run(out))
             trainer = Trainer(options, processes=processes)
             stack.callback(trainer.close)
+            report = warn if processes.first else (lambda text: None)
+            for note in getattr(trainer.source, "notes", ()):
+                report(note)
             if resume:
-                report = warn if processes.first else (lambda text: None)
                 state = load_checkpoint(out / CHECKPOINTS, report)
                 trainer.load_state_dict(state)
                 unlogged = list(state.get("unlogged_losses", ()))
                 del state
+            else:
+                trainer.know_data()
         processes.wait()  # nobody writes before all have read
         if processes.first:
             prepare_folder(out, options)
@@ -281,6 +286,7 @@ def marks(options: TrainOptions, count: int) -> set[int]:
     return {round(options.steps * (k + 1) / count) * options.batch for k in range(count)}
 
 
+@functools.cache  # main net and guide have the same to say of their data
 def warn(text: str) -> None:
     """Says something that does not end the run."""
     print(f"train: {text}", file=sys.stderr)

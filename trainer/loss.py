@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -17,14 +19,18 @@ class EDM2Loss:
         sigma_data: standard deviation that the loss and the net take the data to have.
 
     Raises:
-        ValueError: P_std < 0 or sigma_data <= 0.
+        ValueError: P_std < 0 or sigma_data <= 0, or a number that is not finite.
     """
 
     def __init__(self, P_mean: float = -0.4, P_std: float = 1.0, sigma_data: float = 0.5) -> None:
-        if not P_std >= 0:
-            raise ValueError(f"EDM2Loss: P_std must be >= 0, got {P_std}; 1.0 is usual")
-        if not sigma_data > 0:
-            raise ValueError(f"EDM2Loss: sigma_data must be > 0, got {sigma_data}; 0.5 is usual")
+        if not math.isfinite(P_mean):
+            raise ValueError(f"EDM2Loss: P_mean must be finite, got {P_mean}; -0.4 is usual")
+        if not 0 <= P_std < math.inf:
+            raise ValueError(f"EDM2Loss: P_std must be >= 0 and finite, got {P_std}; 1.0 is usual")
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(
+                f"EDM2Loss: sigma_data must be > 0 and finite, got {sigma_data}; 0.5 is usual"
+            )
         self.P_mean, self.P_std, self.sigma_data = P_mean, P_std, sigma_data
 
     def __call__(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+
+from .ema import check_sigma_rel
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -80,33 +83,35 @@ class TrainOptions:
     graph: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("channel_mult", "attn_resolutions", "ema", "betas"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            self._check_kind(field.name, field.default)
         for name in ("channels", "num_blocks", "channels_per_head", "logvar_channels", "batch",
-                     "duration"):  # fmt: skip
+                     "duration", "loss_scale"):  # fmt: skip
             self._at_least(name, 1, "raise it")
         for name in ("lr", "decay", "rampup", "P_std", "snapshots", "seed", "resolution",
-                     "img_channels", "noise_channels", "emb_channels", "microbatch", "eps",
+                     "img_channels", "noise_channels", "emb_channels", "microbatch",
                      "clip_act"):  # fmt: skip
             self._at_least(name, 0, "use 0 or more")
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 self._refuse(name, "lie in [0, 1]", "it weighs the second term of a sum")
+        for name, example in (("sigma_data", 0.5), ("eps", 1e-8)):
+            if not getattr(self, name) > 0:
+                self._refuse(name, "be > 0", f"{example} is usual")
         if not self.channel_mult or min(self.channel_mult) < 1:
             self._refuse("channel_mult", "hold integers >= 1", "for example 1 2")
+        if min(self.attn_resolutions, default=1) < 1:
+            self._refuse("attn_resolutions", "hold integers >= 1", "for example 16 8")
         if not 0 <= self.dropout < 1:
             self._refuse("dropout", "lie in [0, 1)", "0.1 is usual")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             self._refuse("betas", "be two numbers in [0, 1)", "0.9 0.99 is usual")
-        if not self.sigma_data > 0:
-            self._refuse("sigma_data", "be > 0", "0.5 is usual")
-        if not self.loss_scale >= 1:
-            self._refuse("loss_scale", "be >= 1", "256 is usual")
         if self.duration % self.batch:
             whole = max(1, round(self.duration / self.batch)) * self.batch
             self._refuse("duration", f"be a multiple of batch={self.batch}", f"for example {whole}")
         if self.snapshots and not self.ema:
             self._refuse("ema", "name at least one average where snapshots are kept", "add 0.05")
+        check_sigma_rel("train", self.ema, "ema")
         if len(set(self.ema)) < len(self.ema):
             self._refuse("ema", "name each average once", "remove the duplicate")
         if self.split not in ("train", "all"):
@@ -119,6 +124,27 @@ class TrainOptions:
             self._refuse("shard", "be off with compile", "leave out one of the two")
         if self.shard and self.graph:
             self._refuse("shard", "be off with graph", "leave out one of the two")
+
+    def _check_kind(self, name: str, default) -> None:
+        """Raises ValueError where an option is of another kind than its default, or not finite."""
+        several = isinstance(default, tuple)
+        kind = type(default[0] if several else default)
+        values = getattr(self, name)
+        if several:
+            if not isinstance(values, tuple | list):
+                self._refuse(name, "be several values", f"for example {list(default)}")
+            object.__setattr__(self, name, tuple(values))
+        words = {int: "an integer", float: "a finite number", bool: "True or False",
+                 str: "a string"}  # fmt: skip
+        for value in getattr(self, name) if several else [values]:
+            if kind is float:
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                fits = number and math.isfinite(value)
+            else:
+                fits = type(value) is kind
+            if not fits:
+                rule = f"hold {words[kind]} each" if several else f"be {words[kind]}"
+                self._refuse(name, rule, f"the default is {default}")
 
     def _at_least(self, name: str, least: int, remedy: str) -> None:
         if not getattr(self, name) >= least:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -92,6 +93,22 @@ class Processes:
         with self.together():
             dist.all_reduce(total)
         return total.tolist()
+
+    def from_first(self, make: Callable[[], object]):
+        """What `make` gives in the first process, given, or raised as a ValueError, in all."""
+        if self.count == 1:
+            return make()
+        box: list = [None]
+        if self.first:
+            try:
+                box[0] = make()
+            except ValueError as error:
+                box[0] = ValueError(str(error))
+        with self.together():
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        if isinstance(box[0], ValueError):
+            raise box[0]
+        return box[0]
 
     def average(self, tensors: list[torch.Tensor]) -> None:
         """Makes of contiguous tensors, in place, their means over all processes."""

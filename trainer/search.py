@@ -17,6 +17,7 @@ from autoguide_fast import checkpoints, sample
 from autoguide_fast.files import write_atomically
 from autoguide_fast.locks import sole_writer
 
+from .ema import check_sigma_rel, length_name
 from .evaluations import remembering
 from .snapshots import Snapshots
 from .workers import map_jobs
@@ -73,6 +74,8 @@ def add_command(subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Searches and writes what was found."""
     trial = TrialOptions(arguments.images, arguments.steps, arguments.seed)
+    if arguments.main_ema is not None:
+        check_sigma_rel("search", arguments.main_ema, "--main-ema")
     main = Snapshots(arguments.main)
     data = main.options["data"]
     for folder in (*arguments.guide, *arguments.uncond):
@@ -186,8 +189,8 @@ def search_main(
     about = {**trial.about(), "main": main.identity(), "nimg": nimg}
     best, tried = descend(
         remembering(out, about, lambda ema: trial(main.net(nimg, ema))),
-        {"ema": (ema,) if ema else EMA_GRID},
-        {"ema": ema or START_EMA},
+        {"ema": EMA_GRID if ema is None else (ema,)},
+        {"ema": START_EMA if ema is None else ema},
     )
     head = {"run": str(main.run), "nimg": nimg}
     return {**head, **best}, [{"role": "main", **head, **row} for row in tried]
@@ -258,4 +261,8 @@ def descend(
 
 
 def _line(row: dict) -> str:
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+    return ", ".join(
+        f"{k} {length_name(v) if k == 'ema' else f'{v:.4g}'}" if isinstance(v, float)
+        else f"{k} {v}"
+        for k, v in row.items()
+    )  # fmt: skip

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,10 +16,12 @@ from autoguide_fast import checkpoints
 from autoguide_fast.networks import Precond
 
 from .durable import not_written
-from .ema import reconstruct
+from .ema import length_name, reconstruct
 
 SNAPSHOTS = "snapshots"
 OPTIONS = "options.json"
+
+Read = TypeVar("Read")
 
 
 def stored_options(out: str | os.PathLike) -> dict:
@@ -35,7 +38,12 @@ def stored_options(out: str | os.PathLike) -> dict:
 
 def average_path(out: Path, nimg: int, sigma_rel: float) -> Path:
     """Where a run keeps an average."""
-    return out / SNAPSHOTS / f"{nimg:09d}-{sigma_rel:.3f}.safetensors"
+    return out / SNAPSHOTS / average_name(nimg, sigma_rel)
+
+
+def average_name(nimg: int, sigma_rel: float) -> str:
+    """Name of the file of an average; every width has its own."""
+    return f"{nimg:09d}-{length_name(sigma_rel)}.safetensors"
 
 
 def save_average(net: Precond, out: Path, nimg: int, sigma_rel: float) -> Path:
@@ -76,7 +84,7 @@ class Snapshots:
         run: the folder given to `train` as `out`.
 
     Raises:
-        ValueError: it holds no snapshots.
+        ValueError: it holds no snapshots, or one of them cannot be read.
 
     options: dict, as the run was started; times: the image counts at which averages were stored.
     """
@@ -90,8 +98,10 @@ class Snapshots:
                 f"Snapshots: run must be a folder that `autoguide-fast train` wrote, got {run} "
                 "without snapshots; train there first"
             )
-        self._stored = [(*map(float, f.stem.split("-")), _reader(f)) for f in self.files]
-        self.times = sorted({int(nimg) for nimg, _, _ in self._stored})
+        # Widths come from the files' headers: names of earlier versions have three decimals.
+        self._stored = [(*_read(f, _moment), functools.partial(_read, f, _state))
+                        for f in self.files]  # fmt: skip
+        self.times = sorted({nimg for nimg, _, _ in self._stored})
 
     def identity(self) -> str:
         """The same for the same snapshots, wherever they lie; of their headers alone."""
@@ -136,13 +146,25 @@ class Snapshots:
         return checkpoints.load(self.files[0])
 
 
-def _reader(path: Path) -> Callable[[], dict[str, torch.Tensor]]:
-    """A function that reads the tensors of a snapshot."""
+def _read(path: Path, what: Callable[[Path], Read]) -> Read:
+    """`what(path)` of a snapshot; a ValueError names one that cannot be read."""
+    try:
+        return what(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; or remove it to do without") from None
 
-    def read() -> dict[str, torch.Tensor]:
-        try:
-            return checkpoints.read(path, "Snapshots")[1]
-        except ValueError as error:
-            raise ValueError(f"{error}; or remove it to do without") from None
 
-    return read
+def _moment(path: Path) -> tuple[int, float]:
+    """Images seen and sigma_rel, as the header has them."""
+    header, _ = checkpoints.read_header(path, "Snapshots")
+    try:
+        return int(header["nimg"]), float(header["sigma_rel"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"Snapshots: {path} must be a snapshot that `autoguide-fast train` wrote, got a net "
+            "that does not say which moment of a run it is of"
+        ) from None
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.read(path, "Snapshots")[1]

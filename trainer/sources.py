@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from autoguide_fast import encoders
 
 from .data import open_dataset
 from .options import TrainOptions
+
+_MANY = 20_000  # files, whose reading one may have to wait for
+# Digests of folders by their stamps, so that main net and guide do not both read them.
+_CONTENTS: dict[str, str] = {}
 
 
 def open_source(options: TrainOptions):
@@ -53,17 +59,34 @@ def check_source(source, options: TrainOptions) -> None:
         )
 
 
-def identity(source) -> dict:
-    """What a dataset holds, as plain values; equal for the same data, wherever they lie."""
+def identity(source, known: dict | None = None) -> dict:
+    """What a dataset holds, as plain values; but for `stamp` equal for the same data anywhere.
+
+    Args:
+        source: the dataset.
+        known: what this gave earlier. Files that nobody has written to since are not read again.
+    """
     held = {
         "images": len(source),
         "resolution": source.resolution,
         "channels": source.channels,
         "classes": source.num_classes,
     }
-    if hasattr(source, "digest"):
-        held["contents"] = source.digest()
-    return held
+    if not hasattr(source, "digest"):
+        return held
+    stamp = source.stamp() if hasattr(source, "stamp") else None
+    if stamp is None:
+        return {**held, "contents": source.digest()}
+    if known is not None and known.get("stamp") == stamp:
+        _CONTENTS[stamp] = known["contents"]
+    if stamp not in _CONTENTS:
+        if len(source) >= _MANY:
+            print(
+                f"train: reading all {len(source)} files of {source.name} once, by which the run "
+                "knows them again; of a ZIP file it need not", file=sys.stderr,
+            )  # fmt: skip
+        _CONTENTS[stamp] = source.digest()
+    return {**held, "contents": _CONTENTS[stamp], "stamp": stamp}
 
 
 def shape_of(options: TrainOptions) -> tuple[int, int, int]:

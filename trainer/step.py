@@ -108,7 +108,7 @@ class Trainer:
             source = open_source(options)
         else:
             check_source(source, options)
-        self.source, self._data = source, identity(source)
+        self.source, self._data = source, None
         self.label_dim = source.num_classes if options.labelled else 0
         self.sharded = options.shard and self.processes.count > 1
         self.net = make_net(options, source, channels_last=not self.sharded)
@@ -172,6 +172,11 @@ class Trainer:
             self.gradient_norm = norm
             self.repaired_steps += not math.isfinite(norm)
         return self.processes.sum(total)[0] / o.batch
+
+    def know_data(self, known: dict | None = None) -> dict:
+        """Finds out what the data hold, see `sources.identity`; all processes must ask."""
+        self._data = self.processes.from_first(lambda: identity(self.source, known))
+        return self._data
 
     def _read(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """This process's images of the step and their classes, as stored, on the CPU."""
@@ -301,6 +306,8 @@ class Trainer:
 
         Of a sharded net all processes must ask, and the first gets it.
         """
+        if self._data is None:
+            self._data = identity(self.source)
         state = {
             "format": FORMAT,
             "options": self.options.as_dict(),
@@ -334,12 +341,19 @@ class Trainer:
             )
         self.options.refuse_changes(state["options"])
         if "data" in state:
+            now = {k: v for k, v in self.know_data(state["data"]).items() if k != "stamp"}
             refuse_changes(
-                state["data"], self._data, "data",
+                state["data"], now, "data",
                 "bring them back as they were, and name them with --data if they have moved",
             )  # fmt: skip
         else:  # of a version that did not look into the data
             refuse_changes({"data": state["options"]["data"]}, {"data": self.options.data})
+            if getattr(self.source, "renumbered", False):
+                raise ValueError(
+                    "train: data must have the classes that the run began with, got folders named "
+                    "by numbers, which the version that began it took in the order 0, 1, 10, 11, "
+                    "2; add a dataset.json with those classes, or choose another --out"
+                )
         self.close()
         self._record_anew()
         self.nimg, self.seconds = state["nimg"], state["seconds"]

@@ -15,7 +15,11 @@ whose `batch` may be called from several threads at once and which can be pickle
 
     d.digest()      str, a checksum of images and labels, wherever they lie; made without decoding
 
-by which a resumed run knows its data again. `open_dataset` opens every kind there is, `order` and
+by which a resumed run knows its data again; and, where that means to read them all,
+
+    d.stamp()       str, another that is cheap and stays only while nothing has been written to them
+
+`open_dataset` opens every kind there is, `order` and
 `Loader` serve any.
 """
 

@@ -11,21 +11,25 @@ from pathlib import Path
 from autoguide_fast.cli.arguments import positive_integer
 from autoguide_fast.encoders import STABILITY_VAE
 
+from .convert import WHITE
 from .crops import TRANSFORMS
+from .errors import printable
 from .threads import available_cores
 
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 _SOURCES = """\
 SOURCE is a folder or a ZIP file of images: with dataset.json, which holds
-{"labels": [[file name, class], ...]}; or with a folder for each class; or without labels. It may
+{"labels": [[file name, class], ...]}; or with a folder for each class, in the order of their names,
+or of the numbers that they are; or without labels. Folders around all of it do not matter. It may
 also be a dataset that Hugging Face's `datasets` saved to disk.
 """
 
 _CONVERT = f"""\
 Make pictures of any kind and size into a dataset to train on: PNGs of one size, and dataset.json
-with their labels. Pictures that cannot be read are named, counted and left out. An interrupted
-conversion goes on when the command is repeated.
+with their labels. Pictures are turned as their EXIF data say, and of several in one file the first
+is taken; those that cannot be read are named, counted and left out. An interrupted conversion goes
+on when the command is repeated; what was made from files that have changed is made anew.
 
 {_SOURCES}"""
 
@@ -88,6 +92,9 @@ def add_command(subparsers) -> None:
         )  # fmt: skip
     add("--channels", type=int, choices=(1, 3), default=3,
         help="3: RGB, 1: grey (default: 3)")  # fmt: skip
+    add("--background", type=_colour, default=WHITE, metavar="COLOUR",
+        help="over which transparent pixels are laid, a name or #rrggbb (default: white)",
+        )  # fmt: skip
     _add_running(add)
     add = _command(commands, "encode", "images to latents of the Stability VAE", _ENCODE,
                    _ENCODE_EXAMPLES, run_encode)  # fmt: skip
@@ -135,6 +142,21 @@ def _resolution(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _colour(text: str) -> tuple[int, int, int]:
+    """Parse `white` or `#ffffff` to (255, 255, 255)."""
+    from PIL import ImageColor
+
+    try:
+        colour = ImageColor.getrgb(text)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        raise argparse.ArgumentTypeError(
+            f"must be a colour such as white, black or #808080, got {text!r}"
+        )
+    return colour
+
+
 def run_convert(arguments: argparse.Namespace) -> int:
     """Converts, and says what came of it."""
     from .convert import convert
@@ -149,6 +171,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
             arguments.channels,
             arguments.workers,
             not arguments.quiet,
+            arguments.background,
         ),
     )
 
@@ -183,14 +206,23 @@ def _finish(arguments: argparse.Namespace, work) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
     counts = [f"{report.written} of {report.total} images are in {arguments.dest}"]
     if report.resumed:
         counts.append(f"{report.resumed} of them from before")
     if report.enlarged:
         counts.append(f"{report.enlarged} were smaller and have been enlarged")
+    if report.transparent:
+        colour = "#" + bytes(arguments.background).hex()
+        counts.append(f"{report.transparent} had transparent pixels, laid over {colour}")
+    if report.animated:
+        counts.append(f"{report.animated} hold several pictures, the first was taken")
+    if report.changed:
+        counts.append("what was made from files that have changed since was made anew")
     if report.broken:
         counts.append(f"{len(report.broken)} broken, named above")
-    print("; ".join(counts))
+    print(printable("; ".join(counts)))
     return 0
 
 
@@ -199,4 +231,6 @@ def run_info(arguments: argparse.Namespace) -> None:
     from .info import as_text, describe
 
     info = describe(arguments.source, arguments.workers, not arguments.quiet)
-    print(json.dumps(info, indent=1) if arguments.json else as_text(info))
+    for note in info["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    print(json.dumps(info, indent=1) if arguments.json else printable(as_text(info)))

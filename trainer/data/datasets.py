@@ -32,6 +32,7 @@ class FilesData:
         self.channels, self.resolution, width = first.shape
         self.encoder_name = "pixels" if first.dtype == np.uint8 else "latents"
         self.num_classes, self.classes = source.num_classes, source.classes
+        self.notes, self.renumbered = source.notes, source.renumbered
         if self.resolution != width:
             raise ValueError(
                 f"dataset: {source.where(0)} must be square, got {width}x{self.resolution} pixels; "
@@ -63,6 +64,10 @@ class FilesData:
     def digest(self) -> str:
         """See `Source.digest`."""
         return self.source.digest()
+
+    def stamp(self) -> str | None:
+        """See `Source.stamp`."""
+        return self.source.stamp()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -13,11 +13,12 @@ import torch
 from autoguide_fast.arguments import present_device
 from autoguide_fast.encoders import STABILITY_VAE, LatentEncoder
 
-from .convert import Report, fingerprint, finish, first_readable, show
-from .errors import BrokenFileError
+from .convert import Report, fingerprint, finish, first_readable, name_broken, show
+from .digest import digest
+from .errors import BrokenFileError, UnsuitableError
 from .outputs import open_output
 from .pictures import decode, encode_array
-from .sources import open_source
+from .sources import Origin, open_source
 from .threads import map_ahead
 
 
@@ -55,44 +56,52 @@ def encode(
     opened = open_source(source)
     encoder = LatentEncoder(vae)
 
-    def read(index: int) -> np.ndarray:
-        return decode(opened.read(index), opened.where(index))
-
-    shape = first_readable(opened, read).shape
+    first, image = first_readable(opened, lambda i: decode(opened.read(i), opened.where(i)))
+    shape = image.shape
     if shape[0] != 3 or shape[1] % encoder.pixels or shape[1] != shape[2]:
         raise ValueError(
             f"dataset: source must hold square RGB images of a size divisible by {encoder.pixels}, "
-            f"got {shape[2]}x{shape[1]} with {shape[0]} channels in {opened.where(0)}; run "
+            f"got {shape[2]}x{shape[1]} with {shape[0]} channels in {opened.where(first)}; run "
             "`autoguide-fast dataset convert` first"
         )
 
-    encoder.load()  # fails before the work
+    weights = encoder.load().state_dict().values()  # fails before the work
 
-    def checked(index: int) -> np.ndarray | BrokenFileError:
+    def checked(index: int) -> tuple[np.ndarray, Origin] | BrokenFileError:
         try:
-            image = read(index)
+            data, origin = opened.read_with_origin(index)
+            image = decode(data, opened.where(index))
         except BrokenFileError as error:
             return error
         if image.shape != shape:
-            raise ValueError(
+            raise UnsuitableError(
                 f"dataset: {opened.where(index)} must be {shape[2]}x{shape[1]} with 3 channels as "
                 f"the first, got {image.shape[2]}x{image.shape[1]} with {image.shape[0]}; run "
                 "`autoguide-fast dataset convert` first"
             )
-        return image
+        return image, origin
 
-    report = Report(len(opened.names))
-    options = {"command": "encode", "files": fingerprint(opened), "vae": str(vae)}
-    with _memory(batch_size), open_output(source, dest, ".npy", options) as output:
+    report = Report(len(opened.names), notes=list(opened.notes))
+    options = {"command": "encode", "files": fingerprint(opened), "vae": str(vae),
+               "weights": digest(*(w.detach().float().numpy() for w in weights))}  # fmt: skip
+    with (
+        _memory(batch_size),
+        open_output(source, dest, ".npy", options, opened.unchanged) as output,
+    ):
         todo = [i for i in range(report.total) if not output.has(i)]
-        report.resumed = report.total - len(todo)
+        report.resumed, report.changed = report.total - len(todo), output.changed
         results = map_ahead(checked, todo, workers, ahead=batch_size + 8 * workers)
         readable = show(todo, results, report, progress, "encode")
         for group in _groups(readable, batch_size):
-            images = torch.from_numpy(np.stack([image for _, image in group])).to(device)
+            images = torch.from_numpy(np.stack([image for _, (image, _) in group])).to(device)
             moments = encoder.moments(images).cpu().numpy()
-            for (index, _), each in zip(group, moments, strict=True):
-                output.write(index, encode_array(each))
+            for (index, (_, origin)), each in zip(group, moments, strict=True):
+                if np.isfinite(each).all():
+                    output.write(index, encode_array(each), origin)
+                else:
+                    name_broken(report, BrokenFileError(
+                        opened.where(index), "an image whose latents are finite", "nan or inf"
+                    ))  # fmt: skip
         report.written = finish(output, opened, report)
     return report
 

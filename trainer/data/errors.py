@@ -1,4 +1,13 @@
-"""What can be wrong with one file among many."""
+"""What can be wrong with one file among many, and with all of them together."""
+
+
+def printable(text: object) -> str:
+    """A path or text as it can be printed: file names need not be UTF-8, what is printed must."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+class UnsuitableError(ValueError):
+    """Data that the options do not fit, so that nothing of an output can be gone on with."""
 
 
 class BrokenFileError(ValueError):

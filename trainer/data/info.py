@@ -28,7 +28,7 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
     Returns:
         source, kind: what it is. images: number of files. forms: [{channels, height, width,
         encoder, images}], more than one where files differ. classes: [{class, name, images}],
-        empty without labels. broken: [{file, reason}].
+        empty without labels. broken: [{file, reason}]. notes: what a user should be told.
 
     Raises:
         ValueError: it cannot be opened.
@@ -37,7 +37,7 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
         data = open_dataset(path, "all")
         forms = {(data.channels, data.resolution, data.resolution, "pixels"): len(data)}
         return _described(path, "bundled", forms, data.labels, data.num_classes,
-                          data.classes, [])  # fmt: skip
+                          data.classes, [], [])  # fmt: skip
     source = open_source(path)
 
     def form(index: int):
@@ -52,10 +52,10 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
     results = map_ahead(form, todo, workers, ahead=8 * workers)
     forms = collections.Counter(f for _, f in show(todo, results, report, progress, "info"))
     return _described(path, source.kind, forms, source.labels, source.num_classes, source.classes,
-                      report.broken)  # fmt: skip
+                      report.broken, source.notes)  # fmt: skip
 
 
-def _described(path, kind, forms, labels, num_classes, names, broken) -> dict:
+def _described(path, kind, forms, labels, num_classes, names, broken, notes) -> dict:
     counts = [] if labels is None else np.bincount(labels, minlength=num_classes).tolist()
     names = names or [None] * len(counts)
     fields = ("channels", "height", "width", "encoder")
@@ -72,6 +72,7 @@ def _described(path, kind, forms, labels, num_classes, names, broken) -> dict:
             for i, (name, count) in enumerate(zip(names, counts, strict=True))
         ],
         "broken": [{"file": error.where, "reason": error.reason} for error in broken],
+        "notes": list(notes),
     }
 
 

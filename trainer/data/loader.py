@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .order import flips, order
@@ -72,7 +73,8 @@ class Loader:
 
     def _load(self, position: tuple[int, int]) -> Batch:
         start, count = position
-        images, labels = self.dataset.batch(order(self.seed, len(self.dataset), start, count))
+        indices = order(self.seed, len(self.dataset), start, count)
+        images, labels = self._checked(indices, *self.dataset.batch(indices))
         if self.mirror:
             chosen = flips(self.seed, start, count)
             images[chosen] = images[chosen][..., ::-1]
@@ -82,6 +84,34 @@ class Loader:
             images = images.pin_memory()
             labels = None if labels is None else labels.pin_memory()
         return Batch(start, images, labels)
+
+    def _checked(self, indices, images, labels) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a dataset gave, laid out for PyTorch; raises ValueError where it is wrong."""
+        d = self.dataset
+        images = _native(images)
+        shape = (len(indices), d.channels, d.resolution, d.resolution)
+        if images.shape != shape or images.dtype not in (np.uint8, np.float32):
+            self._refuse(f"images uint8 or float32 {list(shape)}",
+                         f"{images.dtype} {list(images.shape)}")  # fmt: skip
+        if images.dtype == np.float32:
+            bad = ~np.isfinite(images).all(axis=(1, 2, 3))
+            if bad.any():
+                self._refuse("finite numbers", f"nan or inf in number {indices[bad.argmax()]}")
+        if labels is None:
+            return images, None
+        labels = _native(labels)
+        if labels.shape != (len(indices),) or labels.dtype.kind not in "iu":
+            self._refuse(f"labels int64 [{len(indices)}]", f"{labels.dtype} {list(labels.shape)}")
+        bad = (labels < 0) | (labels >= d.num_classes)
+        if bad.any():
+            self._refuse(f"labels from 0 to {d.num_classes - 1}",
+                         f"{labels[bad.argmax()]} for number {indices[bad.argmax()]}")  # fmt: skip
+        return images, labels.astype(np.int64, copy=False)
+
+    def _refuse(self, rule: str, got: str) -> None:
+        raise ValueError(
+            f"Loader: dataset must give {rule}, got {got} from {self.dataset.name}; correct it"
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -98,3 +128,9 @@ class Loader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _native(array) -> np.ndarray:
+    """An array that may be written to, in this machine's byte order and C's order of elements."""
+    array = np.asarray(array)
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])

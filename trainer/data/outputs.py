@@ -1,7 +1,8 @@
 """Where a conversion writes: a folder or ZIP file that appears whole, or is taken up again.
 
-Beside `DEST` grow `DEST.partial` and `DEST.partial.json`, the options of the conversion. When all
-is written, the first is renamed to `DEST` and the second removed.
+Beside `DEST` grow `DEST.partial`, `DEST.partial.json`, the options of the conversion, and
+`DEST.partial.sources`, what each file was made from. When all is written, the first is renamed to
+`DEST` and the others removed.
 """
 
 from __future__ import annotations
@@ -10,30 +11,45 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .sources import LABELS, PARTIAL
+from .errors import UnsuitableError
+from .layout import LABELS
+from .origins import Origins
+from .sources import PARTIAL, Origin
 from .zip_output import ZipOutput
+
+_NUMBERED = re.compile(r"\d{5}/img(\d{8,})\.\w+")
 
 
 class FolderOutput:
     """Writes files into the folder at `path`, each whole or not at all.
 
+    Args:
+        path: the folder; made if missing.
+        keep: says of the name of a file that an earlier run left whether it is kept.
+
     names: of the files that are there.
     """
 
-    def __init__(self, path: Path, stop: str) -> None:
+    def __init__(self, path: Path, keep: Callable[[str], bool]) -> None:
         path.mkdir(exist_ok=True)
         self.path = path
         self.names = set()
-        for file in path.rglob("*"):
+        for file in sorted(path.rglob("*")):
+            if not file.is_file():
+                continue
+            name = file.relative_to(path).as_posix()
             # A file of no bytes is one that the power took before it reached the disk.
-            if file.is_file() and file.name != stop and file.stat().st_size:
-                self.names.add(file.relative_to(path).as_posix())
+            if file.stat().st_size and keep(name):
+                self.names.add(name)
+            else:
+                file.unlink()
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file."""
@@ -46,8 +62,6 @@ class FolderOutput:
 
     def finish(self) -> None:
         """Brings all to the disk."""
-        for left in self.path.rglob(".*"):
-            left.unlink()
         os.sync()
 
     def close(self) -> None:
@@ -55,10 +69,30 @@ class FolderOutput:
 
 
 class Output:
-    """What `open_output` gives: files numbered as their sources, and how to finish."""
+    """What `open_output` gives: files numbered as their sources, and how to finish.
 
-    def __init__(self, files: FolderOutput | ZipOutput, suffix: str) -> None:
-        self._files, self.suffix = files, suffix
+    changed: whether some of what an earlier run wrote was dropped, since its sources have changed.
+    """
+
+    def __init__(
+        self,
+        open_files: Callable[[Callable[[str], bool]], FolderOutput | ZipOutput],
+        suffix: str,
+        origins: Origins,
+        unchanged: Callable[[int, Origin], bool],
+    ) -> None:
+        self.suffix, self.changed = suffix, False
+        self._origins, self._unchanged = origins, unchanged
+        self._files = open_files(self._keep)
+
+    def _keep(self, name: str) -> bool:
+        match = _NUMBERED.fullmatch(name)
+        origin = self._origins.get(int(match[1])) if match else None
+        if origin is None:
+            return False
+        kept = self._unchanged(int(match[1]), origin)
+        self.changed |= not kept
+        return kept
 
     def name(self, index: int) -> str:
         """Name of file number `index`, a thousand to a folder, as in the reference's layout."""
@@ -68,8 +102,9 @@ class Output:
         """Whether the file is written."""
         return self.name(index) in self._files.names
 
-    def write(self, index: int, data: bytes) -> None:
-        """Writes file number `index`."""
+    def write(self, index: int, data: bytes, origin: Origin) -> None:
+        """Writes file number `index`, and what it was made from."""
+        self._origins.add(index, origin)
         self._files.write(self.name(index), data)
 
     def finish(self, labels: np.ndarray | None, classes: list[str] | None, count: int) -> int:
@@ -83,21 +118,32 @@ class Output:
         self._files.finish()
         return len(there)
 
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._files.close()
+
 
 @contextlib.contextmanager
 def open_output(
-    source: str | os.PathLike, dest: str | os.PathLike, suffix: str, options: dict
+    source: str | os.PathLike,
+    dest: str | os.PathLike,
+    suffix: str,
+    options: dict,
+    unchanged: Callable[[int, Origin], bool],
 ) -> Iterator[Output]:
     """Opens `dest`, which becomes a ZIP file if it ends in .zip and a folder otherwise.
 
-    On leaving without an exception, the output appears under its name. A ValueError says that the
-    data do not fit, so that nothing can be taken up: what was written is removed.
+    On leaving without an exception, the output appears under its name. After an UnsuitableError,
+    which says that other options are needed, what was written is removed; after any other it can be
+    taken up.
 
     Args:
         source: where the data come from.
         dest: must not exist, nor lie in the source.
         suffix: of the files in it.
         options: JSON values that a run which takes up another must repeat.
+        unchanged: whether source number i still is what it was when a file was made from it; what
+            has changed is made anew.
 
     Raises:
         ValueError: `dest` exists or cannot be written, another process is writing it, or an
@@ -106,6 +152,7 @@ def open_output(
     source, dest = Path(source), Path(dest)
     partial = dest.with_name(dest.name + PARTIAL)
     record = partial.with_name(partial.name + ".json")
+    sources = partial.with_name(partial.name + ".sources")
     with _writable(dest):
         if dest.exists():
             raise ValueError(
@@ -125,14 +172,18 @@ def open_output(
             _claim(file, dest)
             _same_options(file, options, partial, record)
             kind = ZipOutput if dest.suffix.lower() == ".zip" else FolderOutput
-            with contextlib.closing(kind(partial, stop=LABELS)) as files:
-                try:
-                    yield Output(files, suffix)
-                except ValueError:
-                    _remove(partial)
-                    record.unlink()
-                    raise
+            with contextlib.closing(Origins(sources)) as origins:
+                files = Output(lambda keep: kind(partial, keep), suffix, origins, unchanged)
+                with contextlib.closing(files):
+                    try:
+                        yield files
+                    except UnsuitableError:
+                        _remove(partial)
+                        record.unlink()
+                        sources.unlink()
+                        raise
             os.replace(partial, dest)
+            sources.unlink()
             record.unlink()
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
+
+from autoguide_fast.encoders import LatentEncoder
 
 from .errors import BrokenFileError
 
 _ARRAY_MAGIC = b"\x93NUMPY"
 _CHANNELS = {"L": 1, "RGB": 3}
+_ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
+_MOMENTS = 2 * LatentEncoder.channels
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
@@ -25,9 +30,10 @@ def decode(data: bytes, where: str) -> np.ndarray:
     if data.startswith(_ARRAY_MAGIC):
         return _latents(data, where)
     image = open_picture(data, where)
-    if image.mode not in _CHANNELS:
+    if image.mode not in _CHANNELS or may_be_transparent(image):
+        colour = " with a transparent colour" * (image.mode in _CHANNELS)
         raise BrokenFileError(
-            where, "an RGB or grey image of 8 bits", f"mode {image.mode}",
+            where, "an RGB or grey image of 8 bits", f"mode {image.mode}{colour}",
             "run `autoguide-fast dataset convert`",
         )  # fmt: skip
     pixels = np.asarray(image)
@@ -35,7 +41,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 
 def open_picture(data: bytes, where: str):
-    """A `PIL.Image` with its pixels read.
+    """A `PIL.Image` with its pixels read, the first of several, turned as its EXIF data say.
 
     Raises:
         BrokenFileError: it cannot be decoded.
@@ -45,6 +51,7 @@ def open_picture(data: bytes, where: str):
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+        _turn_upright(image)
     except UnidentifiedImageError:
         reason = "what no decoder knows" if data else "an empty file"
     except Exception as error:  # decoders raise what they please: SyntaxError, struct.error ...
@@ -54,8 +61,51 @@ def open_picture(data: bytes, where: str):
     raise BrokenFileError(where, "a readable image", reason) from None
 
 
+def _turn_upright(image) -> None:
+    """Turns and mirrors a picture as its EXIF data say, in place; not where they are damaged."""
+    from PIL import ImageOps
+
+    with contextlib.suppress(Exception):  # their decoder raises what it pleases
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def holds_several(image) -> bool:
+    """Whether the file of a `PIL.Image` has more than this picture; may move on to the next."""
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # what follows is damaged
+        return True
+
+
+def may_be_transparent(image) -> bool:
+    """Whether a `PIL.Image` has transparency, by pixel or by colour."""
+    return image.mode in _ALPHA or "transparency" in image.info
+
+
+def lay_over(image, background: tuple[int, int, int]):
+    """A `PIL.Image` in RGB where it had transparency, composited over a colour; and whether it did.
+
+    The colours of transparent pixels, which nobody was meant to see, are gone then. A picture whose
+    pixels are all opaque is as it was.
+    """
+    from PIL import Image
+
+    if not may_be_transparent(image):
+        return image, False
+    image = image.convert("RGBA")
+    if image.getextrema()[3][0] == 255:
+        return image.convert("RGB"), False
+    below = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(below, image).convert("RGB"), True
+
+
 def encode_png(image) -> bytes:
-    """A `PIL.Image` as PNG, compressed as little as pays: data are read more often than written."""
+    """A `PIL.Image` as PNG, compressed as little as pays: data are read more often than written.
+
+    Its pixels alone: neither profiles nor what else the picture came with.
+    """
+    image = image.copy()
+    image.info.clear()
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
@@ -71,11 +121,24 @@ def encode_array(array: np.ndarray) -> bytes:
 def _latents(data: bytes, where: str) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header may raise anything
         raise BrokenFileError(where, "a readable NPY file", error) from None
-    if array.ndim != 3 or array.dtype.kind != "f":
+    if array.ndim != 3 or array.dtype.kind != "f" or len(array) != _MOMENTS or not array.size:
         raise BrokenFileError(
-            where, "latents: floating-point numbers [C, H, W]",
+            where,
+            f"latents: floating-point numbers [{_MOMENTS}, H, W], means and standard deviations of "
+            f"{_MOMENTS // 2} channels",
             f"{array.dtype} {list(array.shape)}", "run `autoguide-fast dataset encode`",
         )  # fmt: skip
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, order="C")
+    if not np.isfinite(array).all():
+        raise BrokenFileError(where, "latents that are finite",
+                              f"{(~np.isfinite(array)).sum()} numbers that are not")  # fmt: skip
+    least = array[_MOMENTS // 2 :].min()
+    if least < 0:
+        raise BrokenFileError(
+            where, "latents whose standard deviations are >= 0", f"{least:g}",
+            "if they are logarithms of variances, store exp(x / 2)",
+        )  # fmt: skip
+    return array

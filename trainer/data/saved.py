@@ -23,6 +23,9 @@ class SavedStore:
     labels: int64 [N], or None; classes: their names, or None.
     """
 
+    reads_for_marks = False
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self._open()
@@ -74,6 +77,10 @@ class SavedStore:
     def marks(self, names: list[str]) -> str:
         """The fingerprint that the library saves with a dataset, which stands for all rows."""
         return self._fingerprint
+
+    def stamp(self, name: str) -> tuple[str, ...]:
+        """The same, of every row."""
+        return (self._fingerprint,)
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "names": self.names}

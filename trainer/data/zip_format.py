@@ -83,7 +83,8 @@ def _entries(directory: bytes, count: int, shift: int) -> tuple[list[str], np.nd
         if mark != CENTRAL_MARK:
             raise ValueError("its table of contents is damaged")
         at += CENTRAL.size
-        name = directory[at : at + n].decode("utf-8" if flags & UTF8 else "cp437")
+        raw = directory[at : at + n]
+        name = raw.decode("utf-8", "surrogateescape") if flags & UTF8 else raw.decode("cp437")
         if FULL32 in (size, packed, place):
             size, packed, place = _zip64(directory[at + n : at + n + m], size, packed, place)
         at += n + m + k

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from .zip_format import (
@@ -38,26 +39,29 @@ class ZipOutput:
 
     Args:
         path: the file; made if missing.
-        stop: name of a file that is not kept, with all that follow it.
+        keep: says of the name of a file whether it is kept; one that is not goes with all that
+            follow it.
 
     names: of the files that are in the archive.
     """
 
-    def __init__(self, path: Path, stop: str) -> None:
+    def __init__(self, path: Path, keep: Callable[[str], bool]) -> None:
         self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._entries: list[tuple[bytes, int, int, int]] = []  # name, checksum, size, place
-        self._recover(stop.encode())
+        self._recover(keep)
         self.names = {name.decode() for name, *_ in self._entries}
 
-    def _recover(self, stop: bytes) -> None:
+    def _recover(self, keep: Callable[[str], bool]) -> None:
         place = 0
         while len(header := self._file.read(LOCAL.size)) == LOCAL.size:
             signature, *_, crc, size, _, name_length, _ = LOCAL.unpack(header)
             name = self._file.read(name_length)
-            if signature != LOCAL_MARK or name == stop:
+            if signature != LOCAL_MARK:
                 break
             data = self._file.read(size)
             if len(data) < size or zlib.crc32(data) != crc:
+                break
+            if not keep(name.decode(errors="replace")):
                 break
             self._entries.append((name, crc, size, place))
             place = self._file.tell()
