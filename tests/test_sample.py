@@ -1,5 +1,7 @@
 """`sample`: what an image depends on, kinds of arguments, types, modes, reports."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from references import assert_sample, textbook
 from tolerances import assert_as_exact
 
 import autoguide_fast
-from autoguide_fast import StepInfo, sample
+from autoguide_fast import StepInfo, sample, unlabelled
 from autoguide_fast.encoders import LatentEncoder, PixelEncoder
 from autoguide_fast.schedules import rho_schedule
 from autoguide_fast.seeds import StackedRandom
@@ -82,6 +84,25 @@ def test_images_depend_on_the_seed_alone(churn, engine):
             model, guide, seeds=[seeds[i] for i in order], batch_size=batch_size, **options
         )
         assert_as_exact(part, plain[order], exact[order])
+
+
+def test_each_guide_is_the_one_that_guides():
+    """Engines are kept from call to call: for another guide, another one."""
+    model, options = tiny(), {"seeds": range(2), "num_steps": 3, "class_labels": 2}
+    results = []
+    for guide in (tiny(seed=1), tiny(seed=2), unlabelled(model), tiny(0, seed=1), model):
+        results.append(sample(model, guide, 1.5, **options))
+        assert_sample(results[-1], model, guide, 1.5, **options)
+    results.append(sample(tiny(seed=3), tiny(seed=1), 1.5, **options))
+    for one, other in itertools.combinations(results, 2):
+        assert (one - other).abs().max() > 1e-3
+
+
+def test_seeds_are_told_apart_up_to_2_to_the_32():
+    seeds = [3, 2**16 + 3, 2**31 + 3, 2**31 - 1, 2**32 - 1]
+    _, noise, _ = starts(tiny(), seeds=seeds)
+    for one, other in itertools.combinations(noise, 2):
+        assert not torch.equal(one, other)
 
 
 def test_the_same_run_twice_is_bitwise_the_same():
@@ -334,6 +355,23 @@ def test_callback_hears_of_every_step():
     assert [list(info.indices) for info in infos[::3]] == [[0, 1], [2, 3], [4]]
     assert [info.sigma for info in infos[:3]] == rho_schedule(3, dtype=torch.float32)[1:].tolist()
     assert torch.equal(torch.cat([info.x for info in infos[2::3]]), result)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, Wrapped], ids=["network", "callable"])
+def test_what_a_callback_gets_is_its_own(wrap):
+    options = {"seeds": range(3), "num_steps": 4, "S_churn": 2}
+    seen, kept = [], []
+
+    def spoil(info):
+        kept.append(info.x)
+        seen.append(info.x.clone())
+        if info.step % 2:  # of the others, see whether later steps change them
+            info.x.fill_(float("nan"))
+
+    result = sample(wrap(tiny()), callback=spoil, **options)
+    assert torch.equal(result, sample(wrap(tiny()), callback=lambda info: None, **options))
+    assert torch.equal(seen[-1], result)
+    assert all(torch.equal(kept[i], seen[i]) for i in (0, 2))
 
 
 def test_progress_bar(capsys):
