@@ -390,6 +390,20 @@ def test_states_that_are_kept_stay_as_they_were():
     assert torch.equal(first, before)
 
 
+def test_a_state_holds_until_the_step_after_the_next():
+    """As `EngineStepper` says; without a copy each."""
+    model, guide, labels = PAIRS["labelled"]
+    seen = []
+
+    def on_step(step, x):
+        assert all(torch.equal(state, before) for state, before in seen[-1:])
+        seen.append((x, x.clone()))
+
+    with torch.no_grad():
+        heun(Engine(model, guide).stepper(1.7, labels, STEPS), start(), STEPS, on_step=on_step)
+    assert len(seen) == len(STEPS)
+
+
 def test_state_in_float64_and_of_any_layout():
     model, guide, labels = PAIRS["labelled"]
     noise = torch.randn(3, 2, 8, 8, dtype=torch.float64)
