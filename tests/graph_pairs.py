@@ -1,12 +1,14 @@
-"""Pairs of small nets, run by the GPU's engine from a tape, and by the sampler as they are."""
+"""Pairs of small nets, run by the GPU's engine from a tape."""
 
 import torch
 from nets import tiny
+from references import samplings
 from tape import Tape
+from tolerances import assert_as_exact
 
 import autoguide_fast
 from autoguide_fast.engine.graph_engine import GraphEngine
-from autoguide_fast.sampler import EagerStepper, heun, plan_steps
+from autoguide_fast.sampler import plan_steps
 from autoguide_fast.schedules import rho_schedule
 
 LABELS = torch.eye(5)[[3, 1, 4]]
@@ -40,7 +42,17 @@ def churn(count=3, seed=7, dtype=torch.float32):
     return lambda: torch.randn(count, 2, 8, 8, generator=generator).to(dtype)
 
 
-def eager(case, steps, guidance=1.7, count=3, dtype=torch.float32):
-    model, guide, labels = PAIRS[case]
-    stepper = EagerStepper(model, guide, guidance, labels)
-    return heun(stepper, noise(count, dtype=dtype), steps, churn(count, dtype=dtype))
+_judges = {}  # of the samplings that several tests ask for
+
+
+def assert_samples(value, steps, case="labelled", guidance=1.7, **options):
+    """Assert that `value` is what plain PyTorch samples from `noise` and `churn`, to rounding."""
+    given = {"labels": PAIRS[case][2], "noise": noise(), **options}
+    levels = [(s.sigma_hat, s.sigma_next, s.churn_std, s.guided, s.guided_next) for s in steps]
+    count = None if given["labels"] is None else len(given["labels"])
+    key = case, guidance, *levels, count, given["noise"].shape, given["noise"].dtype
+    if key not in _judges:
+        _judges[key] = samplings(PAIRS[case][:2], steps=steps, guidance=guidance,
+                                 churn=churn, **given)  # fmt: skip
+    assert value.dtype == given["noise"].dtype
+    assert_as_exact(value, *_judges[key])

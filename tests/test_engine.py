@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tolerances import ENGINE, GOLDEN_SAMPLES, relative_error
+from references import assert_sampled, textbook
+from tolerances import ENGINE, relative_error
 
 import autoguide_fast
 from autoguide_fast import engine
@@ -21,7 +22,6 @@ from autoguide_fast.generate import _check_finite
 from autoguide_fast.networks import Precond
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
-from autoguide_fast.textbook import TextbookPrecond
 
 
 def make_net(channels=16, label_dim=10, seed=0, size=8, images=2, **options):
@@ -60,11 +60,6 @@ def evaluation(net, batch):
     return torch.randn(shape, generator=generator), torch.tensor(0.7), labels
 
 
-def textbook(net, x, sigma, labels):
-    labels = None if labels is None else labels.double()
-    return TextbookPrecond(net).double()(x.double(), sigma.double(), labels)
-
-
 @pytest.fixture(params=[1, 2, 3])
 def threads(request):
     before = torch.get_num_threads()
@@ -80,7 +75,7 @@ def test_evaluation(name, dtype, isa):
     prepared = Engine(net, dtype=dtype).model
     for batch in (1, 3):
         arguments = evaluation(net, batch)
-        expected = textbook(net, *arguments)
+        expected = textbook(net)(*arguments)
         assert relative_error(prepared(*arguments), expected) < ENGINE[dtype]
 
 
@@ -90,16 +85,19 @@ def test_evaluation_by_several_threads(name, batch, threads):
     net = NETS[name]()
     arguments = evaluation(net, batch)
     result = Engine(net).model(*arguments)
-    assert relative_error(result, textbook(net, *arguments)) < ENGINE[torch.float32]
+    assert relative_error(result, textbook(net)(*arguments)) < ENGINE[torch.float32]
 
 
 STEPS = plan_steps(rho_schedule(6), guidance=1.7)
 
 
+def start():
+    return torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
 def run(stepper, steps=STEPS):
-    noise = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return heun(stepper, noise, steps)
+        return heun(stepper, start(), steps)
 
 
 LABELS = torch.eye(10)[[3, 1, 4]]
@@ -118,7 +116,7 @@ PAIRS = {
 def test_guided_samples_agree_with_the_networks(case):
     model, guide, labels = PAIRS[case]
     result = run(Engine(model, guide).stepper(1.7, labels, STEPS))
-    assert relative_error(result, run(EagerStepper(model, guide, 1.7, labels))) < GOLDEN_SAMPLES
+    assert_sampled(result, (model, guide), labels, STEPS, start())
 
 
 def test_levels_and_labels_of_each_image():
@@ -127,7 +125,7 @@ def test_levels_and_labels_of_each_image():
     x, _, labels = evaluation(net, 3)
     for sigma in (torch.tensor([0.1, 1.0, 9.0]), torch.tensor(2.0), 2.0):
         for rows in (labels, labels[:1], None):
-            expected = net(x, sigma, rows)
+            expected = textbook(net)(x, sigma, rows)
             assert relative_error(prepared(x, sigma, rows), expected) < ENGINE[torch.float32]
 
 
@@ -344,7 +342,7 @@ def test_counted_work_is_that_of_the_textbook():
     net = NETS["three_levels"]()
     counter = FlopCounterMode(display=False)
     with counter:
-        TextbookPrecond(net)(*evaluation(net, 1))
+        textbook(net, torch.float32)(*evaluation(net, 1))
     expected = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     lowered = Engine(net).model.lowered
     work = zip(lowered.names, lowered.flops, strict=True)
@@ -392,17 +390,29 @@ def test_states_that_are_kept_stay_as_they_were():
     assert torch.equal(first, before)
 
 
+def test_a_state_holds_until_the_step_after_the_next():
+    """As `EngineStepper` says; without a copy each."""
+    model, guide, labels = PAIRS["labelled"]
+    seen = []
+
+    def on_step(step, x):
+        assert all(torch.equal(state, before) for state, before in seen[-1:])
+        seen.append((x, x.clone()))
+
+    with torch.no_grad():
+        heun(Engine(model, guide).stepper(1.7, labels, STEPS), start(), STEPS, on_step=on_step)
+    assert len(seen) == len(STEPS)
+
+
 def test_state_in_float64_and_of_any_layout():
     model, guide, labels = PAIRS["labelled"]
     noise = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     stepper = Engine(model, guide).stepper(1.7, labels, STEPS)
-    expected = heun(EagerStepper(model, guide, 1.7, labels), noise, STEPS)
     for layout in (torch.contiguous_format, torch.channels_last):
         result = heun(stepper, noise.contiguous(memory_format=layout), STEPS)
-        assert result.dtype == torch.float64
-        assert relative_error(result, expected) < GOLDEN_SAMPLES
-    single = heun(stepper, noise.float(), STEPS)
-    assert relative_error(single, expected) < GOLDEN_SAMPLES
+        assert_sampled(result, (model, guide), labels, STEPS, noise)
+    single = noise.float()
+    assert_sampled(heun(stepper, single, STEPS), (model, guide), labels, STEPS, single)
 
 
 def test_memory_is_bounded_and_known(threads):

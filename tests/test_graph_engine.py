@@ -6,8 +6,9 @@ import pytest
 import simulator
 import torch
 from golden import golden, golden_net
-from graph_pairs import LABELS, PAIRS, churn, eager, make, noise, plan
+from graph_pairs import LABELS, PAIRS, assert_samples, churn, make, noise, plan
 from nets import tiny
+from references import assert_sample, textbook
 from tape import Tape
 from tolerances import BAKED, GOLDEN_SAMPLES, relative_error
 
@@ -17,7 +18,6 @@ from autoguide_fast.engine.graph_engine import GraphEngine
 from autoguide_fast.networks import Block
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import Churn, rho_schedule
-from autoguide_fast.textbook import TextbookPrecond
 
 SCHEDULES = {
     "plain": {},
@@ -52,7 +52,7 @@ def test_evaluation(name, dtype):
         for rows in (labels, None if labels is None else labels[:1], None):
             value = baked(noise(), sigma, rows)
             level = torch.as_tensor(sigma).double()
-            reference = TextbookPrecond(net).double()(
+            reference = textbook(net)(
                 noise().double(), level, None if rows is None else rows.double()
             )
             assert relative_error(value, reference) < BAKED[dtype]
@@ -80,10 +80,9 @@ def test_float8_is_what_multiplies():
 def test_samples_agree_with_the_networks(case):
     engine, labels = make(case)
     steps = plan()
-    expected = eager(case, steps)
     stepper = engine.stepper(1.7, labels, steps)
-    assert relative_error(stepper.whole(noise()), expected) < GOLDEN_SAMPLES
-    assert relative_error(heun(stepper, noise(), steps), expected) < GOLDEN_SAMPLES
+    assert_samples(stepper.whole(noise()), steps, case)
+    assert_samples(heun(stepper, noise(), steps), steps, case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -91,12 +90,11 @@ def test_samples_agree_with_the_networks(case):
 def test_schedules_agree_with_the_networks(name, dtype):
     engine, labels = make()
     steps = plan(**SCHEDULES[name])
-    expected = eager("labelled", steps, dtype=dtype)
     stepper = engine.stepper(1.7, labels, steps)
     whole = stepper.whole(noise(dtype=dtype), churn(dtype=dtype))
     halves = heun(stepper, noise(dtype=dtype), steps, churn(dtype=dtype))
     assert whole.dtype == dtype
-    assert relative_error(whole, expected) < GOLDEN_SAMPLES
+    assert_samples(whole, steps, noise=noise(dtype=dtype))
     assert torch.equal(whole, halves)
 
 
@@ -106,7 +104,9 @@ def test_samples_in_half_precision(dtype):
     steps = plan()
     value = engine.stepper(1.7, labels, steps).whole(noise())
     assert value.dtype == torch.float32
-    assert 1e-5 < relative_error(value, eager("labelled", steps)) < 2 * BAKED[dtype]
+    model, guide, _ = PAIRS["labelled"]
+    expected = heun(EagerStepper(model, guide, 1.7, labels), noise(), steps)
+    assert 1e-5 < relative_error(value, expected) < 2 * BAKED[dtype]
 
 
 def test_bundled_pair_in_half_precision():
@@ -138,10 +138,9 @@ def test_samples_through_the_simulated_kernels():
     """What a GPU runs between convolutions, thread by thread, from a tape."""
     engine, labels = make()
     steps = plan_steps(rho_schedule(2, sigma_min=0.5, sigma_max=3), guidance=1.7)
-    expected = eager("labelled", steps)
     with simulator.simulating():
         value = engine.stepper(1.7, labels, steps).whole(noise())
-    assert relative_error(value, expected) < GOLDEN_SAMPLES
+    assert_samples(value, steps)
 
 
 # --- what a recording depends on ----------------------------------------------------------------
@@ -152,10 +151,8 @@ def test_one_recording_serves_any_schedule_weight_labels_and_noise():
     for guidance, sigma_max, rows in ((1.7, 80, labels), (3.0, 20, labels[:1]), (0.5, 40, None)):
         options = {"churn": Churn(4 * guidance)}
         steps = plan(guidance=guidance, sigma_max=sigma_max, **options)
-        model, guide, _ = PAIRS["labelled"]
-        expected = heun(EagerStepper(model, guide, guidance, rows), noise(), steps, churn())
         value = engine.stepper(guidance, rows, steps).whole(noise(), churn())
-        assert relative_error(value, expected) < GOLDEN_SAMPLES
+        assert_samples(value, steps, guidance=guidance, labels=rows)
     assert engine.recorder.recorded == 1
     for guidance, sigma_max in ((1.7, 80), (3.0, 20)):
         steps = plan(guidance=guidance, sigma_max=sigma_max)
@@ -236,7 +233,7 @@ def test_long_runs_are_recorded_half_by_half(monkeypatch):
     steps = plan()
     value = engine.stepper(1.7, labels, steps).whole(noise())
     assert {key[0] for key in engine._recordings} == {"first", "second"}
-    assert relative_error(value, eager("labelled", steps)) < GOLDEN_SAMPLES
+    assert_samples(value, steps)
 
 
 def test_nets_run_beside_each_other_where_one_leaves_room():
@@ -260,16 +257,15 @@ def test_sample_takes_a_graph_engine():
     engine = GraphEngine(model, guide, recorder=Tape())
     infos = []
     options = {"guidance": 1.7, "seeds": range(5), "num_steps": 4, "S_churn": 6, "batch_size": 2}
-    expected = autoguide_fast.sample(model, guide, **options)
     whole = engine.sample(**options)
     assert {key[0] for key in engine._recordings} == {"whole"}
     watched = autoguide_fast.sample(engine, callback=infos.append, **options)
     barred = engine.sample(progress=True, **options)
-    assert relative_error(whole, expected) < GOLDEN_SAMPLES
+    assert_sample(whole, model, guide, **options)
     assert torch.equal(watched, whole) and torch.equal(barred, whole)
     assert torch.equal(torch.cat([info.x for info in infos[3::4]]), whole)
-    alone = engine.sample(**{**options, "seeds": [3]})
-    assert relative_error(alone, whole[3:4]) < GOLDEN_SAMPLES  # whatever it was recorded with
+    few = {**options, "seeds": [3]}
+    assert_sample(engine.sample(**few), model, guide, **few)  # whatever it was recorded with
     assert engine.sample(seeds=[]).shape == (0, 2, 8, 8)
     assert not any(name.startswith("emb") for name, _ in engine.model.unet.named_children())
 

@@ -5,16 +5,16 @@ import weakref
 
 import pytest
 import torch
-from graph_pairs import LABELS, PAIRS, churn, eager, make, noise, plan
+from graph_pairs import LABELS, assert_samples, churn, make, noise, plan
 from nets import tiny
+from references import assert_sample
 from tape import Tape
-from tolerances import GOLDEN_SAMPLES, relative_error
 
 import autoguide_fast
 from autoguide_fast import generate
 from autoguide_fast.engine import graph_engine
 from autoguide_fast.engine.graph_engine import GraphEngine
-from autoguide_fast.sampler import EagerStepper, heun
+from autoguide_fast.sampler import heun
 from autoguide_fast.schedules import Churn
 
 
@@ -38,13 +38,12 @@ SHORTAGES = {
 def test_a_batch_for_which_memory_does_not_last_is_split_once(name, launches):
     engine, labels = make(recorder=Tape(2, SHORTAGES[name], launches))
     steps = plan(churn=Churn(8))
-    expected = eager("labelled", steps)
     stepper = engine.stepper(1.7, labels, steps)
     with pytest.warns(UserWarning, match="does not last for 3 images at a time .* running 2 at"):
         value = stepper.whole(noise(), churn())
-    assert relative_error(value, expected) < GOLDEN_SAMPLES
+    assert_samples(value, steps)
     halves = heun(stepper, noise(), steps, churn())  # remembers, and does not warn again
-    assert relative_error(halves, expected) < GOLDEN_SAMPLES
+    assert_samples(halves, steps)
     assert [len(tensor) for _, tensor in stepper.outputs] == [3] * len(stepper.outputs)
 
 
@@ -61,8 +60,7 @@ def test_a_batch_that_does_not_fit_in_halves_is_an_error_and_the_engine_goes_on(
             run(noise())
         assert not engine._recordings
     one = engine.stepper(1.7, labels[:1], steps).whole(noise(1))
-    expected = heun(EagerStepper(*PAIRS["labelled"][:2], 1.7, labels[:1]), noise(1), steps)
-    assert relative_error(one, expected) < GOLDEN_SAMPLES
+    assert_samples(one, steps, labels=labels[:1], noise=noise(1))
 
 
 @pytest.mark.parametrize("launches", [False, True], ids=["recording", "running"])
@@ -74,7 +72,7 @@ def test_another_error_is_handed_on_and_the_engine_goes_on(launches):
     engine.close()
     value = engine.stepper(1.7, labels, plan()).whole(noise())
     assert engine.largest is None
-    assert relative_error(value, eager("labelled", plan())) < GOLDEN_SAMPLES
+    assert_samples(value, plan())
 
 
 @pytest.mark.parametrize("name", SHORTAGES)
@@ -89,7 +87,7 @@ def test_an_engine_for_which_memory_does_not_last_leaves_the_recorder_free(name,
     assert not tape.inside and not tape.is_apart
     engine, labels = make(recorder=tape)
     value = engine.stepper(1.7, labels, plan()).whole(noise())
-    assert relative_error(value, eager("labelled", plan())) < GOLDEN_SAMPLES
+    assert_samples(value, plan())
 
 
 @pytest.mark.parametrize("name", SHORTAGES)
@@ -97,12 +95,11 @@ def test_sample_goes_on_without_an_engine_where_memory_does_not_last(name, monke
     def full(*nets):
         raise SHORTAGES[name]
 
-    net = tiny()
-    expected = autoguide_fast.sample(net, seeds=range(2), num_steps=3)
+    net, options = tiny(), {"seeds": range(2), "num_steps": 3}
     monkeypatch.setattr(generate, "cached", full)
     with pytest.warns(UserWarning, match="memory does not last for an Engine"):
-        value = autoguide_fast.sample(net, seeds=range(2), num_steps=3)
-    assert relative_error(value, expected) < GOLDEN_SAMPLES
+        value = autoguide_fast.sample(net, **options)
+    assert_sample(value, net, **options)
 
 
 def test_what_was_recorded_is_given_back():

@@ -1,15 +1,16 @@
 """The denoiser: golden values, every option, its calls, gradients, compilation, bad input."""
 
+import copy
 import json
 
 import pytest
 import torch
 from golden import golden, golden_net, state_dict
 from nets import tiny
-from tolerances import GOLDEN_NETWORK, relative_error
+from references import assert_denoised, assert_gradients, gradients, textbook
+from tolerances import GOLDEN_NETWORK, OP, assert_as_exact, relative_error
 
 from autoguide_fast.networks import Block, Precond
-from autoguide_fast.textbook import TextbookPrecond
 
 NAMES = ("denoiser_conditional", "denoiser_unconditional")
 
@@ -94,10 +95,12 @@ NO_EFFECT = ("defaults_of_the_small_net", "no_clip", "logvar_channels", "use_fp1
 def test_every_option_agrees_with_the_textbook(case):
     net = tiny(**OPTIONS[case])
     x, sigma, labels = tiny_input(net)
-    result = net(x, sigma, labels, return_logvar=True)
-    reference = TextbookPrecond(net)(x, sigma, labels, return_logvar=True)
-    for value, expected in zip(result, reference, strict=True):
-        assert relative_error(value, expected) < GOLDEN_NETWORK
+    result, plain, exact = (
+        run(x, sigma, labels, return_logvar=True)
+        for run in (net, textbook(net, torch.float32), textbook(net))
+    )
+    for values in zip(result, plain, exact, strict=True):
+        assert_as_exact(*values)
     if case not in NO_EFFECT:
         plain = tiny()(x, sigma, labels)
         assert relative_error(result[0], plain) > 1e-3, "the option changes nothing"
@@ -119,18 +122,17 @@ def test_shapes_of_sigma(shape):
     net = tiny()
     x, _, labels = tiny_input(net)
     sigma = torch.full(shape, 0.7)
-    expected = torch.cat([net(x[i : i + 1], 0.7, labels[i : i + 1]) for i in range(3)])
-    assert relative_error(net(x, sigma, labels), expected) < GOLDEN_NETWORK
-    assert relative_error(net(x, sigma.double(), labels), expected) < GOLDEN_NETWORK
+    alone = torch.cat([net(x[i : i + 1], 0.7, labels[i : i + 1]) for i in range(3)])
+    for value in (alone, net(x, sigma, labels), net(x, sigma.double(), labels)):
+        assert_denoised(value, net, x, sigma, labels)
 
 
 def test_one_row_of_labels_serves_all_images():
     net = tiny()
     x, sigma, labels = tiny_input(net)
     row = labels[1:2]
-    assert relative_error(net(x, sigma, row), net(x, sigma, row.expand(3, -1))) < GOLDEN_NETWORK
-    zeros = torch.zeros(3, 5)
-    assert relative_error(net(x, sigma), net(x, sigma, zeros)) < GOLDEN_NETWORK
+    assert_denoised(net(x, sigma, row), net, x, sigma, row.expand(3, -1))
+    assert_denoised(net(x, sigma), net, x, sigma, torch.zeros(3, 5))
 
 
 def test_net_without_labels_ignores_them():
@@ -222,16 +224,8 @@ def test_dropout_acts_in_training_mode_only():
 def test_gradients_agree_with_the_textbook():
     net = tiny()
     x, sigma, labels = tiny_input(net)
-    gradients = []
-    for denoiser in (net, TextbookPrecond(net)):
-        net.zero_grad()
-        x = x.detach().requires_grad_(True)
-        denoised, logvar = denoiser(x, sigma, labels, return_logvar=True)
-        (denoised.square().sum() + logvar.sum()).backward()
-        named = {k: p.grad.clone() for k, p in net.named_parameters()}
-        gradients.append({**named, "x": x.grad.clone()})
-    for name, gradient in gradients[0].items():
-        assert relative_error(gradient, gradients[1][name]) < 1e-4, name
+    found = gradients(net, net.named_parameters(), x, sigma, labels)
+    assert_gradients(found, net, x, sigma, labels)
 
 
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -259,31 +253,29 @@ def test_compiles_as_one_graph(fresh_compiler):
     net = tiny().requires_grad_(False)
     x, sigma, labels = tiny_input(net)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    assert relative_error(compiled(x, sigma, labels), net(x, sigma, labels)) < GOLDEN_NETWORK
+    assert_denoised(compiled(x, sigma, labels), net, x, sigma, labels)
 
 
 def test_compiles_for_training(fresh_compiler):
     """Gradients, and the weights that training mode replaces."""
-    results = []
-    for compiled in (False, True):
-        net = tiny(channel_mult=[1], num_blocks=0, attn_resolutions=[]).train()
-        x, sigma, labels = tiny_input(net)
-        run = torch.compile(net, fullgraph=True, backend="aot_eager") if compiled else net
-        run(x, sigma, labels).square().sum().backward()
-        results.append(net.state_dict())
-        results[-1].update({f"{k} grad": p.grad for k, p in net.named_parameters() if "unet" in k})
-    for name, value in results[1].items():
-        assert relative_error(value, results[0][name]) < 1e-5, name
+    net = tiny(channel_mult=[1], num_blocks=0, attn_resolutions=[]).train()
+    start = copy.deepcopy(net)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x, sigma, labels = tiny_input(net)
+    found = gradients(compiled, net.named_parameters(), x, sigma, labels)
+    assert_gradients(found, start, x, sigma, labels)
+    start(x, sigma, labels, return_logvar=True)  # replaces its weights
+    for name, value in start.state_dict().items():
+        assert relative_error(net.state_dict()[name], value) < OP[torch.float32], name
 
 
 def test_channels_last_and_strided_input():
     net = tiny()
     x, sigma, labels = tiny_input(net)
-    expected = net(x, sigma, labels)
     wide = torch.zeros(3, 4, 8, 16)
     wide[:, ::2, :, ::2] = x
     for view in (x.contiguous(memory_format=torch.channels_last), wide[:, ::2, :, ::2]):
-        assert relative_error(net(view, sigma, labels), expected) < GOLDEN_NETWORK
+        assert_denoised(net(view, sigma, labels), net, x, sigma, labels)
 
 
 def test_empty_batch():

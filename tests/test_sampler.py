@@ -7,7 +7,13 @@ import pytest
 import torch
 from golden import golden, golden_net
 from nets import tiny
-from tolerances import GOLDEN_SAMPLES, GOLDEN_SAMPLES_FLOAT64_STATE, relative_error
+from references import assert_sample, textbook
+from tolerances import (
+    GOLDEN_SAMPLES,
+    GOLDEN_SAMPLES_FLOAT64_STATE,
+    assert_as_exact,
+    relative_error,
+)
 
 from autoguide_fast import sample, unlabelled
 from autoguide_fast.guidance import guided_denoiser
@@ -180,29 +186,32 @@ def test_guidance_of_one_never_runs_the_guide():
 def test_guide_runs_inside_the_interval_only():
     low, high = 0.3, 3.0
     model, guide = Counted(gaussian), Counted(lambda x, sigma, _: 0.5 * gaussian(x, sigma))
-    noise = torch.randn(2, 3)
-    result = sample(model, guide, 2.0, noise=noise, interval=(low, high))
+    options = {"noise": torch.randn(2, 3), "dtype": torch.float64}
+    result = sample(model, guide, 2.0, interval=(low, high), **options)
     assert guide.sigmas == [s for s in model.sigmas if low < s <= high]
     assert 0 < len(guide.sigmas) < 63
     # One denoiser made of both says the same, with an interval and without one.
     for interval, expected in (((low, high), result), (None, None)):
         if expected is None:
-            expected = sample(gaussian, guide, 2.0, noise=noise)
+            expected = sample(gaussian, guide, 2.0, **options)
         combined = guided_denoiser(gaussian, guide, 2.0, interval)
-        assert relative_error(sample(combined, noise=noise), expected) < 1e-5
+        assert relative_error(sample(combined, **options), expected) < 1e-12
 
 
 def test_interval_on_networks():
     model, guide = tiny(), tiny(seed=1)
     options = {"seeds": range(3), "num_steps": 6}
     inside = sample(model, guide, 1.8, interval=(0.1, 5), **options)
-    combined = guided_denoiser(model, guide, 1.8, (0.1, 5))
-    combined.label_dim, combined.img_resolution, combined.img_channels = 5, 8, 2
-    assert relative_error(inside, sample(combined, **options)) < GOLDEN_SAMPLES
+    combinations = []
+    for dtype in (torch.float32, torch.float64):
+        combined = guided_denoiser(textbook(model, dtype), textbook(guide, dtype), 1.8, (0.1, 5))
+        combined.label_dim, combined.img_resolution, combined.img_channels = 5, 8, 2
+        combinations.append(sample(combined, dtype=dtype, **options))
+    assert_as_exact(inside, *combinations)
     everywhere = sample(model, guide, 1.8, interval=(0, math.inf), **options)
-    assert relative_error(everywhere, sample(model, guide, 1.8, **options)) < 1e-6
+    assert_sample(everywhere, model, guide, 1.8, **options)
     nowhere = sample(model, guide, 1.8, interval=(90, 100), **options)
-    assert relative_error(nowhere, sample(model, **options)) < 1e-6
+    assert_sample(nowhere, model, **options)
     assert relative_error(inside, everywhere) > 1e-3
 
 
@@ -210,11 +219,12 @@ def test_classifier_free_guidance():
     """From a guide without labels, and from the model's own unlabelled output."""
     model, options = tiny(), {"seeds": range(3), "num_steps": 4}
     own = sample(model, unlabelled(model), 1.5, **options)
-    explicit = Counted(lambda x, sigma, class_labels: model(x, sigma, None))
-    assert relative_error(own, sample(model, explicit, 1.5, **options)) < GOLDEN_SAMPLES
+    explicit = Counted(lambda x, sigma, class_labels: textbook(model)(x, sigma, None))
+    exact = sample(textbook(model), explicit, 1.5, dtype=torch.float64, **options)
+    assert_as_exact(own, sample(model, explicit, 1.5, **options), exact)
     assert relative_error(own, sample(model, **options)) > 1e-3
     guide = tiny(label_dim=0, seed=1)
     counted = Counted(guide, label_dim=0)
-    result = sample(model, guide, 1.5, **options)
-    assert relative_error(result, sample(model, counted, 1.5, **options)) < GOLDEN_SAMPLES
+    assert_sample(sample(model, guide, 1.5, **options), model, guide, 1.5, **options)
+    assert_sample(sample(model, counted, 1.5, **options), model, guide, 1.5, **options)
     assert counted.labels == [None] * 7

@@ -48,6 +48,11 @@ def test_bad_levels(options, error, message):
         rho_schedule(**options)
 
 
+def test_defaults_are_the_published_ones():
+    assert torch.equal(rho_schedule(), rho_schedule(32, 0.002, 80.0, 7.0, torch.float64))
+    assert Churn() == Churn(0.0, 0.0, math.inf, 1.0)
+
+
 def test_rho_of_one_is_linear():
     assert rho_schedule(5, 1, 3, 1).tolist() == pytest.approx([3, 2.5, 2, 1.5, 1, 0])
 

@@ -31,6 +31,9 @@ def test_depends_on_the_seed_alone():
 def test_seeds_count_modulo_2_to_the_32():
     for part, expected in zip(drawn([2**32 + 3, 2**64 + 3]), drawn([3, 3]), strict=True):
         assert torch.equal(part, expected)
+    normal, whole, double = drawn([3, 2**16 + 3, 2**31 + 3, 2**31 - 1, 2**32 - 1])
+    for part in (normal, whole, double):
+        assert len(part.unique(dim=0)) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The simulator of CUDA kernels notices what is wrong with a kernel, and the kernels stand it."""
 
-import contextlib
+import copy
 import ctypes
 import os
 import subprocess
@@ -11,9 +11,9 @@ import pytest
 import simulator
 import torch
 from nets import tiny
-from tolerances import relative_error
+from references import assert_gradients, assert_sample, gradients
 
-from autoguide_fast import ops, sample
+from autoguide_fast import load, ops, sample
 
 pytestmark = pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
 
@@ -192,18 +192,15 @@ def test_sampling_through_the_kernels():
     with simulator.simulating():
         value = sample("digits", **options)
     assert not torch.equal(value, expected)  # the CPU's loops add up in another order
-    assert relative_error(value, expected) < 1e-4  # three steps this coarse magnify rounding
+    assert_sample(value, load("digits"), load("digits-guide"), **options)
 
 
 def test_training_through_the_kernels():
     """One gradient of a network, every operator forward and backward a simulated kernel."""
     x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for kernels in (contextlib.nullcontext(), simulator.simulating()):
-        net = tiny(label_dim=4).train()  # anew: the forward pass replaces its weights
-        with kernels:
-            y = net(x, torch.tensor([0.5, 2.0]), torch.eye(4)[:2])
-            gradients.append(torch.autograd.grad(y.square().sum(), list(net.unet.parameters())))
-    names = [name for name, _ in net.unet.named_parameters()]
-    for name, expected, value in zip(names, *gradients, strict=True):
-        assert relative_error(value, expected) < 1e-4, name
+    net = tiny(label_dim=4).train()
+    start = copy.deepcopy(net)  # the forward pass replaces the weights
+    arguments = x, torch.tensor([0.5, 2.0]), torch.eye(4)[:2]
+    with simulator.simulating():
+        found = gradients(net, net.named_parameters(), *arguments)
+    assert_gradients(found, start, *arguments)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from references import assert_step
+from tolerances import LOSS
 from torch._inductor import config
 
 from autoguide_fast.trainer import step
 from autoguide_fast.trainer.options import TrainOptions
-
-# Fused loops round otherwise. A gain's gradient is a sum in which a whole layer's terms nearly
-# cancel.
-GRADIENT = 1e-5
-GRADIENT_OF_GAIN = 2e-4
-LOSS = 1e-4
 
 
 @pytest.fixture
@@ -34,17 +30,10 @@ def test_a_compiled_step_is_the_step():
         plain.step()  # gains begin at 0, and with them most gradients
     compiled = step.Trainer(TrainOptions(**options, compile=True))
     compiled.load_state_dict(plain.state_dict())
-    losses = plain.step(), compiled.step()
-    assert losses[0] == pytest.approx(losses[1], rel=LOSS)
+    assert assert_step(plain) == pytest.approx(assert_step(compiled), rel=LOSS)
     assert compiled.net._compiled_call_impl is not None
     assert not config.layout_optimization  # with it, gradients have been found wrong
-    for (name, p), q in zip(plain.net.named_parameters(), compiled.net.parameters(), strict=True):
-        assert p.grad.norm() > 0, name
-        error = (p.grad - q.grad).norm() / p.grad.norm()
-        assert error < (GRADIENT if p.ndim else GRADIENT_OF_GAIN), (name, error)
-    losses = [(plain.step(), compiled.step()) for _ in range(3)]
-    for one, other in losses:
-        assert one == pytest.approx(other, rel=LOSS)
+    assert_step(compiled)  # also with the weights that the first one left
 
 
 @pytest.mark.parametrize("other", ["compile", "graph"])

@@ -149,6 +149,8 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
         (lambda: ema.sigma_rel_to_gamma(0.3), "sigma_rel must lie in"),
         (lambda: ema.sigma_rel_to_gamma(0.0), "sigma_rel must lie in"),
         (lambda: ema.power_function_beta(0.1, 8, 16), "t_delta must lie in"),
+        (lambda: ema.power_function_beta(0.1, 8, -1), "t_delta must lie in"),
+        (lambda: ema.power_function_beta(0.1, 0, 0), "t_delta must lie in"),
         (lambda: ema.posthoc_coefficients([1], [0.1, 0.2], [1], [0.1]), "of one length"),
         (lambda: ema.posthoc_coefficients([0], [0.1], [1], [0.1]), "in_nimg must be > 0"),
         (lambda: ema.posthoc_coefficients([1, 1], [0.1] * 2, [1], [0.1]), "must differ"),
@@ -168,3 +170,17 @@ def test_bad_input(call, message):
 
 def test_learning_rate_without_ramp_and_decay():
     assert learning_rate(1e12, 8, 0.02, t_ref=0, rampup_nimg=0) == 0.02
+
+
+def test_averages_come_back_from_a_checkpoint():
+    net = torch.nn.Linear(2, 2)
+    averages = ema.PowerFunctionEMA(net)
+    assert averages.sigma_rels == [0.05, 0.10]  # as published
+    averages.update(8, 8)
+    state = averages.state_dict()
+    again = ema.PowerFunctionEMA(torch.nn.Linear(2, 2))
+    again.load_state_dict(state)
+    for one, other in zip(averages.emas, again.emas, strict=True):
+        assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, net.bias)
+    with pytest.raises(ValueError, match=r"sigma_rels must stay \[0.05, 0.1\] .*got \[0.2, 0.1\]"):
+        ema.PowerFunctionEMA(net, (0.2, 0.1)).load_state_dict(state)
