@@ -107,8 +107,8 @@ class Snapshots:
         """The same for the same snapshots, wherever they lie; of their headers alone."""
         digest = hashlib.sha256()
         for path in self.files:
-            header, checksum = checkpoints.read_header(path, "Snapshots")
-            digest.update(json.dumps([path.name, header, checksum]).encode())
+            header = checkpoints.read_header(path, "Snapshots")
+            digest.update(json.dumps([path.name, header]).encode())
         return digest.hexdigest()[:32]
 
     def nearest_time(self, share: float) -> int:
@@ -156,7 +156,7 @@ def _read(path: Path, what: Callable[[Path], Read]) -> Read:
 
 def _moment(path: Path) -> tuple[int, float]:
     """Images seen and sigma_rel, as the header has them."""
-    header, _ = checkpoints.read_header(path, "Snapshots")
+    header = checkpoints.read_header(path, "Snapshots")
     try:
         return int(header["nimg"]), float(header["sigma_rel"])
     except (KeyError, TypeError, ValueError):

@@ -1,19 +1,22 @@
 """The file of a network: safetensors with a header and a checksum.
 
 The entry `autoguide_fast` of the file's metadata is the header, JSON: `config` (the arguments of
-`Precond`), `encoder` (a name or null), `digest` (the kind of the checksum) and whatever else was
-recorded when saving. The entry `autoguide_fast_digest` is the checksum of the header and of the
-tensors' names, types, shapes and bytes; files of earlier versions have none.
+`Precond`), `encoder` (a name or null), `digest` (the kind of the checksum), whatever else was
+recorded when saving, and at its end `checksum`: of the header up to there and of the tensors'
+names, types, shapes and bytes. Files of earlier versions have neither of the two.
 """
 
 import json
+import re
 
 import torch
 
 METADATA_KEY = "autoguide_fast"
-DIGEST_KEY = "autoguide_fast_digest"
 DIGEST = "xxh3_128"
-OWN = ("config", "encoder", "digest")  # in the header; what else it holds is `net.info`
+OWN = ("config", "encoder", "digest", "checksum")  # what else a header holds is `net.info`
+
+# In the one entry, since safetensors writes several in any order: equal nets make equal files.
+_CHECKSUM = re.compile(r', "checksum": "([0-9a-f]{32})"\}$')
 
 
 def read(path, function):
@@ -26,11 +29,16 @@ def read(path, function):
 
     try:
         with safe_open(path, framework="pt") as file:
-            text, header, digest = _header(path, file, function)
+            text, header = _header(path, file, function)
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise _unreadable(path, function, error) from None
-    if (digest or header.get("digest") == DIGEST) and _digest(text, tensors) != digest:
+    found = _CHECKSUM.search(text)
+    if found:
+        whole = found[1] == _checksum(text[: found.start()] + "}", tensors)
+    else:
+        whole = header.get("digest") != DIGEST  # which tells of a checksum that is not there
+    if not whole:
         raise ValueError(
             f"{function}: {path} must have the contents that were saved, got others by its "
             "checksum: it is damaged, or another program has changed it; restore it, or save the "
@@ -40,7 +48,7 @@ def read(path, function):
 
 
 def read_header(path, function):
-    """The header of a file, and its checksum or None, without a look at the tensors.
+    """The header of a file, without a look at the tensors.
 
     Raises ValueError, in the name of `function`, for a file that is not such a checkpoint, or whose
     length is not what its tensors need.
@@ -49,22 +57,21 @@ def read_header(path, function):
 
     try:
         with safe_open(path, framework="pt") as file:
-            return _header(path, file, function)[1:]
+            return _header(path, file, function)[1]
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise _unreadable(path, function, error) from None
 
 
 def _header(path, file, function):
-    """The header of an open file as text and as a dict, and its checksum or None."""
-    metadata = file.metadata() or {}
-    text = metadata.get(METADATA_KEY, "null")
+    """The header of an open file as text and as a dict."""
+    text = (file.metadata() or {}).get(METADATA_KEY, "null")
     header = json.loads(text)
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise ValueError(
             f"{function}: {path} must say how its network is built, got a safetensors file without "
             f"the metadata {METADATA_KEY!r}; save the network with autoguide_fast.checkpoints.save"
         )
-    return text, header, metadata.get(DIGEST_KEY)
+    return text, header
 
 
 def _unreadable(path, function, error):
@@ -80,12 +87,12 @@ def write(path, header, tensors):
 
     path.touch()
     mode = path.stat().st_mode  # the user's own; safetensors would let nobody else read
-    metadata = {METADATA_KEY: header, DIGEST_KEY: _digest(header, tensors)}
-    save_file(tensors, path, metadata=metadata)
+    header = f'{header[:-1]}, "checksum": "{_checksum(header, tensors)}"}}'
+    save_file(tensors, path, metadata={METADATA_KEY: header})
     path.chmod(mode)
 
 
-def _digest(header, tensors):
+def _checksum(header, tensors):
     """Checksum of a header and of the names, types, shapes and bytes of tensors, in hexadecimal."""
     import xxhash  # at 10 GB/s and more it is not felt
 

@@ -253,7 +253,7 @@ def _identity(net: str) -> dict[str, str]:
     from autoguide_fast import checkpoints
 
     path = checkpoints.find(net, "sample: a net")
-    digest = checkpoints.read_header(path, "sample")[1]
+    digest = checkpoints.read_header(path, "sample").get("checksum")
     if digest is None:  # a file of an earlier version
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     return {"name": net, "digest": digest}
@@ -269,8 +269,13 @@ def _image_shape(net: str) -> tuple[int, int, int]:
     from autoguide_fast.encoders import LatentEncoder, PixelEncoder
 
     path = checkpoints.find(net, "sample: model")
-    header = checkpoints.read_header(path, "sample")[0]
+    header = checkpoints.read_header(path, "sample")
     channels, side = (header["config"].get(k) for k in ("img_channels", "img_resolution"))
+    if not isinstance(channels, int) or not isinstance(side, int):
+        raise ValueError(
+            f"sample: model must say its img_channels and img_resolution, got {net} with "
+            f"{channels!r} and {side!r}; save it again with autoguide_fast.checkpoints.save"
+        )
     if header.get("encoder") == LatentEncoder.name:
         return 3, side * LatentEncoder.pixels, side * LatentEncoder.pixels
     if header.get("encoder") != PixelEncoder.name:
