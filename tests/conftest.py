@@ -1,5 +1,6 @@
 """What all tests share: the device and instruction set under test."""
 import contextlib
+import signal
 
 import pytest
 import simulator
@@ -10,6 +11,16 @@ from autoguide_fast._extension import build_info, set_isa
 # The networks of the tests are tiny: more threads would only wait for each other. Tests that are
 # about threads set their own number.
 torch.set_num_threads(1)
+
+# A shell has its background jobs ignore Ctrl-C, and nohup a closed terminal; tests of signals, and
+# the processes that they start, must not inherit that.
+for _number, _action in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _action)
 
 
 def needs_cuda():
