@@ -72,6 +72,7 @@ def test_unlabelled_hides_the_label_and_nothing_else():
     [
         ((3, None, 1), TypeError, "model must be a callable"),
         ((math.sin, None, 2), TypeError, "guide must be a callable .* got NoneType"),
+        ((math.sin, None, 0.5), TypeError, "guide must be a callable .* got NoneType"),
         ((math.sin, math.sin, math.nan), ValueError, "guidance must be finite, got nan"),
         ((math.sin, math.sin, torch.ones(2)), TypeError, "guidance must be a number"),
         ((math.sin, math.sin, 2, (2, 1)), ValueError, "interval's upper end must be above lo"),

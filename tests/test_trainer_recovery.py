@@ -171,6 +171,24 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path, small_files):
     assert same_state(resumed.state_dict(), whole.state_dict())
 
 
+@pytest.mark.parametrize("chunk", [1, 1 << 22], ids=["while writing", "when closing"])
+def test_a_full_disk_is_named_whenever_it_shows(tmp_path, small_files, monkeypatch, chunk):
+    monkeypatch.setattr(durable, "_CHUNK", chunk)
+    small_files(4_000)
+    with pytest.raises(OSError, match="a checkpoint must be written .* got File too large"):
+        durable.save_checkpoint(tmp_path, 16, {"x": torch.zeros(10_000)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    left = [".000000016.77.pt", ".options.77.json", ".000000016-0.050.77.safetensors"]
+    others = [".hidden", ".notes.txt", "000000016-0.050.safetensors"]
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    durable.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_exit_with_a_code_of_their_own(tmp_path, number):
     """SIGHUP as it comes in truth: the terminal closes, and can no longer be written to."""
