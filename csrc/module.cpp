@@ -59,6 +59,7 @@ py::dict build_info() {
   using namespace py::literals;
   return py::dict("version"_a = AGF_VERSION, "compiler"_a = AGF_COMPILER,
                   "build_type"_a = AGF_BUILD_TYPE, "torch_built_with"_a = AGF_TORCH_VERSION,
+                  "torch_oldest"_a = AGF_TORCH_OLDEST, "torch_tested"_a = AGF_TORCH_TESTED,
                   "pybind11"_a = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
                       PYBIND11_VERSION_MINOR),
                   "cuda"_a = AGF_CUDA_STATE, "cuda_architectures"_a = AGF_CUDA_ARCHITECTURES,
