@@ -4,7 +4,6 @@ With build isolation pip installs what the hooks below ask for. Without it, what
 lacks is fetched into build/ for this build; nothing is installed that was not asked for.
 """
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -46,8 +45,11 @@ def _is_at_least(found, oldest):
 
 def _installer():
     """Return the start of an install command, of pip or of uv, whose environments have no pip."""
-    if importlib.util.find_spec("pip") is not None:
+    try:
+        version("pip")  # not find_spec, at which setuptools takes this process for pip's
         return [sys.executable, "-m", "pip", "install"]
+    except PackageNotFoundError:
+        pass
     uv = os.environ.get("UV") or shutil.which("uv")  # uv tells what it starts where it lies itself
     return [uv, "pip", "install", "--python", sys.executable] if uv else None
 
