@@ -37,7 +37,7 @@ class CMakeBuild(build_ext):
             "AGF_TORCH_INCLUDE": torch["include"],
             "AGF_TORCH_LIB": torch["lib"],
             "AGF_CUDA": os.environ.get("AGF_CUDA", "AUTO"),
-            "AGF_OUTPUT_NAME": target.name,
+            "AGF_CUDA_ARCHITECTURES": os.environ.get("AGF_CUDA_ARCHITECTURES", ""),
         }
         configure = [cmake_program, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
         configure += [f"-D{key}={value}" for key, value in options.items()]
