@@ -22,6 +22,8 @@ namespace agf::AGF_ISA {
 constexpr int kWidth = 16, kPixels = 8, kMaxPanels = 3;  // 24 of 32 registers hold sums
 #elif defined(__AVX2__)
 constexpr int kWidth = 8, kPixels = 4, kMaxPanels = 1;  // 8 of 16
+#elif defined(__aarch64__)
+constexpr int kWidth = 4, kPixels = 4, kMaxPanels = 1;  // 16 of 32
 #else
 constexpr int kWidth = 4, kPixels = 2, kMaxPanels = 1;
 #endif
