@@ -68,7 +68,9 @@ py::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Free-threaded Python need not take its lock back: what the module shares, which is the chosen
+// instruction set, plans, threads and loaded kernels, is atomic or behind locks of its own.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   agf::choose_isa();
   m.doc() = "Compiled operators of autoguide_fast, registered with torch on import.";
   m.def("build_info", &build_info, "Facts of this build and of the instruction set in use.");
