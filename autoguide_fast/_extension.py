@@ -14,7 +14,7 @@ except ImportError as error:
         "that folder if you installed it elsewhere"
     ) from error
 
-from . import runtime_kernels  # noqa: E402  needs _C
+from . import runtime_kernels
 
 
 def build_info():
