@@ -50,7 +50,7 @@ def _installer():
         return [sys.executable, "-m", "pip", "install"]
     except PackageNotFoundError:
         pass
-    uv = os.environ.get("UV") or shutil.which("uv")  # uv tells what it starts where it lies itself
+    uv = os.environ.get("UV") or shutil.which("uv")  # UV is where the uv lies that started this
     return [uv, "pip", "install", "--python", sys.executable] if uv else None
 
 
