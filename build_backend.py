@@ -6,17 +6,21 @@ lacks is fetched into build/ for this build; nothing is installed that was not a
 import importlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-TORCH_REQUIREMENT = "torch>=2.11,<2.14"  # the same range as in pyproject.toml
-TORCH_RANGE = ((2, 11), (2, 14))
-# The same as build-system.requires in pyproject.toml, as (distribution, oldest release).
-TOOLS = {"setuptools": (77,), "cmake": (3, 26), "ninja": (1, 11), "pybind11": (2, 13)}
+ROOT = Path(__file__).resolve().parent
+FETCHED = ROOT / "build" / f"fetched-{sys.implementation.cache_tag}"
 
-FETCHED = Path(__file__).resolve().parent / "build" / f"fetched-{sys.implementation.cache_tag}"
+# What pyproject.toml says, without a reader of TOML, which Python 3.10 has not.
+_PROJECT = (ROOT / "pyproject.toml").read_text()
+TOOLS = re.findall(r'"([\w-]+)>=([\d.]+)"', re.search(r"^requires = (.*)", _PROJECT, re.M)[1])
+OLDEST_TORCH = re.search(r'"torch>=([\d.]+)"', _PROJECT)[1]
+TESTED_TORCH = re.search(r'^tested-torch = "([\d.]+)"', _PROJECT, re.M)[1]
 
 # Finds torch without importing it, which would take seconds and load its libraries.
 _LOCATE = """
@@ -32,16 +36,31 @@ print(json.dumps(found))
 """
 
 
-def _release(text, parts):
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:parts] if part.isdigit())
+def _is_at_least(found, oldest):
+    """Compare releases such as 2.13.0+cpu and 2.11, by as many numbers as the second has."""
+    numbers = [int(number) for number in re.match(r"[\d.]*\d", found)[0].split(".")]
+    wanted = [int(number) for number in oldest.split(".")]
+    return numbers[: len(wanted)] >= wanted
+
+
+def _installer():
+    """Return the start of an install command, of pip or of uv, whose environments have no pip."""
+    try:
+        version("pip")  # not find_spec, at which setuptools takes this process for pip's
+        return [sys.executable, "-m", "pip", "install"]
+    except PackageNotFoundError:
+        pass
+    uv = os.environ.get("UV") or shutil.which("uv")  # UV is where the uv lies that started this
+    return [uv, "pip", "install", "--python", sys.executable] if uv else None
 
 
 def _fetch(requirements, *options):
     """Put packages into build/ and make them importable here."""
     print(f"autoguide_fast: the build needs {', '.join(requirements)}; fetching", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"]
-    command += ["--target", str(FETCHED), *options, *requirements]
-    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+    command = _installer()
+    if command:
+        command += ["--quiet", "--upgrade", "--target", str(FETCHED), *options, *requirements]
+    if not command or subprocess.run(command, check=False, stdout=sys.stderr).returncode:
         names = " ".join(f"'{requirement}'" for requirement in requirements)
         raise SystemExit(
             f"autoguide_fast: the build needs {', '.join(requirements)}, which could not be "
@@ -58,13 +77,13 @@ def _use_fetched():
 
 def _missing_tools():
     missing = []
-    for name, oldest in TOOLS.items():
+    for name, oldest in TOOLS:
         try:
-            enough = _release(version(name), len(oldest)) >= oldest
+            enough = _is_at_least(version(name), oldest)
         except PackageNotFoundError:
             enough = False
         if not enough:
-            missing.append(f"{name}>={'.'.join(map(str, oldest))}")
+            missing.append(f"{name}>={oldest}")
     return missing
 
 
@@ -93,7 +112,7 @@ def find_torch():
         command = [sys.executable, *flags, "-c", _LOCATE]
         result = subprocess.run(command, capture_output=True, check=True, env=environment)
         found = json.loads(result.stdout)
-        if found and TORCH_RANGE[0] <= _release(found["version"], 2) < TORCH_RANGE[1]:
+        if found and _is_at_least(found["version"], OLDEST_TORCH):
             return found
     return None
 
@@ -101,12 +120,12 @@ def find_torch():
 def torch_to_build_with():
     """Return `find_torch()`, after fetching a torch into build/ where there is none."""
     if find_torch() is None:
-        _fetch([TORCH_REQUIREMENT], "--no-deps")
+        _fetch([f"torch>={OLDEST_TORCH}"], "--no-deps")
     return find_torch()
 
 
 def _torch_if_missing():
-    return [] if find_torch() else [TORCH_REQUIREMENT]
+    return [] if find_torch() else [f"torch>={OLDEST_TORCH}"]
 
 
 def get_requires_for_build_wheel(config_settings=None):

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT))
 from setuptools import Extension, setup  # noqa: E402
 from setuptools.command.build_ext import build_ext  # noqa: E402
 
-from build_backend import torch_to_build_with  # noqa: E402
+from build_backend import OLDEST_TORCH, TESTED_TORCH, torch_to_build_with  # noqa: E402
 
 
 class CMakeBuild(build_ext):
@@ -31,11 +31,13 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "AGF_VERSION": self.distribution.get_version(),
             "AGF_TORCH_VERSION": torch["version"],
+            "AGF_TORCH_OLDEST": OLDEST_TORCH,
+            "AGF_TORCH_TESTED": TESTED_TORCH,
             "AGF_TORCH_CUDA": torch["cuda"] or "",
             "AGF_TORCH_INCLUDE": torch["include"],
             "AGF_TORCH_LIB": torch["lib"],
             "AGF_CUDA": os.environ.get("AGF_CUDA", "AUTO"),
-            "AGF_OUTPUT_NAME": target.name,
+            "AGF_CUDA_ARCHITECTURES": os.environ.get("AGF_CUDA_ARCHITECTURES", ""),
         }
         configure = [cmake_program, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
         configure += [f"-D{key}={value}" for key, value in options.items()]

@@ -1,38 +1,62 @@
 """Loads the compiled extension, or says in one sentence what to do."""
 import platform
+import re
+import warnings
 
 import torch
 
-# The range of pyproject.toml. Within it the extension is safe by torch's stable ABI.
-_OLDEST, _TOO_NEW = (2, 11), (2, 14)
-
-_release = tuple(int(part) for part in torch.__version__.split(".")[:2])
-if not _OLDEST <= _release < _TOO_NEW:
-    raise ImportError(
-        f"autoguide_fast needs torch>=2.11,<2.14, found {torch.__version__}; "
-        "run `pip install 'torch>=2.11,<2.14'`"
-    )
 try:
     from . import _C
 except ImportError as error:
     raise ImportError(
-        f"autoguide_fast's compiled extension does not load for this Python and torch ({error}); "
-        "run `pip install -e .` in its source folder, or leave that folder if you installed it "
-        "elsewhere"
+        "autoguide_fast's compiled extension does not load for this Python and torch "
+        f"{torch.__version__} ({error}); run `pip install -e .` in its source folder, or leave "
+        "that folder if you installed it elsewhere"
     ) from error
 
-from . import runtime_kernels  # noqa: E402  needs _C
+from . import runtime_kernels
 
 
 def build_info():
     """Return facts of the compiled extension as a dict.
 
     Returns:
-        Keys `version`, `compiler`, `build_type`, `torch_built_with`, `pybind11`, `cuda` (what was
-        built or why not), `cuda_architectures`, `isa` (the instruction set in use) and
-        `isa_available` (all that this machine runs).
+        Keys `version`, `compiler`, `build_type`, `torch_built_with`, `torch_oldest` and
+        `torch_tested` (the releases that it loads under, and the newest of them that was tried),
+        `pybind11`, `cuda` (what was built or why not), `cuda_architectures`, `isa` (the
+        instruction set in use) and `isa_available` (all that this machine runs).
     """
     return _C.build_info()
+
+
+def check_torch(found, oldest, tested):
+    """Refuse a torch older than the stable ABI in use; warn of one newer than was tried.
+
+    Args:
+        found, oldest, tested: releases, such as "2.13.0+cpu" and "2.11".
+
+    Raises:
+        ImportError: `found` is older than `oldest`.
+    """
+
+    def release(text):
+        return tuple(map(int, re.findall(r"\d+", text)[:2]))
+
+    if release(found) < release(oldest):
+        raise ImportError(
+            f"autoguide_fast needs torch>={oldest}, found {found}; "
+            f"run `pip install 'torch>={oldest}'`"
+        )
+    if release(found) > release(tested):
+        warnings.warn(
+            f"autoguide_fast was tested with torch {oldest} to {tested}, found {found}, which its "
+            "stable ABI should serve as well; if something fails here and not there, please report",
+            stacklevel=2,
+        )
+
+
+_facts = build_info()
+check_torch(torch.__version__, _facts["torch_oldest"], _facts["torch_tested"])
 
 
 # Types that this processor multiplies; in others PyTorch's products are plain loops. A constant,
@@ -40,7 +64,7 @@ def build_info():
 MULTIPLIED = {torch.float32, torch.float64}
 if platform.machine() not in ("x86_64", "AMD64"):
     MULTIPLIED |= {torch.bfloat16, torch.float16}  # left to PyTorch there
-elif build_info()["isa"] == "avx512_bf16":
+elif _facts["isa"] == "avx512_bf16":
     MULTIPLIED |= {torch.bfloat16}
 
 set_isa = _C.set_isa

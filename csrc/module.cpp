@@ -59,6 +59,7 @@ py::dict build_info() {
   using namespace py::literals;
   return py::dict("version"_a = AGF_VERSION, "compiler"_a = AGF_COMPILER,
                   "build_type"_a = AGF_BUILD_TYPE, "torch_built_with"_a = AGF_TORCH_VERSION,
+                  "torch_oldest"_a = AGF_TORCH_OLDEST, "torch_tested"_a = AGF_TORCH_TESTED,
                   "pybind11"_a = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
                       PYBIND11_VERSION_MINOR),
                   "cuda"_a = AGF_CUDA_STATE, "cuda_architectures"_a = AGF_CUDA_ARCHITECTURES,
@@ -67,7 +68,9 @@ py::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Free-threaded Python need not take its lock back: what the module shares, which is the chosen
+// instruction set, plans, threads and loaded kernels, is atomic or behind locks of its own.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   agf::choose_isa();
   m.doc() = "Compiled operators of autoguide_fast, registered with torch on import.";
   m.def("build_info", &build_info, "Facts of this build and of the instruction set in use.");

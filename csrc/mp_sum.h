@@ -20,7 +20,7 @@ AGF_HD A clip(A x, A limit) {
 // 1 where clip passes a gradient.
 template <class A>
 AGF_HD A clip_slope(A x, A limit) {
-  return (x <= limit) & (x >= -limit) ? A(1) : A(0);
+  return ((x <= limit) & (x >= -limit)) ? A(1) : A(0);
 }
 
 }  // namespace agf::AGF_ISA

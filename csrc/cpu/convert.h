@@ -4,6 +4,8 @@
 #include <cstring>
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace agf {
@@ -89,6 +91,24 @@ inline void narrow(const float* x, f16* y, int n) {
   for (; i + 8 <= n; i += 8) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+  }
+  for (; i < n; ++i) narrow(x[i], y + i);
+}
+#elif defined(__aarch64__)
+inline void widen(const f16* x, float* y, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const float16x8_t halves = vreinterpretq_f16_u16(vld1q_u16(&x[i].bits));
+    vst1q_f32(y + i, vcvt_f32_f16(vget_low_f16(halves)));
+    vst1q_f32(y + i + 4, vcvt_high_f32_f16(halves));
+  }
+  for (; i < n; ++i) y[i] = widen(x[i]);
+}
+inline void narrow(const float* x, f16* y, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const float16x4_t low = vcvt_f16_f32(vld1q_f32(x + i));
+    vst1q_u16(&y[i].bits, vreinterpretq_u16_f16(vcvt_high_f16_f32(low, vld1q_f32(x + i + 4))));
   }
   for (; i < n; ++i) narrow(x[i], y + i);
 }

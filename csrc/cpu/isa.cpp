@@ -1,6 +1,11 @@
 // Chooses the variant of the CPU loops once, when the library is loaded.
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -10,12 +15,20 @@
 namespace agf {
 namespace {
 
+#if defined(__x86_64__)
+// Not all compilers let __builtin_cpu_supports be asked for it.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool processor_runs(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+             has_f16c();
     case Isa::avx512:
       return processor_runs(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -31,7 +44,7 @@ bool processor_runs(Isa isa) {
   return isa == Isa::baseline;
 }
 
-Isa current = Isa::baseline;
+std::atomic<Isa> current{Isa::baseline};  // threads may be in operators when it is set
 
 }  // namespace
 
@@ -39,7 +52,7 @@ bool isa_available(Isa isa) {
   return convolve_kernel.variants[static_cast<int>(isa)] != nullptr && processor_runs(isa);
 }
 
-Isa isa() { return current; }
+Isa isa() { return current.load(std::memory_order_relaxed); }
 
 void set_isa(Isa isa) {
   if (!isa_available(isa)) {

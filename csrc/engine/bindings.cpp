@@ -2,6 +2,7 @@
 #include "engine/bindings.h"
 
 #include <memory>
+#include <mutex>
 
 #include "engine/registry.h"
 
@@ -35,16 +36,19 @@ class PlanBuilder {
     if (number_) forget_plan(number_);
   }
   void add(const Instruction& instruction) {
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (number_) throw std::runtime_error("Plan: a plan that runs cannot grow; make another");
     append(*plan_, instruction);
   }
   int64_t number() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (!number_) number_ = register_plan(plan_);
     return number_;
   }
   const Plan& plan() const { return *plan_; }
 
  private:
+  std::mutex mutex_;
   std::shared_ptr<Plan> plan_;
   int64_t number_ = 0;
 };

@@ -49,7 +49,13 @@ inline void expect(const Convolve& c, const Frame& f, const Walk& at, int64_t be
     if (!*map) continue;
     const char* cells = f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell);
     const int64_t bytes = count * cell_bytes(map->cell);
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(cells + byte, map != &c.sum);
+    for (int64_t byte = 0; byte < bytes; byte += 64) {
+      if (map == &c.sum) {
+        __builtin_prefetch(cells + byte, 0);
+      } else {
+        __builtin_prefetch(cells + byte, 1);
+      }
+    }
   }
 }
 

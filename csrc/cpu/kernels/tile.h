@@ -22,6 +22,8 @@ namespace agf::AGF_ISA {
 constexpr int kWidth = 16, kPixels = 8, kMaxPanels = 3;  // 24 of 32 registers hold sums
 #elif defined(__AVX2__)
 constexpr int kWidth = 8, kPixels = 4, kMaxPanels = 1;  // 8 of 16
+#elif defined(__aarch64__)
+constexpr int kWidth = 4, kPixels = 4, kMaxPanels = 1;  // 16 of 32
 #else
 constexpr int kWidth = 4, kPixels = 2, kMaxPanels = 1;
 #endif
@@ -70,10 +72,10 @@ inline Ints pack_cells(Floats first, [[maybe_unused]] Floats second) {
     static_assert(cell == Cell::bf16);
 #if defined(__AVX512BF16__)
     using Halves = std::uint16_t __attribute__((vector_size(64)));
-    const Halves cells = (Halves)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (Ints)__builtin_shuffle(
-        cells, Halves{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
-                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+    constexpr Halves pairs = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                              8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i cells = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (Ints)_mm512_permutexvar_epi16((__m512i)pairs, cells);
 #else
     Ints cells;
     char* to = reinterpret_cast<char*>(&cells);
