@@ -1,12 +1,11 @@
 """The EDM2 denoiser: U-Net (EDM2 fig. 21, configuration G), preconditioning (EDM table 1)."""
 
-import numbers
-
 import torch
 import torch.nn.functional as F
 
 from . import ops, products
-from .modes import transformed
+from .modes import transformed, without_autocast
+from .net_options import check_options, plain
 from .nn import MPConv, MPFourier
 
 
@@ -209,7 +208,7 @@ class UNet(torch.nn.Module):
     def run(self, x, modulations):
         """`forward` with its modulations at hand."""
         grey = x.shape[1] == 1
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = _with_ones(x)
         if grey and self.training and not transformed():  # `vmap` knows no layouts
             # The layout of one channel says nothing; training runs faster on channels-last.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -243,6 +242,10 @@ class Precond(torch.nn.Module):
     `D = c_skip x + c_out F(c_in x; c_noise, label)` with `c_skip = sd^2 / (sigma^2 + sd^2)`,
     `c_out = sigma sd / sqrt(sigma^2 + sd^2)`, `c_in = 1 / sqrt(sigma^2 + sd^2)`,
     `c_noise = ln(sigma) / 4` and `sd = sigma_data` (EDM table 1).
+
+    The net chooses the types that it computes in: neither autocast nor the default dtype changes
+    them. `.half()`, `.bfloat16()` and `.double()` change those of its weights alone. Products obey
+    `torch.set_float32_matmul_precision`. New weights are float32, on the default device.
 
     Args:
         img_resolution (int): Height and width of the images or latents; divisible by `2 **
@@ -307,8 +310,8 @@ class Precond(torch.nn.Module):
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        self.config = {k: _plain(v) for k, v in config.items()}
-        _check_config(self.config)
+        self.config = {k: plain(v) for k, v in config.items()}
+        check_options(self.config)
         self.img_resolution = img_resolution
         self.img_channels = img_channels
         self.label_dim = label_dim
@@ -339,8 +342,9 @@ class Precond(torch.nn.Module):
         Returns:
             Tensor [N, C, H, W] float32, and u(sigma) if asked for.
 
-        Raises ValueError where shapes do not fit. Differentiable; graph-capturable in evaluation
-        mode when `sigma` is a tensor on the device.
+        Raises ValueError where shapes do not fit, TypeError for what is not a tensor.
+        Differentiable to any order, in reverse and forward mode and under the transforms of
+        `torch.func`; graph-capturable in evaluation mode when `sigma` is a tensor on the device.
         """
         x, sigma = self._inputs(x, sigma)
         raw = self._raw(x, sigma, class_labels)
@@ -374,6 +378,7 @@ class Precond(torch.nn.Module):
     def _inputs(self, x, sigma):
         """`x` and `sigma` as float32, the latter `[N or 1, 1, 1, 1]`."""
         expected = (self.img_channels, self.img_resolution, self.img_resolution)
+        _check_tensor("x", x)
         if x.ndim != 4 or x.shape[1:] != expected:
             raise ValueError(
                 f"Precond: x must be [N, {', '.join(map(str, expected))}], got "
@@ -394,6 +399,7 @@ class Precond(torch.nn.Module):
             return None
         if class_labels is None:
             return torch.zeros([1, self.label_dim], device=x.device, dtype=dtype)
+        _check_tensor("class_labels", class_labels)
         rows_fit = class_labels.ndim == 2 and class_labels.shape[0] in (1, x.shape[0])
         if not rows_fit or class_labels.shape[1] != self.label_dim:
             raise ValueError(
@@ -403,46 +409,17 @@ class Precond(torch.nn.Module):
         return class_labels.to(dtype)
 
 
+@without_autocast
+def _with_ones(x):
+    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+
+def _check_tensor(name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"Precond: {name} must be a tensor, got {type(value).__name__}; use torch.as_tensor"
+        )
+
+
 def _multiple(model_channels, mult, default):
     return default if mult is None else model_channels * mult
-
-
-def _plain(value):
-    """`value` as JSON would give it back: lists for tuples, plain numbers for numpy's."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise TypeError(
-        f"Precond: options must be numbers, lists of numbers, booleans or None, got {value!r}; "
-        "pass plain Python values"
-    )
-
-
-def _check_config(config):
-    positive = ["img_resolution", "img_channels", "model_channels"]
-    positive += ["channels_per_head", "logvar_channels", "sigma_data"]
-    for name in positive:
-        if not config[name] > 0:
-            raise ValueError(f"Precond: {name} must be positive, got {config[name]}; raise it")
-    for name, zero in (("label_dim", "labels"), ("num_blocks", "encoder blocks")):
-        if config[name] < 0:
-            raise ValueError(f"Precond: {name} must be >= 0, got {config[name]}; 0 means no {zero}")
-    if not config["channel_mult"]:
-        raise ValueError("Precond: channel_mult must name at least one level, got []; try [1, 2]")
-    factor = 2 ** (len(config["channel_mult"]) - 1)
-    if config["img_resolution"] % factor:
-        raise ValueError(
-            f"Precond: img_resolution must be divisible by {factor} for "
-            f"{len(config['channel_mult'])} levels, got {config['img_resolution']}; pad the images "
-            "or drop a level from channel_mult"
-        )
-    if config["resample_filter"] != [1, 1]:
-        raise ValueError(
-            f"Precond: resample_filter must be [1, 1], got {config['resample_filter']}; other "
-            "filters are not supported"
-        )

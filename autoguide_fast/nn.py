@@ -22,8 +22,9 @@ class MPConv(torch.nn.Module):
             of ones instead.
 
     The weight is kept in the parameter's own type and cast to the type of `x` after the
-    normalisation, so a float16 network keeps float32 weights. Differentiable, graph-capturable in
-    evaluation mode.
+    normalisation, so a float16 network keeps float32 weights. Differentiable as `ops` are, also in
+    training mode, where the derivative is taken at the new weight; graph-capturable in evaluation
+    mode.
     """
 
     def __init__(self, in_channels, out_channels, kernel):

@@ -7,7 +7,6 @@ eagerly and under `torch.compile`.
 import torch
 import torch.nn.functional as F
 
-from .modes import without_autocast
 from .ops import (
     attention_split_reference,
     mp_cat_reference,
@@ -41,6 +40,10 @@ class TextbookPrecond(torch.nn.Module):
         self.train(net.training)
 
     def forward(self, x, sigma, class_labels=None, return_logvar=False):
+        with torch.autocast(x.device.type, enabled=False):  # which changes types
+            return self._denoise(x, sigma, class_labels, return_logvar)
+
+    def _denoise(self, x, sigma, class_labels, return_logvar):
         if self.training:
             self.normalize_weights()
         dtype = self.net.unet.out_gain.dtype
@@ -100,15 +103,8 @@ class TextbookPrecond(torch.nn.Module):
 
 def _layer(layer, x, gain=1.0):
     """Magnitude-preserving convolution or linear layer (EDM2 eq. 47 and 66)."""
-    return _product(x, mp_weight_reference(layer.weight, gain=gain, dtype=x.dtype))
-
-
-@without_autocast
-def _product(x, w):
+    w = mp_weight_reference(layer.weight, gain=gain, dtype=x.dtype)
     return x @ w.t() if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
-
-
-_attention = without_autocast(F.scaled_dot_product_attention)
 
 
 def _fourier(layer, x):
@@ -143,6 +139,6 @@ def _join(block, x, y):
     x = mp_sum_reference(x, y, t=block.res_balance)  # EDM2 eq. 88
     if block.num_heads:
         q, k, v = attention_split_reference(_layer(block.attn_qkv, x), block.num_heads)
-        y = _attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
         x = mp_sum_reference(x, _layer(block.attn_proj, y), t=block.attn_balance)
     return x if block.clip_act is None else x.clamp(-block.clip_act, block.clip_act)

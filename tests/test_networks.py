@@ -308,21 +308,52 @@ def test_bad_input(call, message):
         call(tiny())
 
 
+def test_what_is_not_a_tensor():
+    net, x = tiny(), torch.zeros(1, 2, 8, 8)
+    with pytest.raises(TypeError, match="Precond: x must be a tensor, got ndarray; use"):
+        net(x.numpy(), 1.0)
+    with pytest.raises(TypeError, match="Precond: class_labels must be a tensor, got list; use"):
+        net(x, 1.0, [[1, 0, 0, 0, 0]])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"channel_mult": [1, 1, 1, 1, 1]}, "img_resolution must be divisible by 16"),
         ({"channel_mult": []}, "channel_mult must name at least one level"),
-        ({"label_dim": -1}, "label_dim must be >= 0, got -1"),
+        ({"channel_mult": 2}, "channel_mult must name at least one level"),
+        ({"channel_mult": [1, 0]}, r"channel_mult must .* got \[1, 0\]; try"),
+        ({"channel_mult": [1, 1.5]}, "channel_mult must name .* positive integer"),
+        ({"channel_mult_emb": 0}, "channel_mult_emb must be a positive integer or None, got 0"),
+        ({"channel_mult_noise": 0.5}, "channel_mult_noise must be a positive integer or None"),
+        ({"label_dim": -1}, "label_dim must be an integer >= 0, got -1"),
+        ({"label_dim": 2.5}, "label_dim must be an integer >= 0, got 2.5"),
+        ({"num_blocks": -1}, "num_blocks must be an integer >= 0, got -1"),
+        ({"num_blocks": 1.0}, "num_blocks must be an integer >= 0, got 1.0"),
+        ({"num_blocks": None}, "num_blocks must be an integer >= 0, got None"),
+        ({"attn_resolutions": 4}, "attn_resolutions must be a list of integers, got 4"),
+        ({"logvar_channels": 0}, "logvar_channels must be a positive integer"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"dropout": float("nan")}, r"dropout must lie in \[0, 1\), got nan"),
+        ({"res_balance": 1.5}, r"res_balance must lie in \[0, 1\], got 1.5"),
+        ({"label_balance": float("nan")}, r"label_balance must lie in \[0, 1\], got nan"),
+        ({"clip_act": 0}, "clip_act must be a positive number or None, got 0"),
+        ({"clip_act": float("nan")}, "clip_act must be a positive number or None"),
+        ({"sigma_data": float("inf")}, "sigma_data must be a positive number, got inf"),
+        ({"sigma_data": float("nan")}, "sigma_data must be a positive number, got nan"),
+        ({"use_fp16": "yes"}, "must be numbers, lists of numbers, booleans or None"),
+        ({"use_fp16": 2}, "use_fp16 must be True or False, got 2"),
         ({"resample_filter": [1, 3, 3, 1]}, r"resample_filter must be \[1, 1\]"),
         ({"channels_per_head": 5, "model_channels": 16}, "equal heads"),
-        ({"model_channels": 0}, "model_channels must be positive"),
-        ({"sigma_data": 0}, "sigma_data must be positive"),
+        ({"model_channels": 0}, "model_channels must be a positive integer, got 0"),
+        ({"model_channels": 8.0}, "model_channels must be a positive integer, got 8.0"),
+        ({"model_channels": True}, "model_channels must be a positive integer, got True"),
+        ({"sigma_data": 0}, "sigma_data must be a positive number"),
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        tiny(**options)
+    with pytest.raises((ValueError, TypeError), match=f"^Precond: .*{message}|^Block: .*{message}"):
+        tiny(**{"channels_per_head": 8, **options})
 
 
 def test_options_must_be_plain():

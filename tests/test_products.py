@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from op_samples import lay_out
 from tolerances import GRADIENT, OP, relative_error
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoguide_fast import products
@@ -57,6 +58,47 @@ def test_value_and_gradients(call, dtype, layout, widens):
     for value, wanted in zip(found, expected, strict=True):
         assert value.dtype == dtype and value.shape == wanted.shape
         assert relative_error(value, wanted) < bound
+
+
+def second_order(function, tensors):
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    loss = function(*leaves).double().square().sum()
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
+    return torch.autograd.grad(sum(g.double().square().sum() for g in first), leaves)
+
+
+def batched_gradients(function, tensors):
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    y = function(*leaves)
+    grads = torch.stack([y.detach(), y.detach().flip(0)])
+    return torch.autograd.grad(y, leaves, grads, is_grads_batched=True)
+
+
+DERIVATIVES = {
+    "jvp": lambda f, tensors: [torch.func.jvp(f, tensors, tuple(t.flip(0) for t in tensors))[1]],
+    "second_order": second_order,
+    "batched_gradients": batched_gradients,
+    "vmap": lambda f, tensors: [torch.vmap(f)(*(torch.stack([t, t.flip(0)]) for t in tensors))],
+    "grad_of_grad": lambda f, tensors: [torch.func.grad(
+        lambda x: torch.func.grad(lambda x: f(x, *tensors[1:]).double().square().sum())(x)
+        .double().square().sum()
+    )(tensors[0])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", DERIVATIVES)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_derivatives(call, dtype, mode, widens):
+    function, reference, shapes = CALLS[call]
+    generator = torch.Generator().manual_seed(0)
+    tensors = tuple(torch.randn(s, generator=generator).to(dtype) for s in shapes)
+    found = DERIVATIVES[mode](function, tensors)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = DERIVATIVES[mode](reference, tuple(t.double() for t in tensors))
+    for value, wanted in zip(found, expected, strict=True):
+        assert value.dtype == dtype
+        assert relative_error(value, wanted) < 2 * GRADIENT[dtype]
 
 
 @pytest.mark.parametrize("wanted", [0, 1])

@@ -1,4 +1,9 @@
-"""The magnitude-preserving operators and the guided step, each with its PyTorch reference."""
+"""The magnitude-preserving operators and the guided step, each with its PyTorch reference.
+
+Differentiable means here: to any order, in reverse and forward mode, and under the transforms of
+`torch.func`, `vmap` included. Values and a first backward pass are computed by compiled kernels,
+everything else by plain PyTorch.
+"""
 from .attention_split import attention_split, attention_split_reference
 from .conv3x3 import conv3x3, conv3x3_pays, conv3x3_reference
 from .guided_step import (
@@ -31,7 +36,6 @@ __all__ = [
     "conv3x3",
     "conv3x3_pays",
     "conv3x3_reference",
-    "guided",
     "guided_heun_first",
     "guided_heun_first_reference",
     "guided_heun_second",

@@ -1,4 +1,6 @@
 """What every operator registers beyond its C++ schema: a fake kernel, derivatives, autocast."""
+import functools
+
 import torch
 from torch import _C
 from torch.autograd import forward_ad
@@ -78,6 +80,27 @@ def differentiable(name, plain, backward=None, save=None, *, dtypes=None, consta
     Compiled.__name__ = Compiled.__qualname__ = f"Backward_of_{name}"
     _library.impl(name, kernel, "Autograd", with_keyset=True)
     _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
+
+
+def promote_in_autocast(name, *places):
+    """Let `name` take tensors of several types under autocast: there it computes in the widest.
+
+    Elsewhere other types are refused, for they are a mistake. Under autocast they come about where
+    a product gave 16 bits and what it meets was not one; PyTorch's own sums take them there.
+    """
+    operator = op(name)
+
+    def kernel(key, *args):
+        types = [args[i].dtype for i in places if args[i] is not None]
+        widest = functools.reduce(torch.promote_types, types)
+        args = list(args)
+        for i in places:
+            args[i] = None if args[i] is None else args[i].to(widest)
+        with _C._ExcludeDispatchKeyGuard(_C.DispatchKeySet(key)):
+            return operator(*args)
+
+    for key in (_C.DispatchKey.AutocastCPU, _C.DispatchKey.AutocastCUDA):
+        _library.impl(name, functools.partial(kernel, key), key.name)
 
 
 def _write_each(operator, weight, gain, *options):

@@ -27,7 +27,7 @@ def attention_split(qkv, num_heads):
     Raises:
         RuntimeError: the channels do not divide, or not a floating-point image batch.
 
-    Differentiable (once).
+    Differentiable.
     """
     return _attention_split(qkv, num_heads, _EPS)
 

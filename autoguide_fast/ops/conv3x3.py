@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .._extension import MULTIPLIED, build_info
-from ._library import differentiable, fake, op
+from ._library import differentiable, fake, op, promote_in_autocast
 
 _conv3x3 = op("conv3x3")
 _conv3x3_backward_x = op("conv3x3_backward_x")
@@ -41,7 +41,7 @@ def conv3x3(x, weight, widen=_WIDENS):
         RuntimeError: shapes or dtypes do not fit.
         NotImplementedError: on another device.
 
-    Differentiable (once).
+    Differentiable.
     """
     return _conv3x3(x, weight, widen)
 
@@ -107,3 +107,4 @@ def _gradient_weight(grad, x, weight, widen):
 differentiable("conv3x3", conv3x3_reference, _backward, _save)
 differentiable("conv3x3_backward_x", _gradient_x)
 differentiable("conv3x3_backward_weight", _gradient_weight)
+promote_in_autocast("conv3x3", 0, 1)

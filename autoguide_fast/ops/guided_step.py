@@ -1,5 +1,5 @@
 """The guided Heun step: preconditioning of both nets, guidance and a half step in one pass."""
-from ._library import dense_empty, differentiable, fake, op
+from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
 _guided_heun_first = op("guided_heun_first")
 _guided_heun_second = op("guided_heun_second")
@@ -28,7 +28,7 @@ def guided_heun_first(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data
     Raises:
         RuntimeError: shapes or dtypes do not fit.
 
-    Differentiable in `x`, `raw` and `guide_raw`; noise levels and guidance are constants.
+    Differentiable in all tensors.
     """
     return _guided_heun_first(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data)
 
@@ -52,7 +52,7 @@ def guided_heun_second(
 
     Raises: as for `guided_heun_first`.
 
-    Differentiable in `x`, `x_next`, `slope`, `raw` and `guide_raw`.
+    Differentiable in all tensors.
     """
     return _guided_heun_second(
         x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data
@@ -146,3 +146,5 @@ differentiable(
     "guided_heun_second", guided_heun_second_reference, _second_backward, _save_second,
     constants=(5, 6, 7),
 )  # fmt: skip
+promote_in_autocast("guided_heun_first", 1, 2)
+promote_in_autocast("guided_heun_second", 3, 4)

@@ -1,7 +1,7 @@
 """Magnitude-preserving concatenation, alone and with the MP-SiLU that follows it."""
 import torch
 
-from ._library import dense_empty, dense_format, differentiable, fake, op
+from ._library import dense_empty, dense_format, differentiable, fake, op, promote_in_autocast
 from .mp_silu import mp_silu_plain, mp_silu_reference, mp_silu_slope
 
 _mp_cat = op("mp_cat")
@@ -26,7 +26,7 @@ def mp_cat(a, b, t=0.5):
     Raises:
         RuntimeError: shapes or dtypes do not fit.
 
-    Differentiable (once) in `a` and `b`.
+    Differentiable in `a` and `b`.
     """
     return _mp_cat(a, b, t)
 
@@ -52,7 +52,7 @@ def mp_cat_mp_silu(a, b, t=0.5):
     Returns:
         `(y, mp_silu(y))` with `y = mp_cat(a, b, t)`.
 
-    Raises: as for `mp_cat`. Differentiable (once) in `a` and `b`.
+    Raises: as for `mp_cat`. Differentiable in `a` and `b`.
     """
     return _mp_cat_mp_silu(a, b, t)
 
@@ -110,3 +110,5 @@ def _gradients(grad, grad_silu, a, b, t):
 differentiable("mp_cat", mp_cat_reference, _backward, _save)
 differentiable("mp_cat_mp_silu", _plain_with_silu, _backward_with_silu, _save)
 differentiable("mp_cat_backward", _gradients)
+promote_in_autocast("mp_cat", 0, 1)
+promote_in_autocast("mp_cat_mp_silu", 0, 1)

@@ -20,7 +20,7 @@ def mp_fourier(x, freqs, phases):
     Raises:
         RuntimeError: shapes or dtypes do not fit.
 
-    Differentiable (once) in all three arguments.
+    Differentiable in all three arguments.
     """
     return _mp_fourier(x, freqs, phases)
 

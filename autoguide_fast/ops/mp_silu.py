@@ -1,7 +1,7 @@
 """Magnitude-preserving SiLU, alone and after the embedding modulation."""
 import torch
 
-from ._library import dense_empty, differentiable, fake, op
+from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
 _mp_silu = op("mp_silu")
 _mp_silu_backward = op("mp_silu_backward")
@@ -25,7 +25,7 @@ def mp_silu(x):
     Raises:
         RuntimeError: `x` is not float32, float64, bfloat16 or float16.
 
-    Differentiable (once).
+    Differentiable.
     """
     return _mp_silu(x)
 
@@ -61,7 +61,7 @@ def modulate_mp_silu(x, scale):
     Raises:
         RuntimeError: shapes or dtypes do not fit.
 
-    Differentiable (once) in both arguments.
+    Differentiable in both arguments.
     """
     if scale.shape[0] != x.shape[0]:
         scale = scale.expand(x.shape[0], -1)
@@ -121,3 +121,4 @@ differentiable(
     _save,
 )
 differentiable("modulate_mp_silu_backward", _modulate_gradients)
+promote_in_autocast("modulate_mp_silu", 0, 1)

@@ -1,7 +1,7 @@
 """Magnitude-preserving sum, with the clip that ends a U-Net block."""
 import torch
 
-from ._library import dense_empty, differentiable, fake, op
+from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
 _mp_sum = op("mp_sum")
 _mp_sum_backward = op("mp_sum_backward")
@@ -24,7 +24,7 @@ def mp_sum(a, b, t=0.5, clip=None):
     Raises:
         RuntimeError: shapes or dtypes do not fit.
 
-    Differentiable (once) in `a` and `b`.
+    Differentiable in `a` and `b`.
     """
     if a.shape != b.shape:
         a, b = torch.broadcast_tensors(a, b)
@@ -68,3 +68,4 @@ def _gradients(grad, a, b, t, clip):
 
 differentiable("mp_sum", mp_sum_reference, _backward, _save)
 differentiable("mp_sum_backward", _gradients)
+promote_in_autocast("mp_sum", 0, 1)

@@ -38,7 +38,7 @@ def mp_weight(weight, gain=1.0, dtype=None):
     Raises:
         RuntimeError: shapes or dtypes do not fit.
 
-    Differentiable (once) in `weight` and `gain`.
+    Differentiable in `weight` and `gain`.
     """
     return _mp_weight(weight, _gain_tensor(gain, weight), _EPS, dtype)
 

@@ -27,7 +27,7 @@ def normalize(x, dim=None, eps=1e-4):
     Raises:
         RuntimeError: another `dim`, fewer than two dimensions, not floating point.
 
-    Differentiable (once).
+    Differentiable.
     """
     return _normalize(x, dim, eps)
 

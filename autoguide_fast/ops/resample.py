@@ -59,7 +59,7 @@ def resample_normalize_mp_silu(x, mode="keep", eps=1e-4):
     Returns:
         `(n, mp_silu(n))` with `n = normalize(resample(x, mode), dim=1)`, dense as for `mp_silu`.
 
-    Raises: as for `resample`. Differentiable (once).
+    Raises: as for `resample`. Differentiable.
     """
     return _resample_normalize_mp_silu(x, _mode("resample_normalize_mp_silu", mode), eps)
 
