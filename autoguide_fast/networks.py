@@ -229,8 +229,8 @@ def _option(name):
     """The entry `name` of a `Precond`'s `config`, as an attribute that may be set."""
 
     def set_option(net, value):
-        config = net.config | {name: _plain(value)}
-        _check_config(config)
+        config = net.config | {name: plain(value)}
+        check_options(config)
         net.config = config
 
     return property(lambda net: net.config[name], set_option)

@@ -41,6 +41,7 @@ AMBIENTS = {
     "inference": torch.inference_mode,
     "grad": torch.enable_grad,
     "no_grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
 }
 
 

@@ -175,7 +175,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path, small_files):
 def test_a_full_disk_is_named_whenever_it_shows(tmp_path, small_files, monkeypatch, chunk):
     monkeypatch.setattr(durable, "_CHUNK", chunk)
     small_files(4_000)
-    with pytest.raises(OSError, match="a checkpoint must be written .* got File too large"):
+    with pytest.raises(OSError, match=r"a checkpoint must be written .* got File too large"):
         durable.save_checkpoint(tmp_path, 16, {"x": torch.zeros(10_000)})
     assert not list(tmp_path.iterdir())
 
