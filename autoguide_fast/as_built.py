@@ -59,13 +59,32 @@ class _Layer:
 @functools.lru_cache(64)
 def _layers(config):
     """The `_Layer` of the net with these options, which are given as JSON."""
-    return _layer(_empty(config))
+    return _layer(_template(config))
 
 
-def _empty(config):
-    """The net with these options, without memory for weights."""
+@functools.lru_cache(64)
+def _template(config):
     with torch.device("meta"):
         return Precond(**json.loads(config)).eval()
+
+
+def blank(config):
+    """The net with these options, a dict, in evaluation mode, without memory for weights.
+
+    A copy of one that is built once: building takes longer than reading the weights of a small net.
+    """
+    text = json.dumps(config)
+    net = _copied(_template(text))
+    net.config = json.loads(text)
+    return net
+
+
+def _copied(module):
+    copied = object.__new__(type(module))
+    for key, value in vars(module).items():
+        vars(copied)[key] = type(value)(value) if isinstance(value, (dict, list, set)) else value
+    copied._modules.update({k: _copied(child) for k, child in module._modules.items()})
+    return copied
 
 
 def _layer(module):
@@ -100,7 +119,7 @@ def contents(net):
 
 def rebuilt(config, tensors):
     """The net with these `contents`, in evaluation mode; shares the tensors, takes no gradients."""
-    net, tensors = _empty(config), iter(tensors)
+    net, tensors = blank(json.loads(config)), iter(tensors)
 
     def give(layer, module):
         for key in layer.shapes:

@@ -159,6 +159,7 @@ def sample(
     if noise is not None:
         noise = arguments.tensor_of_noise(noise)
     names = {"model": _described(model, "model"), "guide": _described(guide, "guide")}
+    given = {"model": model, "guide": guide}
     model, guide, device = _nets(model, guide, guidance, device, noise)
     arguments.array_kind(array, device)
     arguments.nets_agree(model, guide)
@@ -184,7 +185,7 @@ def sample(
     if isinstance(encoder, LatentEncoder):
         encoder.load()
     if engine is None:
-        for role, net in (("model", model), ("guide", guide)):
+        for role, net in given.items():  # those that were loaded here have been looked at
             if (module := module_of(net)) is not None:
                 arguments.finite_weights(names[role], module)
 

@@ -30,9 +30,7 @@ class MPConv(torch.nn.Module):
     def __init__(self, in_channels, out_channels, kernel):
         super().__init__()
         self.out_channels = out_channels
-        self.weight = torch.nn.Parameter(
-            torch.randn(out_channels, in_channels, *kernel, dtype=torch.float32)
-        )
+        self.weight = torch.nn.Parameter(_drawn(torch.randn, out_channels, in_channels, *kernel))
 
     def forward(self, x, gain=1.0):
         """Apply the layer to `x`; `gain` is a float or a 0-dim tensor."""
@@ -70,10 +68,19 @@ class MPFourier(torch.nn.Module):
 
     def __init__(self, num_channels, bandwidth=1):
         super().__init__()
-        normal = torch.randn(num_channels, dtype=torch.float32)
-        uniform = torch.rand(num_channels, dtype=torch.float32)
+        normal, uniform = _drawn(torch.randn, num_channels), _drawn(torch.rand, num_channels)
         self.register_buffer("freqs", 2 * math.pi * normal * bandwidth)
         self.register_buffer("phases", 2 * math.pi * uniform)
 
     def forward(self, x):
         return ops.mp_fourier(x, self.freqs, self.phases)
+
+
+def _drawn(draw, *shape):
+    """Random float32 numbers; on the device meta, which holds none, just their place.
+
+    There `torch.randn` takes a way through Python that costs as much as the rest of a net.
+    """
+    if torch.get_default_device().type == "meta":
+        draw = torch.empty
+    return draw(*shape, dtype=torch.float32)

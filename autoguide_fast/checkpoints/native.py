@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import present_device
-from ..as_built import differences
+from ..arguments import not_finite, present_device
+from ..as_built import blank, differences
 from ..encoders import ENCODERS, encoder
 from ..files import reason, remedy, write_atomically
 from ..networks import Precond
@@ -129,12 +129,6 @@ def _underflows(weight, value):
     return bool(((largest > 0) & (largest < least)).any())
 
 
-def _blank(config):
-    """The network of these options without memory for its weights."""
-    with torch.device("meta"):
-        return Precond(**config)
-
-
 def _misfit(weights, net):
     """What in `weights` is not as `net` has it, or None."""
     expected = net.state_dict()
@@ -174,9 +168,9 @@ def load(path_or_name, device="cpu"):
     device = present_device(device, "load")
     with torch.inference_mode(False):
         header, tensors = read(path, "load")
-        tensors = {name: _weight(path, name, stored) for name, stored in tensors.items()}
+        tensors = _weights(path, tensors)
         try:
-            net = _blank(header["config"])
+            net = blank(header["config"])
             problem = _misfit(tensors, net)
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
             problem = " ".join(str(error).split())[:200]
@@ -185,10 +179,21 @@ def load(path_or_name, device="cpu"):
                 f"load: {path} must hold weights that fit its options, got {problem}; it may be "
                 "damaged or need a later version of autoguide_fast"
             )
-        net.load_state_dict(tensors, strict=True, assign=True)
+        _give(net, tensors)
         net.encoder = encoder(header.get("encoder"))
         net.info = {k: v for k, v in header.items() if k not in OWN}
-        return net.eval().requires_grad_(False).to(device)
+        return net if device.type == "cpu" else net.to(device)
+
+
+def _give(net, tensors):
+    """Make `tensors`, by the names of the state dict, the weights of `net`, without gradients."""
+    for name, module in net.named_modules():
+        prefix = f"{name}." if name else ""
+        for key in module._parameters:
+            weight = torch.nn.Parameter(tensors[prefix + key], requires_grad=False)
+            module._parameters[key] = weight
+        for key in module._buffers:
+            module._buffers[key] = tensors[prefix + key]
 
 
 def find(path_or_name, argument="load: path_or_name"):
@@ -216,17 +221,19 @@ def find(path_or_name, argument="load: path_or_name"):
     return path
 
 
-def _weight(path, name, stored):
-    """A tensor of the file as float32, in memory that is not the file's."""
-    if stored.dtype not in STORED:
+def _weights(path, stored):
+    """Tensors of the file, by name, as finite float32, in memory that is not the file's."""
+    odd = next((name for name, t in stored.items() if t.dtype not in STORED), None)
+    if odd is not None:
         raise ValueError(
-            f"load: {path} must hold weights in one of {_names(STORED)}, got {name} "
-            f"in {stored.dtype}; save the network with autoguide_fast.checkpoints.save"
+            f"load: {path} must hold weights in one of {_names(STORED)}, got {odd} in "
+            f"{stored[odd].dtype}; save the network with autoguide_fast.checkpoints.save"
         )
-    value = stored.to(torch.float32, copy=True)
-    if not torch.isfinite(value).all():
+    weights = {name: t.to(torch.float32, copy=True) for name, t in stored.items()}
+    odd = not_finite(weights.items())
+    if odd is not None:
         raise ValueError(
-            f"load: {path} must hold finite weights, got NaN or infinity in {name}; use another "
+            f"load: {path} must hold finite weights, got NaN or infinity in {odd}; use another "
             "checkpoint, or look at where its training diverged"
         )
-    return value
+    return weights
