@@ -105,31 +105,33 @@ def contents(net):
     The net must be one that `differences` finds nothing about.
     """
     config, tensors = json.dumps(net.config), []
-
-    def gather(layer, module):
-        parameters, buffers = module._parameters, module._buffers
-        for key in layer.shapes:
-            tensors.append(parameters[key] if key in parameters else buffers[key])
-        for key, child in layer.children.items():
-            gather(child, module._modules[key])
-
-    gather(_layers(config), net)
+    _gather(_layers(config), net, tensors)
     return config, tensors
+
+
+# Functions of their own: one that calls itself from inside another is a reference cycle, which
+# would keep the weights that it knows until the garbage collector comes.
+def _gather(layer, module, tensors):
+    parameters, buffers = module._parameters, module._buffers
+    for key in layer.shapes:
+        tensors.append(parameters[key] if key in parameters else buffers[key])
+    for key, child in layer.children.items():
+        _gather(child, module._modules[key], tensors)
 
 
 def rebuilt(config, tensors):
     """The net with these `contents`, in evaluation mode; shares the tensors, takes no gradients."""
-    net, tensors = blank(json.loads(config)), iter(tensors)
-
-    def give(layer, module):
-        for key in layer.shapes:
-            place = module._parameters if key in module._parameters else module._buffers
-            place[key] = next(tensors).detach()
-        for key, child in layer.children.items():
-            give(child, module._modules[key])
-
-    give(_layers(config), net)
+    net = blank(json.loads(config))
+    _give(_layers(config), net, iter(tensors))
     return net
+
+
+def _give(layer, module, tensors):
+    for key in layer.shapes:
+        place = module._parameters if key in module._parameters else module._buffers
+        place[key] = next(tensors).detach()
+    for key, child in layer.children.items():
+        _give(child, module._modules[key], tensors)
 
 
 def differences(net):

@@ -78,7 +78,8 @@ def heun(stepper, noise, steps, randn=None, on_step=None):
         steps (list of Step): From `plan_steps`, on the device of `noise`.
         randn (callable, optional): Called without arguments for the churn noise, shaped and typed
             as `noise`; needed where a step has `churn_std > 0`.
-        on_step (callable, optional): `on_step(step, x)` after each step, with a copy of the state.
+        on_step (callable, optional): `on_step(step, x)` after each step, to look at the state: a
+            stepper writes to `x` again in the steps that follow, so keep and change a copy.
 
     Returns:
         Tensor like `noise`. Differentiable where the stepper is; capturable in a CUDA graph unless
@@ -93,7 +94,7 @@ def heun(stepper, noise, steps, randn=None, on_step=None):
             x_next = stepper.second(x, x_next, slope, step)
         x = x_next
         if on_step is not None:
-            on_step(step, x.clone())
+            on_step(step, x)
     return x
 
 

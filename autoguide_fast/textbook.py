@@ -40,6 +40,8 @@ class TextbookPrecond(torch.nn.Module):
         self.train(net.training)
 
     def forward(self, x, sigma, class_labels=None, return_logvar=False):
+        if x.is_meta:  # which autocast does not know
+            return self._denoise(x, sigma, class_labels, return_logvar)
         with torch.autocast(x.device.type, enabled=False):  # which changes types
             return self._denoise(x, sigma, class_labels, return_logvar)
 

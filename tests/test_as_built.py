@@ -308,7 +308,7 @@ def test_sigma_data_is_known_once(value, tmp_path):
     again = checkpoints.load(tmp_path / "net.safetensors")
     assert again.sigma_data == value
     assert torch.equal(sampled(again, raw=True), sampled(net))
-    with pytest.raises(ValueError, match="Precond: sigma_data must be positive, got -1"):
+    with pytest.raises(ValueError, match="Precond: sigma_data must be a positive number, got -1"):
         net.sigma_data = -1
     assert net.sigma_data == value
     with pytest.raises(TypeError, match="Precond: options must be numbers"):

@@ -7,8 +7,6 @@ from nets import tiny
 from autoguide_fast import sample, unlabelled
 from autoguide_fast.guidance import guided_denoiser
 from autoguide_fast.metrics import Reference, pixel_features
-from autoguide_fast.sampler import EagerStepper, heun, plan_steps
-from autoguide_fast.schedules import rho_schedule
 
 
 class Pure:
@@ -100,15 +98,6 @@ def test_a_callback_may_write_to_what_it_gets_and_keep_it(engine):
 
     assert torch.equal(sample(model, guide, callback=spoil, **options), plain)
     assert all(torch.equal(*pair) for pair in zip(seen, expected, strict=True))
-
-
-def test_the_loop_hands_out_copies():
-    steps = plan_steps(rho_schedule(3))
-    noise = torch.randn(2, 1, 4, 4)
-    expected = heun(EagerStepper(Pure()), noise, steps)
-    kept = noise.clone()
-    result = heun(EagerStepper(Pure()), noise, steps, on_step=lambda step, x: x.fill_(9))
-    assert torch.equal(result, expected) and torch.equal(noise, kept)
 
 
 def test_results_are_no_buffer_of_an_encoder():

@@ -97,10 +97,10 @@ def layout(state, name=""):
     """The shape and type of every tensor of a state."""
     if isinstance(state, torch.Tensor):
         return {name: (state.shape, state.dtype)}
-    parts = state.items() if isinstance(state, dict) else enumerate(state)
     found = {}
-    for key, value in parts if isinstance(state, (dict, list)) else ():
-        found |= layout(value, f"{name}/{key}") if not isinstance(value, (str, float, int)) else {}
+    if isinstance(state, (dict, list)):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            found |= layout(value, f"{name}/{key}")
     return found
 
 
