@@ -185,6 +185,16 @@ def test_compile(sample, device):
         torch.testing.assert_close(value, reference)
 
 
+@pytest.mark.parametrize("name", sorted({s.name for s in ALL}))
+def test_compile_reference(name):
+    """The benchmarks race `torch.compile` of each reference, as one graph."""
+    torch._dynamo.reset()
+    sample = next(s for s in ALL if s.name == name)
+    arguments = sample.arguments(torch.float32)
+    compiled = torch.compile(sample.reference, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(*arguments), sample.reference(*arguments))
+
+
 @pytest.mark.parametrize("sample", ALL, ids=str)
 def test_empty(sample, place):
     full = sample.arguments(torch.float32, device=place)

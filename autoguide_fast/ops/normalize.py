@@ -60,7 +60,7 @@ def _dims(x, dim):
 
 def _magnitude(x, dims):
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
-    return norm / math.prod(x.shape[d] for d in dims) ** 0.5
+    return norm / math.prod([x.shape[d] for d in dims]) ** 0.5
 
 
 def _plain_magnitude(x, dims):
