@@ -3,6 +3,7 @@
 With build isolation pip installs what the hooks below ask for. Without it, what the environment
 lacks is fetched into build/ for this build; nothing is installed that was not asked for.
 """
+
 import importlib
 import json
 import os

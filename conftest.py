@@ -24,9 +24,7 @@ def pytest_addoption(parser):
     )
     group.addoption("--benchmark-all", action="store_true", help="race at all sizes: hours")
     group.addoption("--benchmark-memory", action="store_true", help="measure peak memory too")
-    group.addoption(
-        "--benchmark-eager", action="store_true", help="leave out torch.compile"
-    )
+    group.addoption("--benchmark-eager", action="store_true", help="leave out torch.compile")
     group.addoption("--benchmark-plot", metavar="PNG", help="draw the races into this file")
     group.addoption(
         "--reference",

@@ -1,4 +1,5 @@
 """Asks CMake to build autoguide_fast._C; the rest is in pyproject.toml and CMakeLists.txt."""
+
 import os
 import subprocess
 import sys

@@ -1,4 +1,5 @@
 """Loads the compiled extension, or says in one sentence what to do."""
+
 import platform
 import re
 import warnings

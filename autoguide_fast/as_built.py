@@ -28,9 +28,9 @@ def _code(namespace):
 
 
 # The methods that evaluate a net, before anyone can have replaced them.
-_METHODS = {
-    kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, MPFourier)
-} | {torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}}
+_METHODS = {kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, MPFourier)} | {
+    torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}
+}
 
 
 class Difference(NamedTuple):

@@ -214,9 +214,14 @@ def sample(
                 bar.update()
                 if callback is not None:
                     info = StepInfo(
-                        number, len(batches), step.index, num_steps, step.sigma_next, indices,
+                        number,
+                        len(batches),
+                        step.index,
+                        num_steps,
+                        step.sigma_next,
+                        indices,
                         x.clone(),
-                    )  # fmt: skip
+                    )
                     callback(info)
 
             result = None

@@ -79,7 +79,9 @@ _RULES = {
     "dropout": (lambda v: _is_number(v) and 0 <= v < 1, "lie in [0, 1)", "0 is no dropout"),
     "clip_act": (_or_none(_is_positive), "be a positive number or None", "None is no clip"),
     "sigma_data": (
-        lambda v: _is_positive(v) and v < math.inf, "be a positive number", "0.5 is usual",
+        lambda v: _is_positive(v) and v < math.inf,
+        "be a positive number",
+        "0.5 is usual",
     ),
     "use_fp16": (lambda v: isinstance(v, bool), "be True or False", "pass one of them"),
-}  # fmt: skip
+}

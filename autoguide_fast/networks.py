@@ -149,9 +149,15 @@ class UNet(torch.nn.Module):
             if attention is None:
                 attention = resolution in attn_resolutions
             return Block(
-                c_in, c_out, emb_channels, flavor, mode, attention,
-                concat_balance=concat_balance, **block_options,
-            )  # fmt: skip
+                c_in,
+                c_out,
+                emb_channels,
+                flavor,
+                mode,
+                attention,
+                concat_balance=concat_balance,
+                **block_options,
+            )
 
         # Encoder: one more input channel, of ones, stands in for biases.
         self.enc = torch.nn.ModuleDict()

@@ -108,9 +108,18 @@ class _Conv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         one, padding = [1, 1], [weight.shape[-1] // 2] * 2
         gradients = torch.ops.aten.convolution_backward(
-            grad.float(), x.float(), weight.float(), None, one, padding, one, False, [0, 0], 1,
+            grad.float(),
+            x.float(),
+            weight.float(),
+            None,
+            one,
+            padding,
+            one,
+            False,
+            [0, 0],
+            1,
             [*ctx.needs_input_grad, False],
-        )  # fmt: skip
+        )
         return tuple(None if g is None else g.to(x.dtype) for g in gradients[:2])
 
 

@@ -18,10 +18,13 @@ def _rows():
                         continue
                     short = batch in entry.short and dtype == "float32" and task != "denoiser"
                     yield pytest.param(
-                        task, net_name, batch, dtype,
+                        task,
+                        net_name,
+                        batch,
+                        dtype,
                         marks=() if short else pytest.mark.long,
                         id=f"{task}-{net_name}-b{batch:02}-{dtype}",
-                    )  # fmt: skip
+                    )
 
 
 @pytest.mark.parametrize("task, net_name, batch, dtype", list(_rows()))
@@ -57,6 +60,4 @@ def bench_pair(task, net_name, batch, dtype, benchmark, request):
     info["engine_bytes"] = engine.peak_memory(batch)
     if request.config.getoption("--benchmark-memory"):
         for name in ("ours", *names):
-            info[f"{name}_bytes"] = memory.measured(
-                name, task, net_name, batch, dtype, path, how
-            )
+            info[f"{name}_bytes"] = memory.measured(name, task, net_name, batch, dtype, path, how)

@@ -39,12 +39,18 @@ _XXS = {k: v for k, v in preset("edm2-img512-xxs").items() if k not in ("duratio
 NETS = {
     "digits": ({"batch": 256}, (8, 1, 10)),
     "pixel-32": (
-        {"batch": 8, "channels": 64, "channel_mult": (1, 2, 2), "num_blocks": 2,
-         "attn_resolutions": (16, 8), "channels_per_head": 64},
+        {
+            "batch": 8,
+            "channels": 64,
+            "channel_mult": (1, 2, 2),
+            "num_blocks": 2,
+            "attn_resolutions": (16, 8),
+            "channels_per_head": 64,
+        },
         (32, 3, 10),
     ),
     "edm2-xxs": ({"batch": 2, **_XXS}, (64, 4, 1000)),
-}  # fmt: skip
+}
 
 
 class RandomImages:

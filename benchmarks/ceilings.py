@@ -105,8 +105,23 @@ def _int8(dtype):
 
     def convolution():
         onednn.qconv2d_pointwise(
-            x, 1.0, 0, packed, scales, zeros, None, around, around, around, 1,
-            1.0, 0, torch.uint8, "none", [], "",
-        )  # fmt: skip
+            x,
+            1.0,
+            0,
+            packed,
+            scales,
+            zeros,
+            None,
+            around,
+            around,
+            around,
+            1,
+            1.0,
+            0,
+            torch.uint8,
+            "none",
+            [],
+            "",
+        )
 
     return [_matmul(dtype, lambda: torch._int_mm(square, square)), _convolution(dtype, convolution)]

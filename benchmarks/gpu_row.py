@@ -69,9 +69,13 @@ class Reference:
 
     def sample(self, guidance, class_labels, noise, num_steps, raw):
         return self.sampler(
-            self.pair.model, noise, class_labels, self.pair.guide, num_steps=num_steps,
+            self.pair.model,
+            noise,
+            class_labels,
+            self.pair.guide,
+            num_steps=num_steps,
             guidance=guidance,
-        )  # fmt: skip
+        )
 
 
 def compiled(model, guide):

@@ -69,21 +69,29 @@ def main():
     if args.steps < WINDOW:
         parser.error(f"--steps must be >= {WINDOW}, got {args.steps}; raise it")
     torch.set_num_threads(2)
-    shared = {"batch": args.batch, "duration": args.steps * args.batch,
-              "precision": args.precision, "device": "cpu"}  # fmt: skip
+    shared = {
+        "batch": args.batch,
+        "duration": args.steps * args.batch,
+        "precision": args.precision,
+        "device": "cpu",
+    }
     rivals = ("eager", "reference") if args.reference else ("eager",)
     found = curves(TrainOptions(**shared), args.steps, rivals, args.reference)
     found["another seed"] = curves(TrainOptions(**shared, seed=1), args.steps)["ours"]
     ours = found["ours"]
-    print(f"loss, mean of the last {WINDOW} steps: "
-          + ", ".join(f"{name} {windowed(c)[-1]:.5f}" for name, c in found.items()))  # fmt: skip
+    print(
+        f"loss, mean of the last {WINDOW} steps: "
+        + ", ".join(f"{name} {windowed(c)[-1]:.5f}" for name, c in found.items())
+    )
     for name in (*rivals, "another seed"):
         early, _ = difference(ours[:WINDOW], found[name][:WINDOW])
         steps, mean = difference(ours, found[name])
         windows, window_mean = difference(windowed(ours), windowed(found[name]))
-        print(f"ours and {name}: per step at most {early:.1e} in the first {WINDOW}, {steps:.1e} "
-              f"in all, {mean:.1e} on average; windows at most {windows:.1e}, {window_mean:.1e} "
-              "on average")  # fmt: skip
+        print(
+            f"ours and {name}: per step at most {early:.1e} in the first {WINDOW}, {steps:.1e} "
+            f"in all, {mean:.1e} on average; windows at most {windows:.1e}, {window_mean:.1e} "
+            "on average"
+        )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ struct Split {
     const Image image(qkv);
     const bool rows = format == Format::channels_last;
     N = image.N;
-    shape = {num_heads, image.C / (3 * num_heads), image.S, image.C * image.S,
-             rows ? 1 : image.S, rows ? image.C : 1};
+    shape = {num_heads,         image.C / (3 * num_heads), image.S,
+             image.C * image.S, rows ? 1 : image.S,        rows ? image.C : 1};
   }
   cuda::Qkv qkv() const {
     return {N, shape.heads, shape.ch, shape.S, shape.x_n, shape.x_c, shape.x_s};
@@ -34,9 +34,10 @@ std::tuple<Tensor, Tensor, Tensor> attention_split(const Tensor& qkv, int64_t nu
   const auto part = [&] { return empty(s.sizes(), qkv.scalar_type(), Format::contiguous, qkv); };
   Tensor q = part(), k = part(), v = part();
   if (on_cuda(qkv)) {
-    launch(qkv, cuda::AttentionSplit{in.const_data_ptr(), q.mutable_data_ptr(),
-                                     k.mutable_data_ptr(), v.mutable_data_ptr(), eps, s.qkv(),
-                                     s.qkv().lanes()}, dtype);
+    launch(qkv,
+           cuda::AttentionSplit{in.const_data_ptr(), q.mutable_data_ptr(), k.mutable_data_ptr(),
+                                v.mutable_data_ptr(), eps, s.qkv(), s.qkv().lanes()},
+           dtype);
     return {q, k, v};
   }
   parallel(s.N * s.shape.S, qkv.size(1), [&](int64_t begin, int64_t end) {
@@ -61,10 +62,11 @@ Tensor attention_split_backward(const Tensor& grad_q, const Tensor& grad_k, cons
   const Tensor k = dense(grad_k, Format::contiguous), v = dense(grad_v, Format::contiguous);
   Tensor grad = empty_like(qkv, s.format);
   if (on_cuda(qkv)) {
-    launch(qkv, cuda::AttentionSplitBackward{q.const_data_ptr(), k.const_data_ptr(),
-                                             v.const_data_ptr(), in.const_data_ptr(),
-                                             grad.mutable_data_ptr(), eps, s.qkv(),
-                                             s.qkv().lanes()}, dtype);
+    launch(qkv,
+           cuda::AttentionSplitBackward{q.const_data_ptr(), k.const_data_ptr(), v.const_data_ptr(),
+                                        in.const_data_ptr(), grad.mutable_data_ptr(), eps, s.qkv(),
+                                        s.qkv().lanes()},
+           dtype);
     return grad;
   }
   parallel(s.N * s.shape.S, qkv.size(1), [&](int64_t begin, int64_t end) {

@@ -33,8 +33,9 @@ Arguments check_shape(const char* function, const Tensor& x, const Tensor& weigh
   check(s.H % a.tile() == 0 && s.W % a.tile() == 0, function,
         ": x must have a height and a width divisible by ", a.tile(), ", got ", shape_of(x),
         "; use torch.nn.functional.conv2d");
-  check(s.C % kPanel == 0 && s.K % kPanel == 0, function, ": weight must have channels divisible by ",
-        kPanel, ", got ", shape_of(weight), "; use torch.nn.functional.conv2d");
+  check(s.C % kPanel == 0 && s.K % kPanel == 0, function,
+        ": weight must have channels divisible by ", kPanel, ", got ", shape_of(weight),
+        "; use torch.nn.functional.conv2d");
   return a;
 }
 
@@ -47,7 +48,8 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const Arguments& a, bool 
   const ScalarType factors = a.large() ? ScalarType::Float : x.scalar_type();
   const Tensor u = empty({a.points() * conv3x3_point(s.C, s.K)}, factors, Format::contiguous, x);
   parallel(way.K / kPanel, a.points() * kPanel * way.C, [&](int64_t begin, int64_t end) {
-    conv3x3_weights_kernel(a.types, w.const_data_ptr(), u.mutable_data_ptr(), s, backward, begin, end);
+    conv3x3_weights_kernel(a.types, w.const_data_ptr(), u.mutable_data_ptr(), s, backward, begin,
+                           end);
   });
   const Tensor y = empty({s.N, way.K, s.H, s.W}, x.scalar_type(), Format::channels_last, x);
   parallel(a.tiles(), a.points() * (s.C + s.K), [&](int64_t begin, int64_t end) {
@@ -103,7 +105,8 @@ Tensor conv3x3_backward_weight(const Tensor& grad, const Tensor& x, const Tensor
   const Tensor dw = empty({s.K, s.C, 3, 3}, x.scalar_type(), Format::channels_last, x);
   parallel((s.C / kPanel) * (s.K / kPanel), parts * a.points() * kPanel * kPanel,
            [&](int64_t begin, int64_t end) {
-             conv3x3_gradient_weights_kernel(a.types, du, parts, dw.mutable_data_ptr(), s, begin, end);
+             conv3x3_gradient_weights_kernel(a.types, du, parts, dw.mutable_data_ptr(), s, begin,
+                                             end);
            });
   return dw;
 }

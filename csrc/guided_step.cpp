@@ -26,10 +26,11 @@ struct GuidedArguments {
       : dtype(dtype_of(function, "x", x)),
         raw_dtype(dtype_of(function, "raw", raw_in)),
         format(dense_format(x)) {
-    check(dtype == Dtype::f32 || dtype == Dtype::f64, function,
-          ": x must be float32 or float64, the types of the sampler's state; convert it with .to()");
-    check(sizes_of(raw_in) == sizes_of(x), function, ": raw must have the shape of x ",
-          shape_of(x), ", got ", shape_of(raw_in), "; check the net's output");
+    check(
+        dtype == Dtype::f32 || dtype == Dtype::f64, function,
+        ": x must be float32 or float64, the types of the sampler's state; convert it with .to()");
+    check(sizes_of(raw_in) == sizes_of(x), function, ": raw must have the shape of x ", shape_of(x),
+          ", got ", shape_of(raw_in), "; check the net's output");
     check_device(function, "raw", raw_in, "x", x);
     raw = dense(raw_in, format);
     if (guide_in) {
@@ -59,9 +60,11 @@ std::tuple<Tensor, Tensor> guided_heun_first(const Tensor& x, const Tensor& raw,
   const Tensor in = dense(x, a.format);
   Tensor x_next = empty_like(x, a.format), slope = empty_like(x, a.format);
   if (on_cuda(x)) {
-    launch(x, cuda::GuidedHeunFirst{in.const_data_ptr(), a.raw.const_data_ptr(), a.guide_data(),
-                                    x_next.mutable_data_ptr(), slope.mutable_data_ptr(),
-                                    a.device_levels, x.numel()}, a.dtype, a.raw_dtype);
+    launch(x,
+           cuda::GuidedHeunFirst{in.const_data_ptr(), a.raw.const_data_ptr(), a.guide_data(),
+                                 x_next.mutable_data_ptr(), slope.mutable_data_ptr(),
+                                 a.device_levels, x.numel()},
+           a.dtype, a.raw_dtype);
     return {x_next, slope};
   }
   const GuidedLevels levels = a.levels(false);
@@ -85,9 +88,10 @@ Tensor guided_heun_second(const Tensor& x, const Tensor& x_next, const Tensor& s
   const Tensor d = dense(slope, a.format);
   Tensor x_new = empty_like(x, a.format);
   if (on_cuda(x)) {
-    launch(x, cuda::GuidedHeunSecond{in.const_data_ptr(), next.const_data_ptr(),
-                                     d.const_data_ptr(), a.raw.const_data_ptr(), a.guide_data(),
-                                     x_new.mutable_data_ptr(), a.device_levels, x.numel()},
+    launch(x,
+           cuda::GuidedHeunSecond{in.const_data_ptr(), next.const_data_ptr(), d.const_data_ptr(),
+                                  a.raw.const_data_ptr(), a.guide_data(), x_new.mutable_data_ptr(),
+                                  a.device_levels, x.numel()},
            a.dtype, a.raw_dtype);
     return x_new;
   }

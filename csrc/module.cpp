@@ -40,15 +40,15 @@ void set_isa(const std::string& name) {
 void set_kernel_loader(const py::function& load) {
   // Never destroyed: kernels may be loaded until the interpreter ends, and not after.
   auto* function = new py::function(load);
-  agf::cuda::set_loader([function](const std::string& kernel, const std::string& types,
-                                   int device) {
-    const py::gil_scoped_acquire lock;
-    try {
-      return reinterpret_cast<void*>((*function)(kernel, types, device).cast<std::uintptr_t>());
-    } catch (const py::error_already_set& error) {
-      throw std::runtime_error(py::str(error.value()).cast<std::string>());
-    }
-  });
+  agf::cuda::set_loader(
+      [function](const std::string& kernel, const std::string& types, int device) {
+        const py::gil_scoped_acquire lock;
+        try {
+          return reinterpret_cast<void*>((*function)(kernel, types, device).cast<std::uintptr_t>());
+        } catch (const py::error_already_set& error) {
+          throw std::runtime_error(py::str(error.value()).cast<std::string>());
+        }
+      });
 }
 
 void set_simulator(std::uintptr_t simulator) {

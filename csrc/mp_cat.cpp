@@ -41,9 +41,11 @@ Tensor run(const char* function, const Tensor& a, const Tensor& b, double t, Ten
   Tensor y = empty(s.sizes, a.scalar_type(), s.format, a);
   if (silu) *silu = empty(s.sizes, a.scalar_type(), s.format, a);
   if (on_cuda(a)) {
-    launch(a, cuda::MpCat{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(),
-                          silu ? silu->mutable_data_ptr() : nullptr, s.outer, s.length_a,
-                          s.length_b, s.weight_a, s.weight_b}, dtype);
+    launch(a,
+           cuda::MpCat{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(),
+                       silu ? silu->mutable_data_ptr() : nullptr, s.outer, s.length_a, s.length_b,
+                       s.weight_a, s.weight_b},
+           dtype);
     return y;
   }
   parallel(s.outer * (s.length_a + s.length_b), 1, [&](int64_t begin, int64_t end) {
@@ -54,7 +56,9 @@ Tensor run(const char* function, const Tensor& a, const Tensor& b, double t, Ten
   return y;
 }
 
-Tensor mp_cat(const Tensor& a, const Tensor& b, double t) { return run("mp_cat", a, b, t, nullptr); }
+Tensor mp_cat(const Tensor& a, const Tensor& b, double t) {
+  return run("mp_cat", a, b, t, nullptr);
+}
 
 std::tuple<Tensor, Tensor> mp_cat_mp_silu(const Tensor& a, const Tensor& b, double t) {
   Tensor silu;
@@ -76,19 +80,19 @@ std::tuple<Tensor, Tensor> mp_cat_backward(const Tensor& grad, std::optional<Ten
   if (grad_silu) grad_silu = dense(*grad_silu, s.format);
   Tensor grad_a = empty_like(a, s.format), grad_b = empty_like(b, s.format);
   if (on_cuda(a)) {
-    launch(a, cuda::MpCatBackward{g.const_data_ptr(),
-                                  grad_silu ? grad_silu->const_data_ptr() : nullptr,
-                                  p.const_data_ptr(), q.const_data_ptr(),
-                                  grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(), s.outer,
-                                  s.length_a, s.length_b, s.weight_a, s.weight_b}, dtype);
+    launch(a,
+           cuda::MpCatBackward{
+               g.const_data_ptr(), grad_silu ? grad_silu->const_data_ptr() : nullptr,
+               p.const_data_ptr(), q.const_data_ptr(), grad_a.mutable_data_ptr(),
+               grad_b.mutable_data_ptr(), s.outer, s.length_a, s.length_b, s.weight_a, s.weight_b},
+           dtype);
     return {grad_a, grad_b};
   }
   parallel(s.outer * (s.length_a + s.length_b), 1, [&](int64_t begin, int64_t end) {
     mp_cat_backward_kernel(dtype, g.const_data_ptr(),
                            grad_silu ? grad_silu->const_data_ptr() : nullptr, p.const_data_ptr(),
-                           q.const_data_ptr(), grad_a.mutable_data_ptr(),
-                           grad_b.mutable_data_ptr(), s.length_a, s.length_b, s.weight_a,
-                           s.weight_b, begin, end);
+                           q.const_data_ptr(), grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(),
+                           s.length_a, s.length_b, s.weight_a, s.weight_b, begin, end);
   });
   return {grad_a, grad_b};
 }

@@ -22,8 +22,10 @@ Tensor mp_fourier(const Tensor& x, const Tensor& freqs, const Tensor& phases) {
   const int64_t N = x.size(0), F = f.size(0);
   Tensor y = empty({N, F}, x.scalar_type(), Format::contiguous, x);
   if (on_cuda(x)) {
-    launch(x, cuda::MpFourier{in.const_data_ptr(), f.const_data_ptr(), phi.const_data_ptr(),
-                              y.mutable_data_ptr(), N, F}, dtype);
+    launch(x,
+           cuda::MpFourier{in.const_data_ptr(), f.const_data_ptr(), phi.const_data_ptr(),
+                           y.mutable_data_ptr(), N, F},
+           dtype);
     return y;
   }
   parallel(N, 16 * F, [&](int64_t begin, int64_t end) {  // a cosine costs about 16 elements

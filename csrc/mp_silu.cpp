@@ -26,8 +26,10 @@ Tensor mp_silu_backward(const Tensor& grad, const Tensor& x) {
   const Tensor g = dense(grad, format), in = dense(x, format);
   Tensor grad_x = empty_like(x, format);
   if (on_cuda(x)) {
-    launch(x, cuda::MpSiluBackward{g.const_data_ptr(), in.const_data_ptr(),
-                                   grad_x.mutable_data_ptr(), x.numel()}, dtype);
+    launch(x,
+           cuda::MpSiluBackward{g.const_data_ptr(), in.const_data_ptr(), grad_x.mutable_data_ptr(),
+                                x.numel()},
+           dtype);
     return grad_x;
   }
   parallel(x.numel(), 1, [&](int64_t begin, int64_t end) {
@@ -57,8 +59,8 @@ Tensor modulate_mp_silu(const Tensor& x, const Tensor& scale) {
   const bool rows = format == Format::channels_last;
   if (on_cuda(x)) {
     const auto run = [&](auto kernel) {
-      kernel = {in.const_data_ptr(), s.const_data_ptr(), y.mutable_data_ptr(), image.N, image.C,
-                image.S};
+      kernel = {
+          in.const_data_ptr(), s.const_data_ptr(), y.mutable_data_ptr(), image.N, image.C, image.S};
       launch(x, kernel, dtype);
     };
     rows ? run(cuda::ModulateMpSiluRows{}) : run(cuda::ModulateMpSiluPlanes{});
@@ -86,8 +88,13 @@ std::tuple<Tensor, Tensor> modulate_mp_silu_backward(const Tensor& grad, const T
   const bool rows = format == Format::channels_last;
   if (on_cuda(x)) {
     const auto run = [&](auto kernel) {
-      kernel = {g.const_data_ptr(), in.const_data_ptr(), s.const_data_ptr(),
-                grad_x.mutable_data_ptr(), grad_scale.mutable_data_ptr(), image.N, image.C,
+      kernel = {g.const_data_ptr(),
+                in.const_data_ptr(),
+                s.const_data_ptr(),
+                grad_x.mutable_data_ptr(),
+                grad_scale.mutable_data_ptr(),
+                image.N,
+                image.C,
                 image.S};
       launch(x, kernel, dtype);
     };
@@ -95,14 +102,11 @@ std::tuple<Tensor, Tensor> modulate_mp_silu_backward(const Tensor& grad, const T
     return {grad_x, grad_scale};
   }
   const int64_t blocks = rows ? (image.C + kChannelBlock - 1) / kChannelBlock : image.C;
-  parallel(image.N * blocks, image.S * (rows ? kChannelBlock : 1),
-           [&](int64_t begin, int64_t end) {
-             (rows ? modulate_mp_silu_backward_rows_kernel
-                   : modulate_mp_silu_backward_planes_kernel)(
-                 dtype, g.const_data_ptr(), in.const_data_ptr(), s.const_data_ptr(),
-                 grad_x.mutable_data_ptr(), grad_scale.mutable_data_ptr(), image.C, image.S,
-                 begin, end);
-           });
+  parallel(image.N * blocks, image.S * (rows ? kChannelBlock : 1), [&](int64_t begin, int64_t end) {
+    (rows ? modulate_mp_silu_backward_rows_kernel : modulate_mp_silu_backward_planes_kernel)(
+        dtype, g.const_data_ptr(), in.const_data_ptr(), s.const_data_ptr(),
+        grad_x.mutable_data_ptr(), grad_scale.mutable_data_ptr(), image.C, image.S, begin, end);
+  });
   return {grad_x, grad_scale};
 }
 

@@ -22,8 +22,10 @@ Tensor mp_sum(const Tensor& a, const Tensor& b, double t, std::optional<double> 
   const Tensor p = dense(a, format), q = dense(b, format);
   Tensor y = empty_like(a, format);
   if (on_cuda(a)) {
-    launch(a, cuda::MpSum{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(), weights.a,
-                          weights.b, weights.limit, a.numel()}, dtype);
+    launch(a,
+           cuda::MpSum{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(), weights.a,
+                       weights.b, weights.limit, a.numel()},
+           dtype);
     return y;
   }
   parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {
@@ -43,9 +45,11 @@ std::tuple<Tensor, Tensor> mp_sum_backward(const Tensor& grad, const Tensor& a, 
   const Tensor g = dense(grad, format), p = dense(a, format), q = dense(b, format);
   Tensor grad_a = empty_like(a, format), grad_b = empty_like(a, format);
   if (on_cuda(a)) {
-    launch(a, cuda::MpSumBackward{g.const_data_ptr(), p.const_data_ptr(), q.const_data_ptr(),
-                                  grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(), weights.a,
-                                  weights.b, weights.limit, a.numel()}, dtype);
+    launch(a,
+           cuda::MpSumBackward{g.const_data_ptr(), p.const_data_ptr(), q.const_data_ptr(),
+                               grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(), weights.a,
+                               weights.b, weights.limit, a.numel()},
+           dtype);
     return {grad_a, grad_b};
   }
   parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {

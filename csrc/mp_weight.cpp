@@ -41,8 +41,10 @@ Tensor run(const char* function, const Tensor& weight, const std::optional<Tenso
   const Tensor in = dense(weight, Format::contiguous);
   Tensor y = empty(sizes_of(weight), y_type, Format::contiguous, weight);
   if (on_cuda(weight)) {
-    launch(weight, cuda::MpWeight{in.mutable_data_ptr(), forced, y.mutable_data_ptr(), g, eps,
-                                  fan_in_scale(K), weight.size(0), K}, dtype, y_dtype);
+    launch(weight,
+           cuda::MpWeight{in.mutable_data_ptr(), forced, y.mutable_data_ptr(), g, eps,
+                          fan_in_scale(K), weight.size(0), K},
+           dtype, y_dtype);
   } else {
     const double value = value_of(g);
     parallel(weight.size(0), K, [&](int64_t begin, int64_t end) {
@@ -82,15 +84,17 @@ std::tuple<Tensor, Tensor> mp_weight_backward(const Tensor& grad, const Tensor& 
   const Tensor grad_in = dense(grad, Format::contiguous), in = dense(weight, Format::contiguous);
   Tensor grad_weight = empty_like(weight, Format::contiguous);
   const ScalarType gain_type = gain ? gain->scalar_type() : ScalarType::Double;
-  Tensor grad_gain = empty(gain ? sizes_of(*gain) : std::vector<int64_t>{}, gain_type,
-                           Format::contiguous, weight);
+  Tensor grad_gain =
+      empty(gain ? sizes_of(*gain) : std::vector<int64_t>{}, gain_type, Format::contiguous, weight);
   if (on_cuda(weight)) {
     const int64_t rows = weight.size(0);
     Tensor sums = empty({rows}, ScalarType::Double, Format::contiguous, weight);
     double* row_sums = static_cast<double*>(sums.mutable_data_ptr());
-    launch(weight, cuda::MpWeightBackward{grad_in.const_data_ptr(), in.const_data_ptr(),
-                                          grad_weight.mutable_data_ptr(), row_sums, g, eps,
-                                          fan_in_scale(K), rows, K}, dtype, y_dtype);
+    launch(weight,
+           cuda::MpWeightBackward{grad_in.const_data_ptr(), in.const_data_ptr(),
+                                  grad_weight.mutable_data_ptr(), row_sums, g, eps, fan_in_scale(K),
+                                  rows, K},
+           dtype, y_dtype);
     launch(weight, cuda::SumRows{row_sums, grad_gain.mutable_data_ptr(), rows},
            dtype_of(function, "gain", gain_type));
     return {grad_weight, grad_gain};
@@ -99,8 +103,8 @@ std::tuple<Tensor, Tensor> mp_weight_backward(const Tensor& grad, const Tensor& 
   std::vector<double> row_sums(weight.size(0));
   parallel(weight.size(0), K, [&](int64_t begin, int64_t end) {
     mp_weight_backward_kernel(dtype, y_dtype, grad_in.const_data_ptr(), in.const_data_ptr(),
-                              grad_weight.mutable_data_ptr(), row_sums.data(), value, eps, K,
-                              begin, end);
+                              grad_weight.mutable_data_ptr(), row_sums.data(), value, eps, K, begin,
+                              end);
   });
   double sum = 0;
   for (double row : row_sums) sum += row;
@@ -120,7 +124,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
   m.def(
       "mp_weight_forced(Tensor(a!) weight, Tensor? gain, float eps, ScalarType? dtype) -> Tensor");
   m.def(
-      "mp_weight_backward(Tensor grad, Tensor weight, Tensor? gain, float eps) -> (Tensor, Tensor)");
+      "mp_weight_backward(Tensor grad, Tensor weight, Tensor? gain, float eps) -> (Tensor, "
+      "Tensor)");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {

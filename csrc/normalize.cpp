@@ -65,8 +65,8 @@ Tensor normalize(const Tensor& x, std::optional<int64_t> dim, double eps) {
   return y;
 }
 
-Tensor backward(const char* function, const Tensor& grad, const Tensor* grad_silu,
-                const Tensor& x, std::optional<int64_t> dim, double eps) {
+Tensor backward(const char* function, const Tensor& grad, const Tensor* grad_silu, const Tensor& x,
+                std::optional<int64_t> dim, double eps) {
   const Dtype dtype = dtype_of(function, "x", x);
   check_like(function, "grad", grad, "x", x);
   const Format format = norm_format(x, dim);
@@ -81,11 +81,14 @@ Tensor backward(const char* function, const Tensor& grad, const Tensor* grad_sil
   if (on_cuda(x)) {
     const void* silu_data = g_silu ? g_silu->const_data_ptr() : nullptr;
     if (s.rows) {
-      launch(x, cuda::NormalizeBackwardRows{g.const_data_ptr(), silu_data, in.const_data_ptr(),
-                                            grad_x.mutable_data_ptr(), eps, s.outer, s.K}, dtype);
+      launch(x,
+             cuda::NormalizeBackwardRows{g.const_data_ptr(), silu_data, in.const_data_ptr(),
+                                         grad_x.mutable_data_ptr(), eps, s.outer, s.K},
+             dtype);
     } else {
-      launch(x, cuda::NormalizeBackwardPlanes{g.const_data_ptr(), silu_data, in.const_data_ptr(),
-                                              grad_x.mutable_data_ptr(), eps, s.outer, s.K, s.S},
+      launch(x,
+             cuda::NormalizeBackwardPlanes{g.const_data_ptr(), silu_data, in.const_data_ptr(),
+                                           grad_x.mutable_data_ptr(), eps, s.outer, s.K, s.S},
              dtype);
     }
     return grad_x;

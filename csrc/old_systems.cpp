@@ -16,7 +16,7 @@ template basic_ostringstream<char>::basic_ostringstream();  // their own
 }  // namespace std
 
 // glibc 2.32 keeps it; 0 where there may be several threads, which std::shared_ptr asks.
-extern "C" __attribute__((visibility("hidden"))) char agf_single_threaded
-    __asm__("__libc_single_threaded");
+extern "C" __attribute__((visibility("hidden"))) char agf_single_threaded __asm__(
+    "__libc_single_threaded");
 char agf_single_threaded = 0;
 #endif

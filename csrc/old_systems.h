@@ -18,6 +18,7 @@ __asm__(".symver exp, exp@" AGF_FIRST_GLIBC);  // the newer does without errno
 __asm__(".symver dlopen, dlopen@" AGF_FIRST_GLIBC);
 __asm__(".symver dlsym, dlsym@" AGF_FIRST_GLIBC);
 // std::condition_variable::wait(std::unique_lock<std::mutex>&), which became noexcept
-__asm__(".symver _ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE, "
-        "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE@GLIBCXX_3.4.11");
+__asm__(
+    ".symver _ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE, "
+    "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE@GLIBCXX_3.4.11");
 #endif

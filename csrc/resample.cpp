@@ -12,8 +12,8 @@ Tensor resample(const Tensor& x, int64_t mode, double gain) {
   Tensor y = empty(shape.sizes(), x.scalar_type(), format, x);
   const bool rows = format == Format::channels_last;
   if (on_cuda(x)) {
-    const cuda::Resampled source{in.const_data_ptr(), static_cast<int>(shape.mode), shape.N,
-                                 shape.C, shape.H, shape.W};
+    const cuda::Resampled source{
+        in.const_data_ptr(), static_cast<int>(shape.mode), shape.N, shape.C, shape.H, shape.W};
     if (rows) {
       launch(x, cuda::ResampleRows{source, y.mutable_data_ptr(), gain}, dtype);
     } else {

@@ -40,8 +40,8 @@ AGF_HD float exp(float x) {
 #ifdef __CUDA_ARCH__
   return expf(x);
 #else
-  x = x < -104.0f ? -104.0f : x;  // below: 0; a NaN passes both selects
-  x = x > 104.0f ? 104.0f : x;    // above: infinity
+  x = x < -104.0f ? -104.0f : x;                        // below: 0; a NaN passes both selects
+  x = x > 104.0f ? 104.0f : x;                          // above: infinity
   const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const float n = shifted - 12582912.0f;
   float r = x - n * 0.693145752f;  // ln 2 in two parts: the first times n is exact

@@ -74,8 +74,8 @@ inline void check_like(const char* function, const char* name, const Tensor& x,
   check(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()), function, ": ",
         name, " must have the shape of ", model_name, " ", shape_of(model), ", got ", shape_of(x),
         "; expand or slice it");
-  check(x.scalar_type() == model.scalar_type(), function, ": ", name,
-        " must have the dtype of ", model_name, ", got another; convert it with .to()");
+  check(x.scalar_type() == model.scalar_type(), function, ": ", name, " must have the dtype of ",
+        model_name, ", got another; convert it with .to()");
   check_device(function, name, x, model_name, model);
 }
 
@@ -163,7 +163,8 @@ template <class Body>
 inline void parallel(int64_t count, int64_t elements_each, const Body& body) {
   constexpr int64_t kElementsPerThread = 1 << 14;
   if (count <= 0) return;
-  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, elements_each));
+  const int64_t grain =
+      std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, elements_each));
   if (count <= grain) {
     body(int64_t{0}, count);
   } else {

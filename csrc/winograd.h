@@ -48,7 +48,8 @@ AGF_HD void winograd_output(V m0, V m1, V m2, V m3, V m4, V m5, V* y, int stride
   y[0] = m0 + kScaleA * sum_a + kScaleB * sum_b;
   y[stride] = kScaleA * kPointA * difference_a + kScaleB * kPointB * difference_b;
   y[2 * stride] = kScaleA * kA2 * sum_a + kScaleB * kB2 * sum_b;
-  y[3 * stride] = kScaleA * kA2 * kPointA * difference_a + kScaleB * kB2 * kPointB * difference_b + m5;
+  y[3 * stride] =
+      kScaleA * kA2 * kPointA * difference_a + kScaleB * kB2 * kPointB * difference_b + m5;
 }
 
 // F(2x2, 3x3), whose points are 0, 1, -1 and infinity: but for the halves of its weights it only

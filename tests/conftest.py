@@ -1,4 +1,5 @@
 """What all tests share: the device and instruction set under test."""
+
 import contextlib
 import signal
 

@@ -52,7 +52,8 @@ def assert_samples(value, steps, case="labelled", guidance=1.7, **options):
     count = None if given["labels"] is None else len(given["labels"])
     key = case, guidance, *levels, count, given["noise"].shape, given["noise"].dtype
     if key not in _judges:
-        _judges[key] = samplings(PAIRS[case][:2], steps=steps, guidance=guidance,
-                                 churn=churn, **given)  # fmt: skip
+        _judges[key] = samplings(
+            PAIRS[case][:2], steps=steps, guidance=guidance, churn=churn, **given
+        )
     assert value.dtype == given["noise"].dtype
     assert_as_exact(value, *_judges[key])

@@ -1,4 +1,5 @@
 """One list of sample inputs for every operator; test_ops.py feeds it to every property."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

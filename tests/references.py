@@ -101,9 +101,11 @@ def samplings(nets, labels, steps, noise, guidance=1.7, churn=None):
         stepper = EagerStepper(model, guide, guidance, labels, noise.device)
         draw = churn() if churn else None
         with torch.no_grad():
-            samples.append(heun(
-                stepper, noise.to(state), steps, lambda draw=draw, state=state: draw().to(state)
-            ))  # fmt: skip
+            samples.append(
+                heun(
+                    stepper, noise.to(state), steps, lambda draw=draw, state=state: draw().to(state)
+                )
+            )
     return samples
 
 

@@ -66,8 +66,12 @@ def kernels():
     library.agf_seed.argtypes = [ctypes.c_uint64]
     library.agf_only.argtypes = [ctypes.c_int64]
     library.agf_simulate.argtypes = [
-        ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p,
-    ]  # fmt: skip
+        ctypes.c_char_p,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_uint,
+        ctypes.c_void_p,
+    ]
     library.agf_simulate.restype = ctypes.c_char_p
     return library
 

@@ -57,9 +57,13 @@ def test_callables_that_reuse_memory(kind, dtype):
     noise, labels = torch.randn(3, 1, 4, 4, dtype=dtype), torch.eye(3)
     kept = noise.clone(), labels.clone()
     options = {
-        "guidance": 2.0, "noise": noise, "class_labels": labels, "num_steps": 3, "dtype": dtype,
+        "guidance": 2.0,
+        "noise": noise,
+        "class_labels": labels,
+        "num_steps": 3,
+        "dtype": dtype,
         "batch_size": 2,
-    }  # fmt: skip
+    }
     expected = sample(Pure(), unlabelled(Pure()), **options)
     net = kind()
     result = sample(net, unlabelled(net), **options)

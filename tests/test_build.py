@@ -88,4 +88,3 @@ def test_what_the_build_lacks_comes_by_pip_or_by_uv(backend, monkeypatch, tmp_pa
     assert backend._installer() is None
     with pytest.raises(SystemExit, match=r"needs ninja>=1.11, which could not be fetched; run"):
         backend._fetch(["ninja>=1.11"])
-

@@ -92,12 +92,14 @@ WEIGHT = "unet.enc.8x8_block0.conv_res0.weight"
         (lambda: spoilt(WEIGHT, 1e5), {"dtype": torch.float16}, ValueError, f"which {WEIGHT} leav"),
         (lambda: spoilt(WEIGHT, float("nan")), {}, ValueError, f"NaN or infinity in {WEIGHT}"),
         (lambda: spoilt("unet.out_gain", torch.inf), {}, ValueError, "in unet.out_gain"),
-        *((tiny, {"dtype": dtype}, TypeError, "dtype must be one of torch.float32, torch.float16")
-          for dtype in (torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64, "float16")),
+        *(
+            (tiny, {"dtype": dtype}, TypeError, "dtype must be one of torch.float32, torch.float16")
+            for dtype in (torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64, "float16")
+        ),
         (lambda: tiny().to("meta"), {}, ValueError, "got unet.out_gain on the device meta"),
         (lambda: tiny().to(torch.float8_e5m2), {}, ValueError, "got unet.out_gain in torch.float8"),
     ],
-)  # fmt: skip
+)
 def test_weights_that_would_not_come_back_are_not_saved(make, options, error, message, tmp_path):
     with pytest.raises(error, match="save: .*" + message):
         checkpoints.save(make(), tmp_path / "net.safetensors", **options)
@@ -312,9 +314,15 @@ def test_tensors_that_were_changed_are_found(net, tmp_path, change):
     path = tmp_path / "net.safetensors"
     checkpoints.save(net, path)
     _, tensors = checkpoints.read(path, "test")
-    (a, b), *_ = [(p, q) for p in tensors for q in tensors
-                  if p < q and tensors[p].shape == tensors[q].shape and tensors[p].ndim == 4
-                  and not torch.equal(tensors[p], tensors[q])]  # fmt: skip
+    (a, b), *_ = [
+        (p, q)
+        for p in tensors
+        for q in tensors
+        if p < q
+        and tensors[p].shape == tensors[q].shape
+        and tensors[p].ndim == 4
+        and not torch.equal(tensors[p], tensors[q])
+    ]
     if change == "shape":
         tensors[a] = tensors[a].flatten()
     elif change == "name":

@@ -35,9 +35,15 @@ def run(capsys, *arguments):
 
 @pytest.mark.parametrize(
     ("text", "values"),
-    [("7", [7]), ("0-3", [0, 1, 2, 3]), ("5,0,9-11", [5, 0, 9, 10, 11]), ("4,4", [4, 4]),
-     ("3-3", [3]), ("0, 2", [0, 2])],
-)  # fmt: skip
+    [
+        ("7", [7]),
+        ("0-3", [0, 1, 2, 3]),
+        ("5,0,9-11", [5, 0, 9, 10, 11]),
+        ("4,4", [4, 4]),
+        ("3-3", [3]),
+        ("0, 2", [0, 2]),
+    ],
+)
 def test_integer_ranges(text, values):
     assert integer_ranges(text) == values
 
@@ -134,8 +140,9 @@ def test_interruption_of_the_import_is_no_traceback(tmp_path):
     root = Path(__file__).parent.parent
     program = f"import sys; sys.path[:0] = {[str(tmp_path), str(root)]!r}\n"
     program += "import autoguide_fast_command as command; sys.exit(command.main())"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

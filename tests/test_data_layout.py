@@ -14,8 +14,11 @@ from pictures import numbered, picture, pixels, png, write
 from autoguide_fast.trainer.data import open_dataset
 
 PLACES = ["source", "source.zip"]
-CLASSES = {f"{name}/{i}.png": png(picture(2 * i + (name == "dog"))) for i in range(2)
-           for name in ("cat", "dog")}  # fmt: skip
+CLASSES = {
+    f"{name}/{i}.png": png(picture(2 * i + (name == "dog")))
+    for i in range(2)
+    for name in ("cat", "dog")
+}
 
 
 def wrapped(files: dict[str, bytes], *folders: str) -> dict[str, bytes]:
@@ -40,8 +43,12 @@ def served(path):
 def test_folders_around_the_data_are_passed_over(tmp_path, place, folders, files):
     plain = write(tmp_path / place, files)
     (tmp_path / "more").mkdir()
-    clutter = {"__MACOSX/data/._0.png": b"?", "data/.DS_Store": b"?", ".hidden/1.png": b"?",
-               "data/__MACOSX/1.png": b"?"}  # fmt: skip
+    clutter = {
+        "__MACOSX/data/._0.png": b"?",
+        "data/.DS_Store": b"?",
+        ".hidden/1.png": b"?",
+        "data/__MACOSX/1.png": b"?",
+    }
     path = write(tmp_path / "more" / place, {**wrapped(files, *folders), **clutter})
     assert served(path) == served(plain)
     assert open_dataset(path).digest() == open_dataset(plain).digest()
@@ -52,21 +59,43 @@ def test_folders_around_the_data_are_passed_over(tmp_path, place, folders, files
     ("files", "message", "folder"),
     [
         (wrapped(numbered(2), "faces", "00000"), None, None),
-        ({"faces/a.png": b"", "faces/b.png": b""},
-         "must have several folders for classes, or none, got .* with faces alone", "faces"),
+        (
+            {"faces/a.png": b"", "faces/b.png": b""},
+            "must have several folders for classes, or none, got .* with faces alone",
+            "faces",
+        ),
         ({"cat/a/1.png": b"", "cat/a/2.png": b""}, "with cat/a alone", "cat/a"),
-        ({**wrapped(numbered(2, [0, 1]), "train"), **wrapped(numbered(2, [1, 0]), "val")},
-         "must have one dataset.json for all of it, got .* with 2, such as train/", "train"),
-        ({**wrapped(numbered(2, [0, 1]), "data"), "other/a.png": b""},
-         "with 1, such as data/dataset.json", "data"),
-        ({**wrapped(CLASSES, "train"), **wrapped(CLASSES, "val")},
-         "must be one split, got .* with train, val", "train"),
-        (wrapped({**wrapped(CLASSES, "train"), **wrapped(CLASSES, "test")}, "data"),
-         "must be one split, got .* with test, train", "data/train"),
+        (
+            {**wrapped(numbered(2, [0, 1]), "train"), **wrapped(numbered(2, [1, 0]), "val")},
+            "must have one dataset.json for all of it, got .* with 2, such as train/",
+            "train",
+        ),
+        (
+            {**wrapped(numbered(2, [0, 1]), "data"), "other/a.png": b""},
+            "with 1, such as data/dataset.json",
+            "data",
+        ),
+        (
+            {**wrapped(CLASSES, "train"), **wrapped(CLASSES, "val")},
+            "must be one split, got .* with train, val",
+            "train",
+        ),
+        (
+            wrapped({**wrapped(CLASSES, "train"), **wrapped(CLASSES, "test")}, "data"),
+            "must be one split, got .* with test, train",
+            "data/train",
+        ),
     ],
-    ids=["numbered alone", "one class", "one class below", "two lists", "a list for a part",
-         "splits", "splits below"],
-)  # fmt: skip
+    ids=[
+        "numbered alone",
+        "one class",
+        "one class below",
+        "two lists",
+        "a list for a part",
+        "splits",
+        "splits below",
+    ],
+)
 def test_what_may_be_several_datasets_is_refused(tmp_path, place, files, message, folder):
     path = write(tmp_path / place, files)
     if message is None:
@@ -87,8 +116,10 @@ def test_what_may_be_several_datasets_is_refused(tmp_path, place, files, message
 def test_names_in_archives_are_made_plain(tmp_path, odd):
     backslashes = "\\" in odd
     for files in (CLASSES, numbered(2, [1, 0])):
-        named = {odd.format(name.replace("/", "\\") if backslashes else name): data
-                 for name, data in files.items()}  # fmt: skip
+        named = {
+            odd.format(name.replace("/", "\\") if backslashes else name): data
+            for name, data in files.items()
+        }
         path = tmp_path / "odd.zip"
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in named.items():
@@ -129,8 +160,9 @@ def test_a_name_that_is_not_utf8(capsys, tmp_path):
         out = tmp_path / f"{place}-out"
         code, printed, err = run(capsys, "convert", tmp_path / place, out, "--quiet")
         assert code == 0 and "1 of 2 images" in printed and "1 broken" in printed, err
-        assert np.array_equal(open_dataset(out).batch(np.arange(1))[0][0].transpose(1, 2, 0),
-                              pixels(0))  # fmt: skip
+        assert np.array_equal(
+            open_dataset(out).batch(np.arange(1))[0][0].transpose(1, 2, 0), pixels(0)
+        )
     (tmp_path / "classes").mkdir()
     for name in (b"\xf6", b"a"):
         os.makedirs(os.path.join(os.fsencode(tmp_path / "classes"), name))
@@ -147,9 +179,14 @@ def test_folders_to_which_links_lead_are_read_once(capsys, tmp_path):
     """Loops to a parent and between two folders, a link to itself; and one that is wanted."""
     source = write(tmp_path / "source", CLASSES)
     write(tmp_path / "elsewhere", {"5.png": png(picture(5))})
-    for link, target in (("cat/self", "."), ("cat/up", ".."), ("cat/other", "../dog"),
-                         ("dog/other", "../cat"), ("loop", "loop"),
-                         ("mouse", tmp_path / "elsewhere")):  # fmt: skip
+    for link, target in (
+        ("cat/self", "."),
+        ("cat/up", ".."),
+        ("cat/other", "../dog"),
+        ("dog/other", "../cat"),
+        ("loop", "loop"),
+        ("mouse", tmp_path / "elsewhere"),
+    ):
         (source / link).symlink_to(target)
     data = open_dataset(source)
     assert data.classes == ["cat", "dog", "mouse"] and len(data) == 5
@@ -157,8 +194,9 @@ def test_folders_to_which_links_lead_are_read_once(capsys, tmp_path):
     assert code == 0
     assert [line for line in err.splitlines() if line.startswith("note: ")] == [
         f"note: the link {source / link} leads to a folder that is read anyway, and has been left "
-        "out" for link in ("cat/other", "cat/self", "cat/up", "dog/other")
-    ]  # fmt: skip
+        "out"
+        for link in ("cat/other", "cat/self", "cat/up", "dog/other")
+    ]
 
 
 def test_pipes_are_no_files(tmp_path):
@@ -228,8 +266,10 @@ def test_a_file_listed_twice(tmp_path):
     files = numbered(2, [0, 1])
     listed = json.loads(files["dataset.json"])["labels"]
     for more, message in (([listed[1]], None), ([[listed[1][0], 0]], "got .*1.png with 1 and 0;")):
-        path = write(tmp_path / str(bool(message)), {
-            **files, "dataset.json": json.dumps({"labels": listed + more}).encode()})  # fmt: skip
+        path = write(
+            tmp_path / str(bool(message)),
+            {**files, "dataset.json": json.dumps({"labels": listed + more}).encode()},
+        )
         if message is None:
             assert open_dataset(path).batch(np.arange(2))[1].tolist() == [0, 1]
             continue

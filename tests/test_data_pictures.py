@@ -58,8 +58,17 @@ def test_pictures_are_turned_as_their_exif_data_say(capsys, tmp_path, kind):
         assert abs(decode(data, "a").transpose(1, 2, 0) - wanted).max() < 8, orientation
         name = f"{kind}-{orientation}"
         source = write(tmp_path / name, {f"a.{kind.lower()}": data})
-        code, _, err = run(capsys, "convert", source, tmp_path / f"{name}-out", "--quiet",
-                           "--transform", "stretch", "--resolution", "24x24")  # fmt: skip
+        code, _, err = run(
+            capsys,
+            "convert",
+            source,
+            tmp_path / f"{name}-out",
+            "--quiet",
+            "--transform",
+            "stretch",
+            "--resolution",
+            "24x24",
+        )
         assert code == 0, err
         stretched = np.asarray(Image.fromarray(wanted.astype(np.uint8)).resize((24, 24), 1))
         assert abs(served(tmp_path / f"{name}-out")[0] - stretched.astype(int)).max() < 8
@@ -96,8 +105,11 @@ def transparent(kind: str) -> Image.Image:
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "L", "RGB", "P"])
 def test_transparent_pixels_are_laid_over_a_colour(capsys, tmp_path, kind, options, colour):
     image = transparent(kind)
-    data = encoded(image, "PNG", **({"transparency": image.info["transparency"]}
-                                    if "transparency" in image.info else {}))  # fmt: skip
+    data = encoded(
+        image,
+        "PNG",
+        **({"transparency": image.info["transparency"]} if "transparency" in image.info else {}),
+    )
     source = write(tmp_path / "source", {"a.png": data, "b.png": png(picture(0, mode="RGBA"))})
     code, printed, err = run(capsys, "convert", source, tmp_path / "out", "--quiet", *options)
     assert code == 0, err
@@ -126,8 +138,12 @@ def test_a_background_is_a_colour(capsys, tmp_path):
 
 
 def frames(kind: str) -> bytes:
-    return encoded(picture(0, mode="P" if kind == "GIF" else "RGB"), kind, save_all=True,
-                   append_images=[picture(1), picture(2)])  # fmt: skip
+    return encoded(
+        picture(0, mode="P" if kind == "GIF" else "RGB"),
+        kind,
+        save_all=True,
+        append_images=[picture(1), picture(2)],
+    )
 
 
 def test_of_several_pictures_in_one_file_the_first_is_taken(capsys, tmp_path):
@@ -176,10 +192,16 @@ def test_one_bad_picture_does_not_end_a_conversion(capsys, tmp_path, out):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_kinds_of_colour(tmp_path, channels):
     """Pure red, as each of them has it."""
-    kinds = {"CMYK": (0, 255, 255, 0), "YCbCr": (76, 85, 255), "LAB": (138, 209, 198),
-             "RGB": (255, 0, 0)}  # fmt: skip
-    files = {f"{kind}.tif": encoded(Image.new(kind, (8, 8), colour), "TIFF")
-             for kind, colour in kinds.items()}  # fmt: skip
+    kinds = {
+        "CMYK": (0, 255, 255, 0),
+        "YCbCr": (76, 85, 255),
+        "LAB": (138, 209, 198),
+        "RGB": (255, 0, 0),
+    }
+    files = {
+        f"{kind}.tif": encoded(Image.new(kind, (8, 8), colour), "TIFF")
+        for kind, colour in kinds.items()
+    }
     convert(write(tmp_path / "source", files), tmp_path / "out", channels=channels)
     made = served(tmp_path / "out").astype(int)
     assert len(made) == len(files)
@@ -231,8 +253,13 @@ def changed(value: float, channel: int = 0, dtype=np.float32) -> np.ndarray:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        *[(MOMENTS[:count], rf"latents: .* \[8, H, W\], .* 4 channels, got float32 \[{count}, 4, 4")
-          for count in (3, 4, 6)],
+        *[
+            (
+                MOMENTS[:count],
+                rf"latents: .* \[8, H, W\], .* 4 channels, got float32 \[{count}, 4, 4",
+            )
+            for count in (3, 4, 6)
+        ],
         (np.concatenate([MOMENTS, MOMENTS]), r"got float32 \[16, 4, 4\]; run `autoguide-fast"),
         (MOMENTS.astype(np.int32), r"got int32 \[8, 4, 4\]"),
         (MOMENTS.astype(np.complex64), r"got complex64 \[8, 4, 4\]"),
@@ -243,7 +270,7 @@ def changed(value: float, channel: int = 0, dtype=np.float32) -> np.ndarray:
         (changed(-9, 5), r"standard deviations are >= 0, got -9; if .* store exp\(x / 2\)"),
         (MOMENTS.astype(object), "a readable NPY file, got Object arrays cannot be loaded"),
     ],
-)  # fmt: skip
+)
 def test_latents_that_cannot_be_trained_on_are_refused(capsys, tmp_path, array, message):
     """When they are opened, when they are read, and in `info`, which goes on."""
     files = {"a.npy": npy(MOMENTS), "b.npy": npy(array)}
@@ -259,8 +286,12 @@ def test_latents_that_cannot_be_trained_on_are_refused(capsys, tmp_path, array, 
 
 def test_damaged_headers_of_arrays_are_named(tmp_path):
     whole = npy(MOMENTS)
-    for old, new in ((b"'descr'", b"'descx'"), (b"(8, 4, 4)", b"(8, 4e4)"), (b"<f4", b"<q9"),
-                     (b"(8, 4, 4), ", b"(8, 9999999999999,)"[:11])):  # fmt: skip
+    for old, new in (
+        (b"'descr'", b"'descx'"),
+        (b"(8, 4, 4)", b"(8, 4e4)"),
+        (b"<f4", b"<q9"),
+        (b"(8, 4, 4), ", b"(8, 9999999999999,)"[:11]),
+    ):
         with pytest.raises(ValueError, match=r"^dataset: x must be .*NPY file"):
             decode(whole.replace(old, new), "x")
 

@@ -219,9 +219,12 @@ def test_other_data_have_another_digest(tmp_path, place):
         "replaced by one as long": {**files, second: files[second][:-1] + b"?"},
         "added": numbered(3, [0, 1, 1]),
         "removed": numbered(1, [0]),
-        "renamed": {"a.png": files[first], "b.png": files[second],
-                    "dataset.json": b'{"labels": [["a.png", 0], ["b.png", 1]]}'},
-    }  # fmt: skip
+        "renamed": {
+            "a.png": files[first],
+            "b.png": files[second],
+            "dataset.json": b'{"labels": [["a.png", 0], ["b.png", 1]]}',
+        },
+    }
     digests = set()
     for name, content in variants.items():
         (tmp_path / name).mkdir()
@@ -308,13 +311,17 @@ def test_missing(tmp_path):
         (b"[1]", "must read"),
         (b'{"labels": [1, 2]}', "must read"),
         ({"00000/img00000000.png": 0}, "list a class for every file, got 1 without, such as 00000"),
-        ({"00000/img00000000.png": 0, "00000/img00000001.png": 0, "x.png": 1},
-         "list files that are there, got 1 that are not, such as x.png"),
-        ({"00000/img00000000.png": 0, "00000/img00000001.png": 0.5},
-         "integers as classes, got 0.5 for 00000/img00000001.png"),
+        (
+            {"00000/img00000000.png": 0, "00000/img00000001.png": 0, "x.png": 1},
+            "list files that are there, got 1 that are not, such as x.png",
+        ),
+        (
+            {"00000/img00000000.png": 0, "00000/img00000001.png": 0.5},
+            "integers as classes, got 0.5 for 00000/img00000001.png",
+        ),
         ({"00000/img00000000.png": 0, "00000/img00000001.png": -1}, "classes from 0, got class -1"),
     ],
-)  # fmt: skip
+)
 def test_labels_that_do_not_fit(tmp_path, place, content, message):
     if isinstance(content, dict):
         content = json.dumps({"labels": list(content.items())}).encode()
@@ -337,7 +344,7 @@ def test_labels_that_do_not_fit(tmp_path, place, content, message):
         (npy(np.zeros([8, 8], np.float32)), "must be latents: .*float32 \\[8, 8\\]"),
         (npy(np.array([{}], object)), "must be a readable NPY file, got Object arrays cannot"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_does_not_fit_is_named(tmp_path, place, data, message):
     files = numbered(4, [0] * 4)
     files["00000/img00000002.png"] = data

@@ -21,9 +21,12 @@ def vae(tmp_path_factory):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=2, latent_channels=4,
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-    )  # fmt: skip
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=2,
+        latent_channels=4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+    )
     folder = tmp_path_factory.mktemp("vae")
     model.save_pretrained(folder)
     return folder
@@ -35,8 +38,9 @@ def test_encode(capsys, tmp_path, vae, out):
     names = sorted(files)[:5]
     files[names[2]] = b"text"
     source = write(tmp_path / "source.zip", files)
-    code, printed, err = run(capsys, "encode", source, tmp_path / out, "--vae", vae, "--batch-size",
-                             2, "--device", "cpu")  # fmt: skip
+    code, printed, err = run(
+        capsys, "encode", source, tmp_path / out, "--vae", vae, "--batch-size", 2, "--device", "cpu"
+    )
     assert code == 0, err
     assert "4 of 5 images" in printed and "1 broken" in printed and "encode: 100%" in err
     assert f"broken: {source}:{names[2]}: what no decoder knows" in err

@@ -225,8 +225,9 @@ def test_what_was_made_from_files_that_changed_is_made_anew(capsys, tmp_path, pl
     files["2.png"] = padded(9, 400)
     times = os.stat(source / "2.png" if source.is_dir() else source)
     write(tmp_path / place, files if place.endswith(".zip") else {"2.png": files["2.png"]})
-    os.utime(source / "2.png" if source.is_dir() else source,
-             ns=(times.st_atime_ns, times.st_mtime_ns))  # fmt: skip
+    os.utime(
+        source / "2.png" if source.is_dir() else source, ns=(times.st_atime_ns, times.st_mtime_ns)
+    )
     code, printed, err = run(capsys, "convert", source, tmp_path / out, "--quiet")
     assert code == 0 and "have changed since was made anew" in printed, err
     images, _ = open_dataset(tmp_path / out).batch(np.arange(6))

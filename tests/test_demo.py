@@ -23,8 +23,15 @@ def test_demo_prints_a_table_and_writes_a_picture(short, tmp_path, capsys):
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
-        "w", "FD", "FD", "held-out", "precision", "recall", "class", "images/s"
-    ]  # fmt: skip
+        "w",
+        "FD",
+        "FD",
+        "held-out",
+        "precision",
+        "recall",
+        "class",
+        "images/s",
+    ]
     weights = {
         "no guidance": 1.0,
         "CFG": load("digits-uncond").info["recommended_guidance"],

@@ -237,7 +237,7 @@ def test_zero_vectors(name, dtype):
     x = torch.zeros(1, 3, 2, 2, dtype=dtype, requires_grad=True)
     t = drawn(x, 1)
     y = function(x)
-    gradient, = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     slope = jvp(function, (x.detach(),), (t,))[1]
     wanted = t.unflatten(1, (1, 3))[:, :, 2:].flatten(2).mT if name == "attention_split" else t
     torch.testing.assert_close(slope.flatten(), 1e4 * wanted.flatten())

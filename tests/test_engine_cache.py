@@ -70,9 +70,17 @@ def buffers(net):
 
 
 EDITS = [
-    negated, swapped_columns, swapped_elements, turned, swapped_layers, swapped_gains, next_number,
-    by_way_of_numpy, by_way_of_data, buffers,
-]  # fmt: skip
+    negated,
+    swapped_columns,
+    swapped_elements,
+    turned,
+    swapped_layers,
+    swapped_gains,
+    next_number,
+    by_way_of_numpy,
+    by_way_of_data,
+    buffers,
+]
 
 
 def digest_of_sums(tensors):
@@ -140,9 +148,13 @@ def test_sample_sees_every_edit_and_forgets_it_for_other_nets(edit):
 
 
 OPTIONS = {
-    "label_balance": 0.9, "concat_balance": 0.1, "res_balance": 0.8, "attn_balance": 0.8,
-    "clip_act": 0.5, "sigma_data": 0.25,
-}  # fmt: skip
+    "label_balance": 0.9,
+    "concat_balance": 0.1,
+    "res_balance": 0.8,
+    "attn_balance": 0.8,
+    "clip_act": 0.5,
+    "sigma_data": 0.25,
+}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -158,9 +170,14 @@ def test_options_count(option):
 def test_the_guide_counts():
     net, guide, other = tiny(), tiny(seed=1), tiny(seed=2)
     pairs = [
-        (net, None), (net, guide), (net, other), (guide, net), (net, net),
-        (net, autoguide_fast.unlabelled(net)), (autoguide_fast.unlabelled(net), net),
-    ]  # fmt: skip
+        (net, None),
+        (net, guide),
+        (net, other),
+        (guide, net),
+        (net, net),
+        (net, autoguide_fast.unlabelled(net)),
+        (autoguide_fast.unlabelled(net), net),
+    ]
     keys = {cache._key(*pair, torch.float32) for pair in pairs}
     assert len(keys) == len(pairs)
     assert engine.cached(net, guide) is not engine.cached(net, other)

@@ -33,9 +33,17 @@ def convolve(x, weight, cell="f32", clip=(-8.0, 8.0), threads=1, mixed=False):
     ).fill_(0xFF)  # NaN wherever nothing was written
     result = torch.empty_like(x)
     torch.ops.autoguide_fast.evaluate(
-        lowered.plan.number, x, 1.0, lowered.weights, torch.empty(1, 0), arena, result, threads,
-        images, None,
-    )  # fmt: skip
+        lowered.plan.number,
+        x,
+        1.0,
+        lowered.weights,
+        torch.empty(1, 0),
+        arena,
+        result,
+        threads,
+        images,
+        None,
+    )
     return result
 
 
@@ -163,8 +171,13 @@ def test_places_do_not_overlap(seed):
 
 
 def make_plan(image_bytes=4096, weight_bytes=16 * 16 * 4):
-    return Plan(resolution=2, image_channels=3, image_bytes=image_bytes, weight_bytes=weight_bytes,
-                modulations=0)  # fmt: skip
+    return Plan(
+        resolution=2,
+        image_channels=3,
+        image_bytes=image_bytes,
+        weight_bytes=weight_bytes,
+        modulations=0,
+    )
 
 
 def make_map(**options):
@@ -198,10 +211,16 @@ def test_bad_instruction(change, message):
 
 def evaluate(plan, **changes):
     arguments = {
-        "x": torch.zeros(1, 3, 2, 2), "c_in": 1.0, "weights": torch.zeros(1024, dtype=torch.uint8),
-        "modulations": torch.zeros(1, 0), "arena": torch.zeros(8192, dtype=torch.uint8),
-        "result": torch.zeros(1, 3, 2, 2), "threads": 1, "chunk": 1, "times": None,
-    }  # fmt: skip
+        "x": torch.zeros(1, 3, 2, 2),
+        "c_in": 1.0,
+        "weights": torch.zeros(1024, dtype=torch.uint8),
+        "modulations": torch.zeros(1, 0),
+        "arena": torch.zeros(8192, dtype=torch.uint8),
+        "result": torch.zeros(1, 3, 2, 2),
+        "threads": 1,
+        "chunk": 1,
+        "times": None,
+    }
     torch.ops.autoguide_fast.evaluate(plan, **{**arguments, **changes})
 
 
@@ -244,12 +263,25 @@ def test_bad_half_step(changes, message):
     plan.store(in_=make_map(), image_channels=3)
     images = {name: torch.ones(1, 3, 2, 2) for name in ("raw", "x", "slope", "out")}
     arguments = {
-        "plan": plan.number, "weights": torch.zeros(1024, dtype=torch.uint8),
-        "modulations": torch.zeros(1, 0), "chunk": 1, "guide_plan": 0, "guide_weights": None,
-        "guide_modulations": None, "guide_raw": None, "guide_chunk": 1,
-        "arena": torch.zeros(8192, dtype=torch.uint8), "threads": 1, "x_next": None, "c_in": 1.0,
-        "sigma": 2.0, "sigma_next": 1.0, "guidance": 1.0, "sigma_data": 0.5, **images,
-    }  # fmt: skip
+        "plan": plan.number,
+        "weights": torch.zeros(1024, dtype=torch.uint8),
+        "modulations": torch.zeros(1, 0),
+        "chunk": 1,
+        "guide_plan": 0,
+        "guide_weights": None,
+        "guide_modulations": None,
+        "guide_raw": None,
+        "guide_chunk": 1,
+        "arena": torch.zeros(8192, dtype=torch.uint8),
+        "threads": 1,
+        "x_next": None,
+        "c_in": 1.0,
+        "sigma": 2.0,
+        "sigma_next": 1.0,
+        "guidance": 1.0,
+        "sigma_data": 0.5,
+        **images,
+    }
     torch.ops.autoguide_fast.guided_half_step(**arguments)
     # This plan returns its input: D = c_skip x + c_out x, EDM table 1.
     total = 2.0**2 + 0.5**2

@@ -40,11 +40,16 @@ def test_races_run_and_are_written_down(tmp_path):
 
 FIGURES = {
     "contestants": {
-        "ours-float16": {"seconds": [1.0], "median": 1.0, "over_ours": 1.0, "error": 1e-3,
-                         "tflop_per_second": 100.0},
+        "ours-float16": {
+            "seconds": [1.0],
+            "median": 1.0,
+            "over_ours": 1.0,
+            "error": 1e-3,
+            "tflop_per_second": 100.0,
+        },
         "eager": {"failed": "ValueError: off"},
     }
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", ["failed", "unfinished"])
@@ -82,9 +87,14 @@ def test_a_contestant_that_fails_leaves_the_others(gpu_nets, monkeypatch, capsys
 
     monkeypatch.setattr(gpu_row, "contestant", contestant)
     args = argparse.Namespace(
-        pair="tiny", batch=2, steps=2, device="cpu", contestants="ours-float32,eager,compile",
-        reference=None, seconds=0,
-    )  # fmt: skip
+        pair="tiny",
+        batch=2,
+        steps=2,
+        device="cpu",
+        contestants="ours-float32,eager,compile",
+        reference=None,
+        seconds=0,
+    )
     with torch.no_grad():
         gpu_row.race(args, None)
     found = json.loads(capsys.readouterr().out.strip().split("\n")[-1])["contestants"]

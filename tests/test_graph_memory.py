@@ -50,8 +50,10 @@ def test_a_batch_for_which_memory_does_not_last_is_split_once(name, launches):
 def test_a_batch_that_does_not_fit_in_halves_is_an_error_and_the_engine_goes_on():
     engine, labels = make(recorder=Tape(memory=1))
     steps = plan()
-    for run in (engine.stepper(1.7, labels, steps).whole, lambda x: heun(
-        engine.stepper(1.7, labels, steps), x, steps)):  # fmt: skip
+    for run in (
+        engine.stepper(1.7, labels, steps).whole,
+        lambda x: heun(engine.stepper(1.7, labels, steps), x, steps),
+    ):
         engine.largest = None
         with (
             pytest.warns(UserWarning, match="running 2 at a time"),
@@ -142,5 +144,3 @@ def test_the_engine_is_a_snapshot_and_shares_weights_of_one_net():
     del net
     gc.collect()
     assert alive() is None
-
-

@@ -235,6 +235,6 @@ def test_cast_layers():
         fourier, layer = MPFourier(64).to(dtype), MPConv(64, 8, []).to(dtype)
         features = fourier(torch.linspace(-1, 1, 5).to(dtype))
         assert features.dtype == dtype and layer(features).dtype == dtype
-        exact = (fourier.freqs.double() * torch.linspace(-1, 1, 5).to(dtype).double()[:, None])
+        exact = fourier.freqs.double() * torch.linspace(-1, 1, 5).to(dtype).double()[:, None]
         exact = 2**0.5 * (exact + fourier.phases.double()).cos()
         assert relative_error(features, exact) < max(OP[dtype], 1e-5)

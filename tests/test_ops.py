@@ -1,4 +1,5 @@
 """Every property of every operator, fed from one list of samples."""
+
 import inspect
 
 import pytest
@@ -61,8 +62,7 @@ def gradients(function, arguments, weights):
     generator = torch.Generator().manual_seed(1)
     loss = sum(
         (
-            o.double()
-            * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device)
+            o.double() * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device)
         ).sum()
         for o in outputs
     )
@@ -72,9 +72,7 @@ def gradients(function, arguments, weights):
 def differentiable(sample, arguments):
     last = 5 if sample.name == "guided_heun_second" else 3
     return [
-        i
-        for i, a in enumerate(arguments)
-        if is_float(a) and (sample.name not in RAW or i < last)
+        i for i, a in enumerate(arguments) if is_float(a) and (sample.name not in RAW or i < last)
     ]
 
 

@@ -1,4 +1,5 @@
 """Numerical character of the operators: magnitudes, extremes and the 16-bit types."""
+
 import math
 
 import pytest

@@ -152,6 +152,13 @@ def test_card_table_agrees_with_the_recorded_weights():
 
 
 def test_card_names_licences_and_commands():
-    for words in ("CC BY 4.0", "CC BY 2.0", "Apache-2.0", "--data photos", "autoguide-fast train",
-                  "autoguide-fast search", "autoguide-fast judge"):  # fmt: skip
+    for words in (
+        "CC BY 4.0",
+        "CC BY 2.0",
+        "Apache-2.0",
+        "--data photos",
+        "autoguide-fast train",
+        "autoguide-fast search",
+        "autoguide-fast judge",
+    ):
         assert words in CARD

@@ -17,12 +17,19 @@ CALLS = {
     "linear": (products.linear, F.linear, [(2, 5, 3, 16), (24, 16)]),
     "conv_1x1": (products.conv2d, F.conv2d, [(2, 16, 5, 3), (24, 16, 1, 1)]),
     "conv_3x3": (
-        products.conv2d, lambda x, w: F.conv2d(x, w, padding=1), [(2, 16, 5, 3), (24, 16, 3, 3)],
+        products.conv2d,
+        lambda x, w: F.conv2d(x, w, padding=1),
+        [(2, 16, 5, 3), (24, 16, 3, 3)],
     ),
-    **{f"attention_{side}x{side}": (
-        products.attention, F.scaled_dot_product_attention, [(2, 3, side * side, 16)] * 3,
-    ) for side in (4, 8, 17)},
-}  # fmt: skip
+    **{
+        f"attention_{side}x{side}": (
+            products.attention,
+            F.scaled_dot_product_attention,
+            [(2, 3, side * side, 16)] * 3,
+        )
+        for side in (4, 8, 17)
+    },
+}
 
 
 def passes(function, tensors, grad):
@@ -79,11 +86,17 @@ DERIVATIVES = {
     "second_order": second_order,
     "batched_gradients": batched_gradients,
     "vmap": lambda f, tensors: [torch.vmap(f)(*(torch.stack([t, t.flip(0)]) for t in tensors))],
-    "grad_of_grad": lambda f, tensors: [torch.func.grad(
-        lambda x: torch.func.grad(lambda x: f(x, *tensors[1:]).double().square().sum())(x)
-        .double().square().sum()
-    )(tensors[0])],
-}  # fmt: skip
+    "grad_of_grad": lambda f, tensors: [
+        torch.func.grad(
+            lambda x: (
+                torch.func.grad(lambda x: f(x, *tensors[1:]).double().square().sum())(x)
+                .double()
+                .square()
+                .sum()
+            )
+        )(tensors[0])
+    ],
+}
 
 
 @pytest.mark.parametrize("mode", DERIVATIVES)
@@ -128,8 +141,16 @@ def test_only_data_of_their_own_type_are_kept(monkeypatch):
 
 def net_in_bfloat16():
     torch.manual_seed(0)
-    net = Precond(8, 1, 3, model_channels=16, channel_mult=(1, 2), num_blocks=1,
-                  attn_resolutions=(4,), channels_per_head=16).train()  # fmt: skip
+    net = Precond(
+        8,
+        1,
+        3,
+        model_channels=16,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(4,),
+        channels_per_head=16,
+    ).train()
     net.run_dtype = torch.bfloat16
     return net, torch.randn(2, 1, 8, 8)
 

@@ -78,8 +78,11 @@ def test_images_depend_on_the_seed_alone(churn, engine):
         for judges in [[textbook(net, dtype) for net in nets]]
     )
     for batch_size, order in (
-        (5, [0, 1, 2, 3, 4]), (1, [0, 1, 2, 3, 4]), (2, [4, 2, 0, 1, 3]), (5, [3, 1]),
-    ):  # fmt: skip
+        (5, [0, 1, 2, 3, 4]),
+        (1, [0, 1, 2, 3, 4]),
+        (2, [4, 2, 0, 1, 3]),
+        (5, [3, 1]),
+    ):
         part = sample(
             model, guide, seeds=[seeds[i] for i in order], batch_size=batch_size, **options
         )
@@ -403,14 +406,29 @@ def test_a_part_called_encoder_is_no_encoder():
     [
         (lambda: PixelEncoder().encode(torch.zeros(1)), TypeError, "images must be uint8, got tor"),
         (lambda: LatentEncoder().moments(torch.zeros(1)), TypeError, "images must be uint8, got t"),
-        *((lambda n=n: LatentEncoder().encode(torch.zeros(1, n, 2, 2)), ValueError,
-           r"moments must be \[N, 8, H, W\], got") for n in (3, 4, 6)),
-        *((lambda n=n: LatentEncoder().decode(torch.zeros(1, n, 2, 2)), ValueError,
-           r"x must be \[N, 4, H, W\], got") for n in (1, 3, 6)),
-        (lambda: LatentEncoder().moments(torch.zeros(1, 3, 8, 9, dtype=torch.uint8)), ValueError,
-         "H and W divisible by 8"),
+        *(
+            (
+                lambda n=n: LatentEncoder().encode(torch.zeros(1, n, 2, 2)),
+                ValueError,
+                r"moments must be \[N, 8, H, W\], got",
+            )
+            for n in (3, 4, 6)
+        ),
+        *(
+            (
+                lambda n=n: LatentEncoder().decode(torch.zeros(1, n, 2, 2)),
+                ValueError,
+                r"x must be \[N, 4, H, W\], got",
+            )
+            for n in (1, 3, 6)
+        ),
+        (
+            lambda: LatentEncoder().moments(torch.zeros(1, 3, 8, 9, dtype=torch.uint8)),
+            ValueError,
+            "H and W divisible by 8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_encoders_refuse_what_they_were_not_made_for(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -83,16 +83,23 @@ def test_only_what_is_missing_or_damaged_is_written_again(capsys, tmp_path, whol
     damaged = out / "000007.png"
     size = damaged.stat().st_size
     other = Image.fromarray(np.zeros((9, 8), np.uint8))
-    damages = [lambda: damaged.unlink(), lambda: damaged.write_bytes(b""),
-               lambda: os.truncate(damaged, size - 20), lambda: damaged.write_text("no picture"),
-               lambda: other.save(damaged)]  # fmt: skip
+    damages = [
+        lambda: damaged.unlink(),
+        lambda: damaged.write_bytes(b""),
+        lambda: os.truncate(damaged, size - 20),
+        lambda: damaged.write_text("no picture"),
+        lambda: other.save(damaged),
+    ]
     for place in range(8, size, 7):
         data = bytearray(expected[damaged.name])
         data[place] ^= 4
         damages.append(lambda data=data: damaged.write_bytes(data))
-    folder = dict(path=out, names=[p.stem for p in sorted(out.glob("0*.png"))],
-                  settings=json.loads((out / "settings.json").read_text()),
-                  shape=(1, 8, 8))  # fmt: skip
+    folder = dict(
+        path=out,
+        names=[p.stem for p in sorted(out.glob("0*.png"))],
+        settings=json.loads((out / "settings.json").read_text()),
+        shape=(1, 8, 8),
+    )
     for damage in damages:
         damage()
         found = image_folder.ImageFolder(**folder)

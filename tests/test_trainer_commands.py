@@ -84,21 +84,29 @@ def test_train_shows_progress_on_standard_error(capsys, tmp_path):
         (["train", "--out", "x", "--seed", "9" * 400], "must be a whole number, perhaps with k"),
         (["train", "--out", "x", "--grid-guidance", "nan"], "grid_guidance must be finite"),
         (["train", "--out", "x", "--checkpoint-minutes", "nan"], "checkpoint_minutes must be >= 0"),
-        (["train", "--out", "x", "--guide", "8:T/4", "--guide-set", "lr=inf"],
-         "lr must be a finite number, got inf"),
-        (["ema", "reconstruct", "--run", "no", "--out", "x", "--ema", "0.05", "nan"],
-         "ema reconstruct: --ema must lie in (0, 0.2887), got nan"),
-        (["search", "--main", "no", "--guide", "no", "--out", "x", "--main-ema", "0"],
-         "search: --main-ema must lie in (0, 0.2887), got 0.0"),
+        (
+            ["train", "--out", "x", "--guide", "8:T/4", "--guide-set", "lr=inf"],
+            "lr must be a finite number, got inf",
+        ),
+        (
+            ["ema", "reconstruct", "--run", "no", "--out", "x", "--ema", "0.05", "nan"],
+            "ema reconstruct: --ema must lie in (0, 0.2887), got nan",
+        ),
+        (
+            ["search", "--main", "no", "--guide", "no", "--out", "x", "--main-ema", "0"],
+            "search: --main-ema must lie in (0, 0.2887), got 0.0",
+        ),
         (["train", "--out", "x", "--resume"], "without one; leave out --resume"),
         (["search", "--main", "no", "--guide", "no", "--out", "x"], "must be a folder that"),
-        (["search", "--main", "no", "--guide", "no", "--out", "x", "--images", "9"],
-         "images must be >= 100"),
+        (
+            ["search", "--main", "no", "--guide", "no", "--out", "x", "--images", "9"],
+            "images must be >= 100",
+        ),
         (["judge", "--images", "9"], "--images must be >= 100"),
         (["judge", "--repeats", "0"], "--repeats must be >= 1"),
         (["judge", "--pair", "no/such/folder"], "no/such/folder"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, *arguments)
@@ -177,14 +185,36 @@ def test_judge_wants_nets_that_record_their_weight(weight):
 def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
     """Three nets of a few steps each: the search writes a pair, and it can be judged."""
     for name, extra in (("main", []), ("uncond", ["--no-labels"])):
-        code, _, err = run(capsys, "train", "--out", tmp_path / name, *TINY,
-                           "--duration", 64, "--snapshots", 2, *extra)  # fmt: skip
+        code, _, err = run(
+            capsys,
+            "train",
+            "--out",
+            tmp_path / name,
+            *TINY,
+            "--duration",
+            64,
+            "--snapshots",
+            2,
+            *extra,
+        )
         assert code == 0, err
     monkeypatch.setattr(search, "EMA_GRID", (0.05, 0.10))
     monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.2, 1.4), "uncond": (1.05, 1.1)})
-    searched = ["search", "--main", tmp_path / "main", "--guide", tmp_path / "main", "--uncond",
-                tmp_path / "uncond", "--out", tmp_path / "pair", "--images", 100, "--steps",
-                2]  # fmt: skip
+    searched = [
+        "search",
+        "--main",
+        tmp_path / "main",
+        "--guide",
+        tmp_path / "main",
+        "--uncond",
+        tmp_path / "uncond",
+        "--out",
+        tmp_path / "pair",
+        "--images",
+        100,
+        "--steps",
+        2,
+    ]
     code, out, err = run(capsys, *searched)
     assert code == 0, err
     # Repeated, it computes only what it has not: here the last evaluation, which was cut short.
@@ -206,9 +236,19 @@ def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
     assert load(tmp_path / "pair" / "digits-uncond.safetensors").label_dim == 0
 
     code, out, err = run(
-        capsys, "judge", "--pair", tmp_path / "pair", "--images", 100, "--repeats", 1,
-        "--steps", 2, "--out", tmp_path / "results.json",
-    )  # fmt: skip
+        capsys,
+        "judge",
+        "--pair",
+        tmp_path / "pair",
+        "--images",
+        100,
+        "--repeats",
+        1,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "results.json",
+    )
     assert code == 0, err
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["method"] for row in rows] == list(judge.METHODS)
@@ -233,16 +273,40 @@ def test_a_yardstick_measures_its_data(name):
 def test_photos_are_searched_and_judged(capsys, tmp_path, monkeypatch):
     """A pair in colour, of which there is no net without labels."""
     code, _, err = run(
-        capsys, "train", "--out", tmp_path / "run", *TINY, "--data", "photos", "--duration", 16,
-        "--snapshots", 1, "--channel-mult", 1, 2, "--grid", 0,
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--out",
+        tmp_path / "run",
+        *TINY,
+        "--data",
+        "photos",
+        "--duration",
+        16,
+        "--snapshots",
+        1,
+        "--channel-mult",
+        1,
+        2,
+        "--grid",
+        0,
+    )
     assert code == 0, err
     monkeypatch.setattr(search, "EMA_GRID", (0.05,))
     monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.5, 2.0)})
     code, _, err = run(
-        capsys, "search", "--main", tmp_path / "run", "--guide", tmp_path / "run",
-        "--out", tmp_path / "pair", "--images", 100, "--steps", 1,
-    )  # fmt: skip
+        capsys,
+        "search",
+        "--main",
+        tmp_path / "run",
+        "--guide",
+        tmp_path / "run",
+        "--out",
+        tmp_path / "pair",
+        "--images",
+        100,
+        "--steps",
+        1,
+    )
     assert code == 0, err
     judged = ["judge", "--data", "photos", "--pair", tmp_path / "pair", "--images", 100]
     judged += ["--steps", 1, "--repeats", 1]

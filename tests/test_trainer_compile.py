@@ -23,8 +23,15 @@ def _inductor():
 @pytest.mark.usefixtures("_inductor")
 def test_a_compiled_step_is_the_step():
     # One level, with attention: compiling takes its time.
-    options = {"channels": 8, "channels_per_head": 8, "channel_mult": (1,), "rampup": 0.0,
-               "attn_resolutions": (8,), "batch": 16, "lr": 0.02}  # fmt: skip
+    options = {
+        "channels": 8,
+        "channels_per_head": 8,
+        "channel_mult": (1,),
+        "rampup": 0.0,
+        "attn_resolutions": (8,),
+        "batch": 16,
+        "lr": 0.02,
+    }
     plain = step.Trainer(TrainOptions(**options))
     for _ in range(4):
         plain.step()  # gains begin at 0, and with them most gradients

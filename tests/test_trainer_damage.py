@@ -23,8 +23,14 @@ def stopped(tmp_path_factory):
     """A pair that was stopped when its main net had seen 80 of 96 images, and what it becomes."""
     folder = tmp_path_factory.mktemp("pair")
     pair.train_pair(MAIN, GUIDE, folder / "whole", progress=False)
-    pair.train_pair(MAIN, GUIDE, folder / "part", progress=False, checkpoint_minutes=0,
-                    stop=lambda nimg: nimg == 80)  # fmt: skip
+    pair.train_pair(
+        MAIN,
+        GUIDE,
+        folder / "part",
+        progress=False,
+        checkpoint_minutes=0,
+        stop=lambda nimg: nimg == 80,
+    )
     return folder
 
 
@@ -47,8 +53,14 @@ def test_a_job_is_known_without_its_file(capsys, stopped, part, damage):
     text = path.read_bytes()
     path.unlink()
     if damage != "missing":
-        path.write_bytes({"cut": text[:40], "no JSON": b"{]", "not UTF-8": b"\xff" + text,
-                          "another": b'{"main": {}}'}[damage])  # fmt: skip
+        path.write_bytes(
+            {
+                "cut": text[:40],
+                "no JSON": b"{]",
+                "not UTF-8": b"\xff" + text,
+                "another": b'{"main": {}}',
+            }[damage]
+        )
     code, out, err = resume(capsys, part)
     assert code == 0, err
     assert f"{path} is {'missing' if damage == 'missing' else 'damaged'}" in err
@@ -67,8 +79,9 @@ def test_a_guide_that_nothing_knows_must_be_named(capsys, part):
             path.unlink()
     code, _, err = resume(capsys, part)
     assert code == 2 and f"{part / 'guide'} holds one and job.json is lost" in err
-    code, _, err = resume(capsys, part, "--guide", "2:T/3", "--guide-set", "channels_per_head=2",
-                          "dropout=0.1")  # fmt: skip
+    code, _, err = resume(
+        capsys, part, "--guide", "2:T/3", "--guide-set", "channels_per_head=2", "dropout=0.1"
+    )
     assert code == 0, err
 
 
@@ -170,8 +183,13 @@ def test_the_log_of_a_run_that_was_stopped_is_that_of_the_whole(tmp_path, monkey
     options = TrainOptions(**TINY, duration=128, snapshots=0)
     loop.train(options, tmp_path / "whole", progress=False)
     for i, stop in enumerate([*stops, None]):
-        loop.train(options, tmp_path / "part", i > 0, progress=False,
-                   stop=lambda nimg, stop=stop: nimg == stop)  # fmt: skip
+        loop.train(
+            options,
+            tmp_path / "part",
+            i > 0,
+            progress=False,
+            stop=lambda nimg, stop=stop: nimg == stop,
+        )
     timed = ("images_per_s", "seconds", "memory_mib")
     whole, part = (
         [{k: v for k, v in row.items() if k not in timed} for row in read_log(tmp_path / name)]

@@ -36,7 +36,7 @@ def run_on(tmp_path, place, files):
         (numbered(4, [0, 1, 0, 1], mode="L"), "changes: channels was 3, is 1, contents was"),
     ],
     ids=["relabelled", "another class", "one replaced", "one added", "all replaced"],
-)  # fmt: skip
+)
 def test_a_resumed_run_refuses_other_data(tmp_path, place, change, message):
     files = numbered(4, [0, 1, 0, 1])
     options = run_on(tmp_path, place, files)

@@ -22,19 +22,49 @@ LOSS = 1e-4
 WEIGHTS = 1e-2
 
 # Six rows of weights among four processes: the last has none of the narrow layers'.
-OPTIONS = ["--channels", "6", "--channels-per-head", "6", "--batch", "16", "--rampup", "64",
-           "--seed", "5", "--duration", "160", "--snapshots", "5", "--grid", "2",
-           "--quiet"]  # fmt: skip
-SAME = {"channels": 6, "channels_per_head": 6, "batch": 16, "rampup": 64.0, "seed": 5,
-        "duration": 160, "snapshots": 5}  # fmt: skip
+OPTIONS = [
+    "--channels",
+    "6",
+    "--channels-per-head",
+    "6",
+    "--batch",
+    "16",
+    "--rampup",
+    "64",
+    "--seed",
+    "5",
+    "--duration",
+    "160",
+    "--snapshots",
+    "5",
+    "--grid",
+    "2",
+    "--quiet",
+]
+SAME = {
+    "channels": 6,
+    "channels_per_head": 6,
+    "batch": 16,
+    "rampup": 64.0,
+    "seed": 5,
+    "duration": 160,
+    "snapshots": 5,
+}
 
 
 def torchrun(processes, *arguments, program=("-m", "autoguide_fast.cli", "train"), **options):
     """Run `train` under torchrun; return the finished process."""
     restarts = options.pop("restarts", 0)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc-per-node={processes}", f"--max-restarts={restarts}",
-               *program, *map(str, arguments)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        f"--max-restarts={restarts}",
+        *program,
+        *map(str, arguments),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("environment", {})}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=240, env=environment, **options
@@ -182,8 +212,20 @@ def test_all_shards_meet_what_is_not_finite_in_one(tmp_path, monkeypatch, precis
     loop.train(options, tmp_path / "one", progress=False)
     program = tmp_path / "spoilt.py"
     program.write_text(_SPOILT)
-    run = torchrun(2, "--out", tmp_path / "two", *OPTIONS, "--duration", 80, "--grid", 0,
-                   "--precision", precision, "--shard", program=(program,))  # fmt: skip
+    run = torchrun(
+        2,
+        "--out",
+        tmp_path / "two",
+        *OPTIONS,
+        "--duration",
+        80,
+        "--grid",
+        0,
+        "--precision",
+        precision,
+        "--shard",
+        program=(program,),
+    )
     assert run.returncode == 0, run.stderr
     for name in NAMES:
         rows = read_log(tmp_path / name)
@@ -219,8 +261,15 @@ sys.exit(main(["train", *sys.argv[1:]]))
 def test_a_dying_process_ends_the_job_and_a_restart_resumes_it(alone, tmp_path, restarts):
     program = tmp_path / "mortal.py"
     program.write_text(_MORTAL)
-    run = torchrun(2, "--out", tmp_path / "run", *OPTIONS, program=(program,), restarts=restarts,
-                   environment={"DEAD": str(tmp_path / "dead")})  # fmt: skip
+    run = torchrun(
+        2,
+        "--out",
+        tmp_path / "run",
+        *OPTIONS,
+        program=(program,),
+        restarts=restarts,
+        environment={"DEAD": str(tmp_path / "dead")},
+    )
     if restarts:
         assert run.returncode == 0, run.stderr
         assert_same_run(alone, tmp_path / "run")

@@ -102,9 +102,16 @@ def test_reconstruction_at_an_earlier_time_ignores_later_snapshots():
 
 @pytest.mark.parametrize(
     ("sigma_rel", "name"),
-    [(0.05, "0.050"), (0.1, "0.100"), (0.0125, "0.0125"), (0.0004, "0.0004"), (1e-5, "0.00001"),
-     (0.1 + 0.02, "0.12000000000000001"), (1 / 7, "0.14285714285714285")],
-)  # fmt: skip
+    [
+        (0.05, "0.050"),
+        (0.1, "0.100"),
+        (0.0125, "0.0125"),
+        (0.0004, "0.0004"),
+        (1e-5, "0.00001"),
+        (0.1 + 0.02, "0.12000000000000001"),
+        (1 / 7, "0.14285714285714285"),
+    ],
+)
 def test_the_name_of_a_length_is_exact(sigma_rel, name):
     assert ema.length_name(sigma_rel) == name and float(name) == sigma_rel
 
@@ -118,10 +125,30 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
     """In training, in reconstruction and in what the least squares are given."""
     tracked = [0.0125, 0.0504, 0.0501]
     code, out, err = run(
-        capsys, "train", "--out", tmp_path / "run", "--ema", *tracked, "--channels", 4,
-        "--channels-per-head", 4, "--batch", 16, "--rampup", 0, "--duration", 320,
-        "--snapshots", 2, "--grid", 0, "--quiet", "--guide", "8:T/2",
-    )  # fmt: skip
+        capsys,
+        "train",
+        "--out",
+        tmp_path / "run",
+        "--ema",
+        *tracked,
+        "--channels",
+        4,
+        "--channels-per-head",
+        4,
+        "--batch",
+        16,
+        "--rampup",
+        0,
+        "--duration",
+        320,
+        "--snapshots",
+        2,
+        "--grid",
+        0,
+        "--quiet",
+        "--guide",
+        "8:T/2",
+    )
     assert code == 0, err
     names = [f"000000320-{length}.safetensors" for length in tracked]
     folder = tmp_path / "run" / "snapshots"
@@ -129,8 +156,17 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
     files = [word for word in out.split() if word.endswith(".safetensors")]
     assert len(files) == 2 and all(Path(file).is_file() for file in files)
 
-    code, out, err = run(capsys, "ema", "reconstruct", "--run", tmp_path / "run", "--ema",
-                         *tracked, "--out", tmp_path / "nets")  # fmt: skip
+    code, out, err = run(
+        capsys,
+        "ema",
+        "reconstruct",
+        "--run",
+        tmp_path / "run",
+        "--ema",
+        *tracked,
+        "--out",
+        tmp_path / "nets",
+    )
     assert code == 0 and "sigma_rel 0.0125 at 320 images" in out, err
     (folder / names[0]).rename(folder / "000000320-0.013.safetensors")  # an earlier version's name
     (again,) = snapshots.Snapshots(tmp_path / "run").nets(320, tracked[:1])
@@ -154,8 +190,10 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
         (lambda: ema.posthoc_coefficients([1], [0.1, 0.2], [1], [0.1]), "of one length"),
         (lambda: ema.posthoc_coefficients([0], [0.1], [1], [0.1]), "in_nimg must be > 0"),
         (lambda: ema.posthoc_coefficients([1, 1], [0.1] * 2, [1], [0.1]), "must differ"),
-        (lambda: ema.posthoc_coefficients([1, 1], [0.05, 0.05 + 1e-9], [1], [0.1]),
-         "must be near the stored 0.050, 0.050000001, or .* got 0.100, for which .* magnify"),
+        (
+            lambda: ema.posthoc_coefficients([1, 1], [0.05, 0.05 + 1e-9], [1], [0.1]),
+            "must be near the stored 0.050, 0.050000001, or .* got 0.100, for which .* magnify",
+        ),
         (lambda: ema.reconstruct([], [0.1]), "at least one"),
         (lambda: learning_rate(-1, 8), "nimg must be >= 0"),
         (lambda: learning_rate(float("nan"), 8), "nimg must be >= 0"),

@@ -148,8 +148,9 @@ def test_resume_is_bit_exact(tmp_path, dropout):
     assert states_equal(whole.net.state_dict(), rest.net.state_dict())
     for a, b in zip(whole.ema.emas, rest.ema.emas, strict=True):
         assert states_equal(a.state_dict(), b.state_dict())
-    names = [sorted(f.name for f in (tmp_path / d / "snapshots").iterdir())
-             for d in ("whole", "part")]  # fmt: skip
+    names = [
+        sorted(f.name for f in (tmp_path / d / "snapshots").iterdir()) for d in ("whole", "part")
+    ]
     assert names[0] == names[1] and len(names[0]) == 10
 
 
@@ -245,8 +246,7 @@ def test_bad_options(options, message):
         TrainOptions(**options)
 
 
-FLOATS = [f.name for f in dataclasses.fields(TrainOptions)
-          if "float" in f.type]  # fmt: skip
+FLOATS = [f.name for f in dataclasses.fields(TrainOptions) if "float" in f.type]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

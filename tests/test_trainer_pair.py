@@ -23,8 +23,15 @@ from autoguide_fast.trainer.runlog import read_log
 SMALL = [*TINY, "--duration", 64, "--snapshots", 4]
 
 # Parameters in M and MAC in G of the published sizes, as the papers state them.
-PUBLISHED = {"xxs": (31.3, 11), "xs": (125, 46), "s": (280, 102), "m": (498, 181),
-             "l": (777, 282), "xl": (1119, 406), "xxl": (1523, 552)}  # fmt: skip
+PUBLISHED = {
+    "xxs": (31.3, 11),
+    "xs": (125, 46),
+    "s": (280, 102),
+    "m": (498, 181),
+    "l": (777, 282),
+    "xl": (1119, 406),
+    "xxl": (1523, 552),
+}
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -116,8 +123,18 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("pair") / "run"
     from autoguide_fast.cli import main
 
-    arguments = ["train", "--out", out, *SMALL, "--guide", "2:T/2", "--guide-set",
-                 "channels_per_head=2", "--grid", 4]  # fmt: skip
+    arguments = [
+        "train",
+        "--out",
+        out,
+        *SMALL,
+        "--guide",
+        "2:T/2",
+        "--guide-set",
+        "channels_per_head=2",
+        "--grid",
+        4,
+    ]
     assert main([str(a) for a in arguments]) == 0
     return out
 
@@ -125,8 +142,9 @@ def trained(tmp_path_factory):
 def test_a_pair_is_one_job_with_one_log(trained):
     rows = read_log(trained)
     assert [(row["net"], row["nimg"]) for row in rows] == [
-        *(("guide", n) for n in (16, 32)), *(("main", n) for n in (16, 32, 48, 64))
-    ]  # fmt: skip
+        *(("guide", n) for n in (16, 32)),
+        *(("main", n) for n in (16, 32, 48, 64)),
+    ]
     assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
     guide = checkpoints.load(trained / "guide" / "snapshots" / "000000032-0.100.safetensors")
     assert guide.config["model_channels"] == 2
@@ -147,8 +165,9 @@ def test_the_grid_shows_samples_with_and_without_guidance(trained):
 
 
 def test_what_is_printed_can_be_run(capsys, tmp_path):
-    code, out, err = run(capsys, "train", "--out", tmp_path / "run", *SMALL, "--guide", "T/2",
-                         "--grid", 2)  # fmt: skip
+    code, out, err = run(
+        capsys, "train", "--out", tmp_path / "run", *SMALL, "--guide", "T/2", "--grid", 2
+    )
     assert code == 0, err
     command = next(line for line in out.splitlines() if line.startswith("sample with: "))
     words = command.removeprefix("sample with: autoguide-fast ").split()
@@ -193,8 +212,14 @@ def test_a_pair_knows_its_data_and_not_their_place(tmp_path):
         write(tmp_path / place, numbered(count, [0, 1, 0, 1, 0][:count]))
 
     def train(place, **options):
-        main = TrainOptions(channels=4, channels_per_head=4, batch=16, duration=64, snapshots=1,
-                            data=str(tmp_path / place))  # fmt: skip
+        main = TrainOptions(
+            channels=4,
+            channels_per_head=4,
+            batch=16,
+            duration=64,
+            snapshots=1,
+            data=str(tmp_path / place),
+        )
         guide = pair.parse_guide("2:T/2", main, changes={"channels_per_head": 2})
         return pair.train_pair(main, guide, tmp_path / "run", progress=False, **options)
 
@@ -217,8 +242,19 @@ def test_resume_auto_starts_and_goes_on(capsys, tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(capsys, tmp_path):
-    code, out, err = run(capsys, "train", "--preset", "edm2-img64-s", "--guide", "xs:T/8",
-                         "--dry-run", "--out", tmp_path / "run", "--microbatch", 64)  # fmt: skip
+    code, out, err = run(
+        capsys,
+        "train",
+        "--preset",
+        "edm2-img64-s",
+        "--guide",
+        "xs:T/8",
+        "--dry-run",
+        "--out",
+        tmp_path / "run",
+        "--microbatch",
+        64,
+    )
     assert code == 0, err
     assert not (tmp_path / "run").exists()
     assert "280.21 M" in out and "124.71 M" in out
@@ -258,21 +294,43 @@ def test_tensorboard_gets_the_same_figures(trained, tmp_path):
 
 
 def test_ema_reconstruct_makes_several_nets_in_one_pass(capsys, trained, tmp_path):
-    code, _, err = run(capsys, "ema", "reconstruct", "--run", trained, "--ema", 0.05, 0.12,
-                         "--nimg", 50, "--out", tmp_path / "nets")  # fmt: skip
+    code, _, err = run(
+        capsys,
+        "ema",
+        "reconstruct",
+        "--run",
+        trained,
+        "--ema",
+        0.05,
+        0.12,
+        "--nimg",
+        50,
+        "--out",
+        tmp_path / "nets",
+    )
     assert code == 0, err
     tracked = checkpoints.load(trained / "snapshots" / "000000048-0.050.safetensors")
     made = checkpoints.load(tmp_path / "nets" / "000000048-0.050.safetensors")
     for name, value in tracked.state_dict().items():
         torch.testing.assert_close(made.state_dict()[name], value, rtol=1e-5, atol=1e-6)
     assert checkpoints.load(tmp_path / "nets" / "000000048-0.120.safetensors").info == {
-        "nimg": 48, "sigma_rel": 0.12
-    }  # fmt: skip
+        "nimg": 48,
+        "sigma_rel": 0.12,
+    }
     damaged = tmp_path / "run" / "snapshots" / "000000016-0.050.safetensors"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes((trained / "snapshots" / damaged.name).read_bytes()[:500])
-    code, _, err = run(capsys, "ema", "reconstruct", "--run", tmp_path / "run", "--ema", 0.05,
-                       "--out", tmp_path / "nets")  # fmt: skip
+    code, _, err = run(
+        capsys,
+        "ema",
+        "reconstruct",
+        "--run",
+        tmp_path / "run",
+        "--ema",
+        0.05,
+        "--out",
+        tmp_path / "nets",
+    )
     assert code == 2 and damaged.name in err and "remove it" in err
 
 
@@ -280,9 +338,11 @@ def test_ema_reconstruct_makes_several_nets_in_one_pass(capsys, trained, tmp_pat
 
 
 def losses(count=4, **options):
-    trainer = step.Trainer(TrainOptions(**{
-        "channels": 8, "channels_per_head": 8, "batch": 32, "rampup": 0.0, **options
-    }))  # fmt: skip
+    trainer = step.Trainer(
+        TrainOptions(
+            **{"channels": 8, "channels_per_head": 8, "batch": 32, "rampup": 0.0, **options}
+        )
+    )
     return [trainer.step() for _ in range(count)], trainer
 
 
@@ -343,8 +403,9 @@ def test_flips_mirror_half_of_the_images():
 
 
 def test_photos_train_in_colour():
-    values, trainer = losses(2, data="photos", batch=4, channel_mult=(1, 2, 2),
-                             attn_resolutions=(8,))  # fmt: skip
+    values, trainer = losses(
+        2, data="photos", batch=4, channel_mult=(1, 2, 2), attn_resolutions=(8,)
+    )
     assert trainer.net.img_channels == 3 and trainer.net.img_resolution == 32
     assert trainer.label_dim == 2 and np.isfinite(values).all()
 

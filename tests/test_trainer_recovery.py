@@ -71,8 +71,10 @@ def test_nothing_is_lost_to_fifty_kills(tmp_path):
     randomness = random.Random(0)
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER, str(run), repr(options)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     reached, kills, patience = 0, 0, 0.4
     try:
         while kills < KILLS:
@@ -96,10 +98,18 @@ def test_nothing_is_lost_to_fifty_kills(tmp_path):
         server.wait()
     assert reached > 16 * 10, "kills came before the first steps: raise the patience"
     # The run that was killed fifty times is bit for bit the run that never was.
-    whole = loop.train(TrainOptions(**{**options, "duration": reached + 16, "snapshots": 1}),
-                       tmp_path / "whole", progress=False)  # fmt: skip
-    killed = loop.train(TrainOptions(**options), run, resume=True, progress=False,
-                        stop=lambda nimg: nimg >= reached + 16)  # fmt: skip
+    whole = loop.train(
+        TrainOptions(**{**options, "duration": reached + 16, "snapshots": 1}),
+        tmp_path / "whole",
+        progress=False,
+    )
+    killed = loop.train(
+        TrainOptions(**options),
+        run,
+        resume=True,
+        progress=False,
+        stop=lambda nimg: nimg >= reached + 16,
+    )
     assert all(map(torch.equal, whole.net.state_dict().values(), killed.net.state_dict().values()))
     for a, b in zip(whole.ema.emas, killed.ema.emas, strict=True):
         assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
@@ -109,8 +119,17 @@ def test_nothing_is_lost_to_fifty_kills(tmp_path):
     assert not left and len(durable.checkpoint_files(run / loop.CHECKPOINTS)) == durable.KEPT
 
 
-@pytest.mark.parametrize("extra", [{}, {"dropout": 0.2}, {"flip": True}, {"microbatch": 8},
-                                   {"precision": "bf16"}, {"precision": "fp16"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"dropout": 0.2},
+        {"flip": True},
+        {"microbatch": 8},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+    ],
+)
 def test_resume_is_bit_exact_whatever_the_recipe(tmp_path, extra):
     options = TrainOptions(**TINY, duration=96, snapshots=2, **extra)
     loop.train(options, tmp_path / "whole", progress=False)
@@ -192,15 +211,36 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_exit_with_a_code_of_their_own(tmp_path, number):
     """SIGHUP as it comes in truth: the terminal closes, and can no longer be written to."""
-    command = [sys.executable, "-m", "autoguide_fast.cli", "train", "--out", str(tmp_path / "run"),
-               "--channels", "4", "--channels-per-head", "4", "--batch", "16", "--duration",
-               "1600000", "--grid", "0"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "autoguide_fast.cli",
+        "train",
+        "--out",
+        str(tmp_path / "run"),
+        "--channels",
+        "4",
+        "--channels-per-head",
+        "4",
+        "--batch",
+        "16",
+        "--duration",
+        "1600000",
+        "--grid",
+        "0",
+    ]
     terminal, end = os.openpty()
     size = struct.pack("4H", 24, 200, 0, 0)  # rows and columns: wide enough for the bar
     fcntl.ioctl(end, termios.TIOCSWINSZ, size)
-    process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, start_new_session=True,
-                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     os.close(end)
     shown = b""
     while b"loss=" not in shown:
@@ -241,9 +281,12 @@ def test_a_signal_with_the_last_step_of_the_guide_ends_the_job(tmp_path):
     main = TrainOptions(**TINY, duration=64, snapshots=1)
     guide = pair.parse_guide("2:T/2", main, changes={"channels_per_head": 2})
     result = pair.train_pair(
-        main, guide, tmp_path / "run", progress=False,
+        main,
+        guide,
+        tmp_path / "run",
+        progress=False,
         stop=lambda nimg: bool(nimg == 32 and signal.raise_signal(signal.SIGTERM)),
-    )  # fmt: skip
+    )
     assert result.guide.nimg == 32 and result.main is None and not result.finished
 
 

@@ -3,6 +3,7 @@
 No tolerance bounds how far two float32 results lie apart: that depends on the processor, whose
 kernels add in an order of their own. `assert_as_exact` judges both by float64 instead.
 """
+
 import torch
 
 # Relative to the largest magnitude of the reference: a few units in the last place for the 64- and

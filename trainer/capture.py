@@ -54,9 +54,7 @@ class CudaRecorder:
         mode = "thread_local"
         with (
             own_workspaces(),
-            torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode=mode
-            ),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode),
         ):
             function()
         return graph.replay

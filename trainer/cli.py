@@ -80,8 +80,11 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "execution": {
         "device": ("D", f"that trains: {', '.join(DEVICES)}; each process has a GPU of its own"),
-        "shard": ("", "split weights, moments and averages among the processes, where one cannot "
-                      "hold them (FSDP2)"),
+        "shard": (
+            "",
+            "split weights, moments and averages among the processes, where one cannot "
+            "hold them (FSDP2)",
+        ),
         "compile": ("", "run the net through torch.compile"),
         "graph": ("", "record a step as CUDA graphs and replay them, on a GPU; not with --shard"),
     },
@@ -110,21 +113,52 @@ def add_command(subparsers) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="folder of the run")
     add("--preset", metavar="NAME", help=f"published configuration: {', '.join(PRESETS)}")
-    add("--guide", metavar="SIZE:T/K",
+    add(
+        "--guide",
+        metavar="SIZE:T/K",
         help="also train a guide: a size of the preset, or a number of channels, for 1/K of the "
-        "duration; T/K alone takes the main net as it stood then")  # fmt: skip
-    add("--guide-set", nargs="+", metavar="NAME=VALUE", default=[],
-        help="options of the guide that differ, such as dropout=0.1")  # fmt: skip
-    add("--dry-run", action="store_true",
-        help="print parameters, arithmetic, memory and time, and train nothing")  # fmt: skip
-    add("--resume", nargs="?", const="yes", choices=("yes", "auto"),
-        help="go on with the run in --out; 'auto': if there is one, else start it")  # fmt: skip
-    add("--checkpoint-minutes", type=float, default=10.0, metavar="M",
-        help="save the state this often, and at each snapshot (default: 10)")  # fmt: skip
-    add("--grid", type=int, default=16, metavar="N",
-        help="images in the grid drawn at each snapshot; 0: no grid (default: 16)")  # fmt: skip
-    add("--grid-guidance", type=float, default=2.0, metavar="W",
-        help="guidance weight of its guided half (default: 2)")  # fmt: skip
+        "duration; T/K alone takes the main net as it stood then",
+    )
+    add(
+        "--guide-set",
+        nargs="+",
+        metavar="NAME=VALUE",
+        default=[],
+        help="options of the guide that differ, such as dropout=0.1",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, arithmetic, memory and time, and train nothing",
+    )
+    add(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="go on with the run in --out; 'auto': if there is one, else start it",
+    )
+    add(
+        "--checkpoint-minutes",
+        type=float,
+        default=10.0,
+        metavar="M",
+        help="save the state this often, and at each snapshot (default: 10)",
+    )
+    add(
+        "--grid",
+        type=int,
+        default=16,
+        metavar="N",
+        help="images in the grid drawn at each snapshot; 0: no grid (default: 16)",
+    )
+    add(
+        "--grid-guidance",
+        type=float,
+        default=2.0,
+        metavar="W",
+        help="guidance weight of its guided half (default: 2)",
+    )
     add("--quiet", action="store_true", help="no progress bar")
     fields = {f.name: f for f in dataclasses.fields(TrainOptions)}
     for title, options in _GROUPS.items():
@@ -132,10 +166,20 @@ def add_command(subparsers) -> None:
         for name, (metavar, text) in options.items():
             _add_option(group, name, fields[name].default, metavar, text)
         if title == "data":
-            group.add_argument("--no-labels", dest="labelled", action="store_false", default=None,
-                               help="train without class labels")  # fmt: skip
-            group.add_argument("--flip", dest="flip", action="store_true", default=None,
-                               help="mirror half of the images left to right")  # fmt: skip
+            group.add_argument(
+                "--no-labels",
+                dest="labelled",
+                action="store_false",
+                default=None,
+                help="train without class labels",
+            )
+            group.add_argument(
+                "--flip",
+                dest="flip",
+                action="store_true",
+                default=None,
+                help="mirror half of the images left to right",
+            )
     parser.set_defaults(run=run)
     for module in (search, judge, ema_command, plot):
         module.add_command(subparsers)
@@ -201,10 +245,16 @@ def run(arguments: argparse.Namespace) -> int:
         # torchrun starts the same command again after a process died.
         auto = arguments.resume == "auto" or processes.restarts > 0
         result = pair.train_pair(
-            main, guide, out, resume=begun if auto else arguments.resume == "yes",
-            progress=not arguments.quiet, processes=processes, grid=arguments.grid,
-            grid_guidance=arguments.grid_guidance, checkpoint_minutes=arguments.checkpoint_minutes,
-        )  # fmt: skip
+            main,
+            guide,
+            out,
+            resume=begun if auto else arguments.resume == "yes",
+            progress=not arguments.quiet,
+            processes=processes,
+            grid=arguments.grid,
+            grid_guidance=arguments.grid_guidance,
+            checkpoint_minutes=arguments.checkpoint_minutes,
+        )
         if processes.first:
             print(_summary(result, main, guide, arguments))
     return 0 if result.finished else EXIT_CODE

@@ -41,8 +41,10 @@ def draw(
     first, last = offset // _BLOCK, (offset + count - 1) // _BLOCK
     blocks = [_block(seed, nimg + k * _BLOCK, shape, latents) for k in range(first, last + 1)]
     part = slice(offset - first * _BLOCK, offset - first * _BLOCK + count)
-    joined = [torch.cat(parts)[part] if len(parts) > 1 else parts[0][part]
-              for parts in zip(*blocks, strict=True)]  # fmt: skip
+    joined = [
+        torch.cat(parts)[part] if len(parts) > 1 else parts[0][part]
+        for parts in zip(*blocks, strict=True)
+    ]
     return Draws(*joined) if latents else Draws(*joined, None)
 
 

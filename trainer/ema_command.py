@@ -35,11 +35,21 @@ def add_command(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--run", dest="folder", type=Path, required=True, metavar="RUN",
-        help="folder that `train` wrote")  # fmt: skip
+    add(
+        "--run",
+        dest="folder",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="folder that `train` wrote",
+    )
     add("--ema", type=float, nargs="+", required=True, metavar="S", help="sigma_rel of each net")
-    add("--nimg", type=int, metavar="N",
-        help="images trained on, the nearest that was stored (default: the last)")  # fmt: skip
+    add(
+        "--nimg",
+        type=int,
+        metavar="N",
+        help="images trained on, the nearest that was stored (default: the last)",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder for NIMG-S.safetensors")
     add("--half", action="store_true", help="store float16, half the size")
     parser.set_defaults(run=run)

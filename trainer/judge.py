@@ -70,12 +70,26 @@ def add_command(subparsers) -> None:
     add("--images", type=int, default=10_000, metavar="N", help="per repeat (default: 10000)")
     add("--repeats", type=int, default=3, metavar="N", help="(default: 3)")
     add("--steps", type=int, default=32, metavar="N", help="of the sampler (default: 32)")
-    add("--seed", type=int, default=FIRST_SEED, metavar="S",
-        help=f"first of the seeds (default: {FIRST_SEED})")  # fmt: skip
-    add("--methods", nargs="+", choices=METHODS, metavar="M",
-        help=f"which of {', '.join(METHODS)} (default: all that there are nets for)")  # fmt: skip
-    add("--dtype", choices=("float32", "bfloat16", "int8"), default="float32",
-        help="what the engine's convolutions multiply (default: float32)")  # fmt: skip
+    add(
+        "--seed",
+        type=int,
+        default=FIRST_SEED,
+        metavar="S",
+        help=f"first of the seeds (default: {FIRST_SEED})",
+    )
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        metavar="M",
+        help=f"which of {', '.join(METHODS)} (default: all that there are nets for)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="what the engine's convolutions multiply (default: float32)",
+    )
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--out", type=Path, metavar="FILE", help="write every figure as JSON")
     parser.set_defaults(run=run)
@@ -100,17 +114,30 @@ def run(arguments: argparse.Namespace) -> None:
             )
         guidance_weight(nets, method)
     jobs = [
-        Job(arguments.data, folder, method, repeat, arguments.images, arguments.steps,
-            arguments.seed + repeat * arguments.images, arguments.dtype)
+        Job(
+            arguments.data,
+            folder,
+            method,
+            repeat,
+            arguments.images,
+            arguments.steps,
+            arguments.seed + repeat * arguments.images,
+            arguments.dtype,
+        )
         for repeat in range(arguments.repeats)
         for method in methods
-    ]  # fmt: skip
+    ]
     rows: list[dict] = []
 
     def keep(job: Job, row: dict) -> None:
         rows.append(row)
-        print("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-                               for k, v in row.items()), flush=True)  # fmt: skip
+        print(
+            "  "
+            + ", ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+            ),
+            flush=True,
+        )
         if arguments.out:
             arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -160,9 +187,12 @@ def judge(job: Job) -> dict:
     classes = measure.classes(job.images)
     started = time.perf_counter()
     images = Engine(nets["main"], guide, getattr(torch, job.dtype)).sample(
-        guidance=weight, class_labels=classes, num_steps=job.steps, batch_size=128,
+        guidance=weight,
+        class_labels=classes,
+        num_steps=job.steps,
+        batch_size=128,
         seeds=range(job.seed, job.seed + job.images),
-    )  # fmt: skip
+    )
     seconds = time.perf_counter() - started
 
     quality = measure.training.quality(images, classes)

@@ -141,8 +141,18 @@ def train(
         if resume:
             _mend_snapshots(trainer, out)
         within.log.rewind(net, trainer.nimg)
-        _run(trainer, out, net, within, unlogged, progress, stop, checkpoint_minutes * 60,
-             on_snapshot, job)  # fmt: skip
+        _run(
+            trainer,
+            out,
+            net,
+            within,
+            unlogged,
+            progress,
+            stop,
+            checkpoint_minutes * 60,
+            on_snapshot,
+            job,
+        )
     return trainer
 
 
@@ -197,13 +207,17 @@ def _run(
             wanted, late = processes.sum(wanted, late and processes.first)
             if trainer.nimg in log_marks:
                 within.log.write(
-                    net=net, nimg=trainer.nimg, loss=sum(losses) / len(losses),
+                    net=net,
+                    nimg=trainer.nimg,
+                    loss=sum(losses) / len(losses),
                     lr=trainer.lr,
-                    gradient_norm=trainer.gradient_norm, images_per_s=round(speed, 3),
-                    seconds=round(trainer.seconds, 3), repaired_steps=trainer.repaired_steps,
+                    gradient_norm=trainer.gradient_norm,
+                    images_per_s=round(speed, 3),
+                    seconds=round(trainer.seconds, 3),
+                    repaired_steps=trainer.repaired_steps,
                     skipped_steps=trainer.skipped_steps,
                     memory_mib=round(peak_memory_mib(trainer.device), 1),
-                )  # fmt: skip
+                )
                 losses, images, logged = [], 0, now
             done = trainer.nimg >= options.duration
             if trainer.nimg in snapshot_marks:

@@ -55,8 +55,10 @@ class EDM2Loss:
         if sigma is None:
             normal = torch.randn(
                 [images.shape[0], 1, 1, 1],
-                dtype=images.dtype, generator=generator, device=images.device,
-            )  # fmt: skip
+                dtype=images.dtype,
+                generator=generator,
+                device=images.device,
+            )
             sigma = (normal * self.P_std + self.P_mean).exp()
         if noise is None:
             noise = torch.randn(

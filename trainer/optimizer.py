@@ -83,10 +83,12 @@ def moments(optimizer: torch.optim.Optimizer) -> list[dict]:
     The moments are shaped and sharded as the parameters are.
     """
     return [
-        {k: v if k == "step" else _as_weight(v, getattr(view, "owner", view))
-         for k, v in optimizer.state.get(view, {}).items()}
+        {
+            k: v if k == "step" else _as_weight(v, getattr(view, "owner", view))
+            for k, v in optimizer.state.get(view, {}).items()
+        }
         for view in _views(optimizer)
-    ]  # fmt: skip
+    ]
 
 
 def _as_weight(moment: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:

@@ -85,12 +85,30 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             self._check_kind(field.name, field.default)
-        for name in ("channels", "num_blocks", "channels_per_head", "logvar_channels", "batch",
-                     "duration", "loss_scale"):  # fmt: skip
+        for name in (
+            "channels",
+            "num_blocks",
+            "channels_per_head",
+            "logvar_channels",
+            "batch",
+            "duration",
+            "loss_scale",
+        ):
             self._at_least(name, 1, "raise it")
-        for name in ("lr", "decay", "rampup", "P_std", "snapshots", "seed", "resolution",
-                     "img_channels", "noise_channels", "emb_channels", "microbatch",
-                     "clip_act"):  # fmt: skip
+        for name in (
+            "lr",
+            "decay",
+            "rampup",
+            "P_std",
+            "snapshots",
+            "seed",
+            "resolution",
+            "img_channels",
+            "noise_channels",
+            "emb_channels",
+            "microbatch",
+            "clip_act",
+        ):
             self._at_least(name, 0, "use 0 or more")
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             if not 0 <= getattr(self, name) <= 1:
@@ -134,8 +152,12 @@ class TrainOptions:
             if not isinstance(values, tuple | list):
                 self._refuse(name, "be several values", f"for example {list(default)}")
             object.__setattr__(self, name, tuple(values))
-        words = {int: "an integer", float: "a finite number", bool: "True or False",
-                 str: "a string"}  # fmt: skip
+        words = {
+            int: "an integer",
+            float: "a finite number",
+            bool: "True or False",
+            str: "a string",
+        }
         for value in getattr(self, name) if several else [values]:
             if kind is float:
                 number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -168,17 +190,19 @@ class TrainOptions:
         """
         if self.batch % processes:
             self._refuse(
-                "batch", f"be a multiple of the {processes} processes",
+                "batch",
+                f"be a multiple of the {processes} processes",
                 f"for example {max(1, round(self.batch / processes)) * processes}",
-            )  # fmt: skip
+            )
         share = self.batch // processes
         micro = self.microbatch or share
         if share % micro:
             fitting = max(d for d in range(1, micro + 1) if share % d == 0)
             self._refuse(
-                "microbatch", f"divide the {share} images that a process takes of a batch",
+                "microbatch",
+                f"divide the {share} images that a process takes of a batch",
                 f"for example {fitting}",
-            )  # fmt: skip
+            )
         return share, micro
 
     def net_options(self) -> dict:

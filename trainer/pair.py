@@ -235,16 +235,25 @@ def train_pair(
         job = {"main": main.as_dict(), **asked}
         text = json.dumps(job, indent=1) + "\n"
         grids = Grids(out, within.log, grid, grid_guidance)
-        shared = {"progress": progress, "processes": processes, "within": within, "stop": stop,
-                  "checkpoint_minutes": checkpoint_minutes, "job": job,
-                  "on_start": lambda: write_atomically(out / JOB, lambda p: p.write_text(text)),
-                  }  # fmt: skip
+        shared = {
+            "progress": progress,
+            "processes": processes,
+            "within": within,
+            "stop": stop,
+            "checkpoint_minutes": checkpoint_minutes,
+            "job": job,
+            "on_start": lambda: write_atomically(out / JOB, lambda p: p.write_text(text)),
+        }
         result = Result(None, None, finished=False)
         if own is not None:
             result.guide = train(
-                own, guide_out, has_run(guide_out), net="guide",
-                on_snapshot=grids.drawer("guide"), **shared,
-            )  # fmt: skip
+                own,
+                guide_out,
+                has_run(guide_out),
+                net="guide",
+                on_snapshot=grids.drawer("guide"),
+                **shared,
+            )
             # The signal may have come with the guide's last step.
             if result.guide.nimg < own.duration or any(processes.sum(within.interrupted())):
                 return result
@@ -254,8 +263,10 @@ def train_pair(
             grids.guide_from = guide.nimg
         logged = last_logged(out, "main")
         if processes.first and logged and not has_run(out):
-            warn(f"the main net, which the log knows up to {logged} images, was not saved before "
-                 "it was stopped; it begins anew")  # fmt: skip
+            warn(
+                f"the main net, which the log knows up to {logged} images, was not saved before "
+                "it was stopped; it begins anew"
+            )
         result.main = train(
             main, out, has_run(out), net="main", on_snapshot=grids.drawer("main"), **shared
         )

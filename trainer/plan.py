@@ -71,8 +71,14 @@ def plan(
     parameters = sum(p.numel() for p in net.parameters())
     tensors = 1 + 1 + 2 + len(options.ema)
     holders = processes if options.shard else 1
-    return Plan(parameters, counter.get_total_flops() // 2, options.duration,
-                4 * parameters * tensors // holders, kept * micro, micro)  # fmt: skip
+    return Plan(
+        parameters,
+        counter.get_total_flops() // 2,
+        options.duration,
+        4 * parameters * tensors // holders,
+        kept * micro,
+        micro,
+    )
 
 
 def _kept_bytes(net: torch.nn.Module, arguments: tuple) -> int:
@@ -133,8 +139,10 @@ def report(plans: dict[str, Plan], processes: int, speed: float) -> str:
         ]
     if len(plans) > 1:
         others = sum(p.training_macs for name, p in plans.items() if name != "main")
-        lines.append(f"the guide adds {100 * others / plans['main'].training_macs:.1f} % to the "
-                     "main net's training, counted in MAC")  # fmt: skip
+        lines.append(
+            f"the guide adds {100 * others / plans['main'].training_macs:.1f} % to the "
+            "main net's training, counted in MAC"
+        )
     return "\n".join(lines)
 
 

@@ -74,8 +74,11 @@ def draw(rows: list[dict], path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, (name, label) in zip(figure.subplots(2, 2).flat, _CURVES.items(), strict=True):
         for net in dict.fromkeys(row["net"] for row in rows):
-            points = [(row["nimg"], row[name]) for row in rows
-                      if row["net"] == net and row.get(name) is not None]  # fmt: skip
+            points = [
+                (row["nimg"], row[name])
+                for row in rows
+                if row["net"] == net and row.get(name) is not None
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), label=net, color=_COLOURS.get(net), lw=1.2)
         axes.set_xlabel("images")

@@ -8,19 +8,19 @@ MI = 2**20
 # batch 2048, a ramp over 10 M images, four levels of 3 blocks and attention at 16 and 8.
 _COLUMNS = ("duration", "channels", "lr", "decay", "dropout", "P_mean", "P_std")
 _ROWS = {
-    "edm2-img512-xxs": (2048,  64, 0.0170, 70_000, 0.0, -0.4, 1.0),
-    "edm2-img512-xs":  (2048, 128, 0.0120, 70_000, 0.0, -0.4, 1.0),
-    "edm2-img512-s":   (2048, 192, 0.0100, 70_000, 0.0, -0.4, 1.0),
-    "edm2-img512-m":   (2048, 256, 0.0090, 70_000, 0.1, -0.4, 1.0),
-    "edm2-img512-l":   (1792, 320, 0.0080, 70_000, 0.1, -0.4, 1.0),
-    "edm2-img512-xl":  (1280, 384, 0.0070, 70_000, 0.1, -0.4, 1.0),
-    "edm2-img512-xxl": ( 896, 448, 0.0065, 70_000, 0.1, -0.4, 1.0),
-    "edm2-img64-xs":   (1024, 128, 0.0120, 35_000, 0.0, -0.8, 1.6),
-    "edm2-img64-s":    (1024, 192, 0.0100, 35_000, 0.0, -0.8, 1.6),
-    "edm2-img64-m":    (2048, 256, 0.0090, 35_000, 0.1, -0.8, 1.6),
-    "edm2-img64-l":    (1024, 320, 0.0080, 35_000, 0.1, -0.8, 1.6),
-    "edm2-img64-xl":   ( 640, 384, 0.0070, 35_000, 0.1, -0.8, 1.6),
-}  # fmt: skip
+    "edm2-img512-xxs": (2048, 64, 0.0170, 70_000, 0.0, -0.4, 1.0),
+    "edm2-img512-xs": (2048, 128, 0.0120, 70_000, 0.0, -0.4, 1.0),
+    "edm2-img512-s": (2048, 192, 0.0100, 70_000, 0.0, -0.4, 1.0),
+    "edm2-img512-m": (2048, 256, 0.0090, 70_000, 0.1, -0.4, 1.0),
+    "edm2-img512-l": (1792, 320, 0.0080, 70_000, 0.1, -0.4, 1.0),
+    "edm2-img512-xl": (1280, 384, 0.0070, 70_000, 0.1, -0.4, 1.0),
+    "edm2-img512-xxl": (896, 448, 0.0065, 70_000, 0.1, -0.4, 1.0),
+    "edm2-img64-xs": (1024, 128, 0.0120, 35_000, 0.0, -0.8, 1.6),
+    "edm2-img64-s": (1024, 192, 0.0100, 35_000, 0.0, -0.8, 1.6),
+    "edm2-img64-m": (2048, 256, 0.0090, 35_000, 0.1, -0.8, 1.6),
+    "edm2-img64-l": (1024, 320, 0.0080, 35_000, 0.1, -0.8, 1.6),
+    "edm2-img64-xl": (640, 384, 0.0070, 35_000, 0.1, -0.8, 1.6),
+}
 
 _COMMON = {
     "resolution": 64,
@@ -54,8 +54,13 @@ def preset(name: str) -> dict:
     row = dict(zip(_COLUMNS, _ROWS[name], strict=True))
     mi = row.pop("duration")
     channels = _IMG_CHANNELS[name.rpartition("-")[0]]
-    return {**_COMMON, **row, "img_channels": channels, "duration": mi * MI,
-            "snapshots": mi // _SNAPSHOT_MI}  # fmt: skip
+    return {
+        **_COMMON,
+        **row,
+        "img_channels": channels,
+        "duration": mi * MI,
+        "snapshots": mi // _SNAPSHOT_MI,
+    }
 
 
 def sibling(name: str, size: str) -> str:

@@ -55,8 +55,11 @@ class Processes:
             store = dist.PrefixStore(f"restart_{restarts}", store)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpus else "gloo",
-                store=store, rank=rank, world_size=count, timeout=_TIMEOUT,
-            )  # fmt: skip
+                store=store,
+                rank=rank,
+                world_size=count,
+                timeout=_TIMEOUT,
+            )
         return cls(count, rank, restarts, int(os.environ.get("LOCAL_RANK", 0)))
 
     def __enter__(self) -> Processes:
@@ -158,8 +161,11 @@ def _leaving_after(seconds: float):
 
     def leave() -> None:
         rank = os.environ.get("RANK")
-        print(f"train: process {rank} must find the others within {seconds:g} s, got no connection",
-              file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"train: process {rank} must find the others within {seconds:g} s, got no connection",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)
 
     timer = threading.Timer(seconds, leave)

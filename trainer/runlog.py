@@ -49,11 +49,17 @@ class RunLog:
         rows = [_parse(line) for line in lines]
         damaged = sum(row is None for row in rows[:-1])
         if damaged:
-            print(f"train: the log {self.path} is damaged; {damaged} of its lines are left out",
-                  file=sys.stderr)  # fmt: skip
-        kept = [line for line, row in zip(lines, rows, strict=True)
-                if row is not None and line.endswith(b"\n")
-                and (row["net"] != net or row["nimg"] <= nimg)]  # fmt: skip
+            print(
+                f"train: the log {self.path} is damaged; {damaged} of its lines are left out",
+                file=sys.stderr,
+            )
+        kept = [
+            line
+            for line, row in zip(lines, rows, strict=True)
+            if row is not None
+            and line.endswith(b"\n")
+            and (row["net"] != net or row["nimg"] <= nimg)
+        ]
         if kept != lines:
             write_atomically(self.path, lambda path: path.write_bytes(b"".join(kept)))
 
@@ -62,8 +68,9 @@ class RunLog:
         if not self.active:
             return
         # JSON has no NaN; a number that is not finite becomes null.
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v
-               for k, v in row.items()}  # fmt: skip
+        row = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -128,8 +135,16 @@ def progress_bar(net: str, duration: int, nimg: int, show: bool):
     """The bar of one net, with loss, images per second and time left."""
     from tqdm import tqdm
 
-    return tqdm(total=duration, initial=nimg, unit="img", unit_scale=True, desc=net,
-                disable=not show, file=sys.stderr, mininterval=0.5)  # fmt: skip
+    return tqdm(
+        total=duration,
+        initial=nimg,
+        unit="img",
+        unit_scale=True,
+        desc=net,
+        disable=not show,
+        file=sys.stderr,
+        mininterval=0.5,
+    )
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -59,13 +59,24 @@ def add_command(subparsers) -> None:
     add = parser.add_argument
     add("--main", type=Path, required=True, metavar="RUN", help="run of the main net")
     add("--guide", type=Path, required=True, nargs="+", metavar="RUN", help="runs of guides to try")
-    add("--uncond", type=Path, nargs="+", default=[], metavar="RUN",
-        help="runs of unlabelled nets to try, for CFG")  # fmt: skip
+    add(
+        "--uncond",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs of unlabelled nets to try, for CFG",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder for nets and search.json")
     add("--images", type=int, default=2000, metavar="N", help="per evaluation (default: 2000)")
     add("--steps", type=int, default=16, metavar="N", help="of the sampler (default: 16)")
-    add("--seed", type=int, default=FIRST_SEED, metavar="S",
-        help=f"first of the seeds (default: {FIRST_SEED})")  # fmt: skip
+    add(
+        "--seed",
+        type=int,
+        default=FIRST_SEED,
+        metavar="S",
+        help=f"first of the seeds (default: {FIRST_SEED})",
+    )
     add("--main-ema", type=float, metavar="S", help="take this EMA length, do not search for it")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.set_defaults(run=run)
@@ -90,11 +101,19 @@ def _search(arguments: argparse.Namespace, trial: TrialOptions, main: Snapshots,
     report = {"data": data, "search": dataclasses.asdict(trial), "main": found, "log": log}
 
     jobs = [
-        GuideJob(trial, data, str(arguments.main), found["nimg"], found["ema"], role, str(folder),
-                 str(out))
+        GuideJob(
+            trial,
+            data,
+            str(arguments.main),
+            found["nimg"],
+            found["ema"],
+            role,
+            str(folder),
+            str(out),
+        )
         for role, folders in (("guide", arguments.guide), ("uncond", arguments.uncond))
         for folder in folders
-    ]  # fmt: skip
+    ]
     results = map_jobs(search_guide, jobs, arguments.workers)
     for role in ("guide", "uncond"):
         mine = [best for job, (best, _) in zip(jobs, results, strict=True) if job.role == role]
@@ -156,9 +175,14 @@ class Trial:
     def __call__(self, net, guide=None, weight: float = 1.0) -> dict[str, float]:
         """Quality of the samples: frechet, precision, recall, agreement."""
         images = sample(
-            net, guide, weight, class_labels=self.classes, seeds=self.seeds,
-            num_steps=self.steps, batch_size=128,
-        )  # fmt: skip
+            net,
+            guide,
+            weight,
+            class_labels=self.classes,
+            seeds=self.seeds,
+            num_steps=self.steps,
+            batch_size=128,
+        )
         quality = self.reference.quality(images, self.classes).as_dict()
         quality.pop("nimg")
         return {name: round(value, 5) for name, value in quality.items()}
@@ -203,15 +227,24 @@ def search_guide(job: GuideJob) -> tuple[dict, list[dict]]:
     net = main.net(job.main_nimg, job.main_ema)
     guide = Snapshots(job.run)
     get = functools.lru_cache(maxsize=8)(guide.net)
-    about = {**trial.about(), "main": main.identity(), "main_nimg": job.main_nimg,
-             "main_ema": job.main_ema, "guide": guide.identity()}  # fmt: skip
+    about = {
+        **trial.about(),
+        "main": main.identity(),
+        "main_nimg": job.main_nimg,
+        "main_ema": job.main_ema,
+        "guide": guide.identity(),
+    }
     best, tried = descend(
-        remembering(Path(job.out), about,
-                    lambda nimg, ema, weight: trial(net, get(nimg, ema), weight)),
+        remembering(
+            Path(job.out), about, lambda nimg, ema, weight: trial(net, get(nimg, ema), weight)
+        ),
         {"weight": WEIGHT_GRID[job.role], "nimg": guide.times, "ema": EMA_GRID},
-        {"weight": START_WEIGHT[job.role], "nimg": guide.nearest_time(START_SHARE),
-         "ema": START_EMA},
-    )  # fmt: skip
+        {
+            "weight": START_WEIGHT[job.role],
+            "nimg": guide.nearest_time(START_SHARE),
+            "ema": START_EMA,
+        },
+    )
     head = {"role": job.role, "run": job.run}
     return {"run": job.run, **best}, [{**head, **row} for row in tried]
 
@@ -233,8 +266,10 @@ def descend(
     Returns:
         The best coordinates together with their figures, and every point tried, in order.
     """
-    at = {k: min(range(len(g)), key=lambda i, g=g, k=k: abs(g[i] - start[k]))
-          for k, g in grids.items()}  # fmt: skip
+    at = {
+        k: min(range(len(g)), key=lambda i, g=g, k=k: abs(g[i] - start[k]))
+        for k, g in grids.items()
+    }
     tried: dict[tuple[int, ...], dict] = {}
 
     def frechet(indices: dict[str, int]) -> float:
@@ -262,7 +297,8 @@ def descend(
 
 def _line(row: dict) -> str:
     return ", ".join(
-        f"{k} {length_name(v) if k == 'ema' else f'{v:.4g}'}" if isinstance(v, float)
+        f"{k} {length_name(v) if k == 'ema' else f'{v:.4g}'}"
+        if isinstance(v, float)
         else f"{k} {v}"
         for k, v in row.items()
-    )  # fmt: skip
+    )

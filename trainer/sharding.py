@@ -128,8 +128,10 @@ def gather(state, first: bool):
 def scatter(state: dict, module: torch.nn.Module) -> dict:
     """A module's state dict of whole tensors, each sharded as the module has it."""
     mine = module.state_dict()
-    return {name: as_shard(rows(value, mine[name]), mine[name]) if name in mine else value
-            for name, value in state.items()}  # fmt: skip
+    return {
+        name: as_shard(rows(value, mine[name]), mine[name]) if name in mine else value
+        for name, value in state.items()
+    }
 
 
 def is_sharded(t: torch.Tensor) -> bool:
@@ -158,9 +160,13 @@ def as_shard(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
-        t.to(like.device), like.device_mesh, like.placements, run_check=False,
-        shape=like.shape, stride=like.stride(),
-    )  # fmt: skip
+        t.to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
 
 
 def _layers(net: torch.nn.Module) -> list[MPConv]:

@@ -64,8 +64,10 @@ def check_snapshots(out: Path, nimg: int) -> dict[Path, str]:
     Of the others, which may be terabytes, header and length are checked; their contents are when
     they are used.
     """
-    stored = [(int(path.name.partition("-")[0]), path)
-              for path in (out / SNAPSHOTS).glob("[0-9]*.safetensors")]  # fmt: skip
+    stored = [
+        (int(path.name.partition("-")[0]), path)
+        for path in (out / SNAPSHOTS).glob("[0-9]*.safetensors")
+    ]
     stored = sorted((time, path) for time, path in stored if time <= nimg)
     damaged = {}
     for time, path in stored:
@@ -99,8 +101,9 @@ class Snapshots:
                 "without snapshots; train there first"
             )
         # Widths come from the files' headers: names of earlier versions have three decimals.
-        self._stored = [(*_read(f, _moment), functools.partial(_read, f, _state))
-                        for f in self.files]  # fmt: skip
+        self._stored = [
+            (*_read(f, _moment), functools.partial(_read, f, _state)) for f in self.files
+        ]
         self.times = sorted({nimg for nimg, _, _ in self._stored})
 
     def identity(self) -> str:

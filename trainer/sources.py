@@ -83,8 +83,9 @@ def identity(source, known: dict | None = None) -> dict:
         if len(source) >= _MANY:
             print(
                 f"train: reading all {len(source)} files of {source.name} once, by which the run "
-                "knows them again; of a ZIP file it need not", file=sys.stderr,
-            )  # fmt: skip
+                "knows them again; of a ZIP file it need not",
+                file=sys.stderr,
+            )
         _CONTENTS[stamp] = source.digest()
     return {**held, "contents": _CONTENTS[stamp], "stamp": stamp}
 

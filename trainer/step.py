@@ -130,9 +130,11 @@ class Trainer:
         self._total = torch.zeros((), dtype=torch.float64, device=self.device)
         norm = functools.partial(sharding.sharded_norm, rank=self.processes.rank)
         self._update = Update(
-            self.optimizer, self.scale, norm if self.sharded else norm_of,
+            self.optimizer,
+            self.scale,
+            norm if self.sharded else norm_of,
             reads=self._recorder is None,
-        )  # fmt: skip
+        )
         self._record_anew()
         self._loader: Loader | None = None
         self.nimg = 0
@@ -343,9 +345,11 @@ class Trainer:
         if "data" in state:
             now = {k: v for k, v in self.know_data(state["data"]).items() if k != "stamp"}
             refuse_changes(
-                state["data"], now, "data",
+                state["data"],
+                now,
+                "data",
                 "bring them back as they were, and name them with --data if they have moved",
-            )  # fmt: skip
+            )
         else:  # of a version that did not look into the data
             refuse_changes({"data": state["options"]["data"]}, {"data": self.options.data})
             if getattr(self.source, "renumbered", False):

@@ -56,10 +56,12 @@ class Yardstick:
 def _crops(split: str) -> Labelled:
     """Equally many random crops of each photo, always the same."""
     data, random = PhotosData(split), np.random.RandomState(0)
-    chosen = np.concatenate([
-        random.choice(np.flatnonzero(data.labels == label), CROPS[split], replace=False)
-        for label in range(len(CLASSES))
-    ])  # fmt: skip
+    chosen = np.concatenate(
+        [
+            random.choice(np.flatnonzero(data.labels == label), CROPS[split], replace=False)
+            for label in range(len(CLASSES))
+        ]
+    )
     images, labels = data.batch(chosen)
     return torch.from_numpy(images), torch.from_numpy(labels)
 

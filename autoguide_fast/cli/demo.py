@@ -84,19 +84,27 @@ def add_command(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("autoguide-fast-demo.png"), metavar="FILE",
+        "--out",
+        type=Path,
+        default=Path("autoguide-fast-demo.png"),
+        metavar="FILE",
         help="the picture to write (default: ./autoguide-fast-demo.png)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--images", type=positive_integer, metavar="N",
+        "--images",
+        type=positive_integer,
+        metavar="N",
         help=f"images per method and weight, at least {LEAST_IMAGES} (default: as many as can be "
         f"sampled in {BUDGET_SECONDS:.0f} s, {FEWEST_IMAGES} to {MOST_IMAGES})",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--weights", type=guidance_weights, default=WEIGHTS, metavar="W,W",
+        "--weights",
+        type=guidance_weights,
+        default=WEIGHTS,
+        metavar="W,W",
         help="weights on the curves besides 1 and the recommended ones (default: "
         f"{','.join(f'{weight:g}' for weight in WEIGHTS)})",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: cpu)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)

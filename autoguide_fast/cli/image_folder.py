@@ -140,8 +140,11 @@ class ImageFolder:
         """
         if not self._pending:
             self._begin()
-        wanted = [(self.names[i], image) for i, image in zip(indices, images, strict=True)
-                  if self.missing[i]]  # fmt: skip
+        wanted = [
+            (self.names[i], image)
+            for i, image in zip(indices, images, strict=True)
+            if self.missing[i]
+        ]
         self._pending.append(self._thread.submit(self._write, wanted))
         while len(self._pending) > _WAITING:
             self._pending.popleft().result()

@@ -153,9 +153,11 @@ class Engine:
                 continue
             shape = batch, net.img_channels, net.img_resolution, net.img_resolution
             x = torch.randn(
-                shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32,
+                shape,
+                generator=torch.Generator("cpu").manual_seed(0),
+                dtype=torch.float32,
                 device="cpu",
-            )  # fmt: skip
+            )
             result = torch.empty_like(x)
             modulations = net.modulations(torch.ones_like(x[:1, 0, 0, 0]), None)[0]
             times = torch.zeros(len(net.lowered.plan), dtype=torch.float64, device="cpu")

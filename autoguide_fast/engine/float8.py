@@ -54,7 +54,11 @@ class Float8Conv(torch.nn.Module):
             words = words.permute(0, 1, 2, 4, 5, 3).flatten(3).contiguous()
             cells = words.view(torch.float8_e4m3fn)
         product = torch._scaled_mm(
-            cells.flatten(0, 2), self.weight.t(), self.one, self.magnitude,
-            out_dtype=self.dtype, use_fast_accum=True,
-        )  # fmt: skip
+            cells.flatten(0, 2),
+            self.weight.t(),
+            self.one,
+            self.magnitude,
+            out_dtype=self.dtype,
+            use_fast_accum=True,
+        )
         return product.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)

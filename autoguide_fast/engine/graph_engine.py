@@ -159,10 +159,15 @@ def _settings():
     """What torch was told about the libraries' products and convolutions."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     return (
-        cudnn.enabled, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision,
-        matmul.allow_fp16_accumulation, matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction, torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
+        cudnn.enabled,
+        cudnn.deterministic,
+        cudnn.conv.fp32_precision,
+        matmul.fp32_precision,
+        matmul.allow_fp16_accumulation,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+        torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 def _one_after_the_other(first, second):
@@ -186,8 +191,9 @@ def _timed(role, net, recorder, batch, repeats):
                 work[name] = 0.0 if weight is None else 2.0 * weight.numel() * pixels
 
         return [
-            module.register_forward_pre_hook(before), module.register_forward_hook(after),
-        ]  # fmt: skip
+            module.register_forward_pre_hook(before),
+            module.register_forward_hook(after),
+        ]
 
     hooks = []
     for name, module in [*net.unet.enc.items(), *net.unet.dec.items()]:

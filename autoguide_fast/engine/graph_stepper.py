@@ -66,10 +66,12 @@ class GraphStepper:
                     key, lambda *common: Loop(*common, count, noise.dtype, self.steps), self.guided
                 )
                 loop.load(
-                    self.steps, self.guidance,
+                    self.steps,
+                    self.guidance,
                     lambda role: self._rows(role, rows, count, self.levels),
-                    noise[rows], [drawn[rows] for drawn in churn],
-                )  # fmt: skip
+                    noise[rows],
+                    [drawn[rows] for drawn in churn],
+                )
                 loop.run()
                 return (loop.result.clone(),)
 

@@ -45,10 +45,15 @@ class Feature:
     def placed(self):
         scale, zero = self.quantisation if self.cell == "u8" else (1.0, 0)
         return {
-            "offset": self.offset, "height": self.size, "width": self.size,
-            "channels": self.channels, "border": self.border, "cell": self.cell,
-            "scale": scale, "zero": zero,
-        }  # fmt: skip
+            "offset": self.offset,
+            "height": self.size,
+            "width": self.size,
+            "channels": self.channels,
+            "border": self.border,
+            "cell": self.cell,
+            "scale": scale,
+            "zero": zero,
+        }
 
 
 @dataclass(eq=False)
@@ -144,8 +149,9 @@ class Recorder:
                 in_channels = math.ceil(source.runs[0] / 4) * 4
             weight = weight[:, :in_channels]
             arguments["weights"] = self.packer.add(pack.direct(weight, source.cell))
-        self.add("convolve", name, flops, in_=source, taps=taps, in_channels=in_channels,
-                 **arguments)  # fmt: skip
+        self.add(
+            "convolve", name, flops, in_=source, taps=taps, in_channels=in_channels, **arguments
+        )
 
     def finish(self, net):
         """Place the maps and make the plan."""
@@ -160,9 +166,12 @@ class Recorder:
             m.offset = offset
         weights = self.packer.block()
         options = {
-            "resolution": net.img_resolution, "image_channels": net.img_channels,
-            "image_bytes": total, "weight_bytes": len(weights), "modulations": self.modulations,
-        }  # fmt: skip
+            "resolution": net.img_resolution,
+            "image_channels": net.img_channels,
+            "image_bytes": total,
+            "weight_bytes": len(weights),
+            "modulations": self.modulations,
+        }
         plan = Plan(**options)
         names, flops, instructions = [], [], []
         for kind, name, count, arguments in self.instructions:
@@ -253,8 +262,13 @@ def _block(record, name, block, x, skip=None, border=0):
         x, act = _enter_decoder(record, name, block, x, skip, mode, size)
 
     modulated = record.map(size, (width,), border=1, reader=block.conv_res1)
-    record.convolve(f"{name} conv_res0", _prepared(block.conv_res0), act, act=modulated,
-                    modulation=record.modulations)  # fmt: skip
+    record.convolve(
+        f"{name} conv_res0",
+        _prepared(block.conv_res0),
+        act,
+        act=modulated,
+        modulation=record.modulations,
+    )
     record.modulations += pack.padded(width)
     limit = math.inf if block.clip_act is None else float(block.clip_act)
     keep, add = _balance(block.res_balance)
@@ -265,10 +279,16 @@ def _block(record, name, block, x, skip=None, border=0):
     if attends and record.cell != "f32":
         copy = record.map(size, (width,), reader=block.attn_qkv)
     record.convolve(
-        f"{name} conv_res1", _prepared(block.conv_res1), modulated, factor=add, sum=x,
-        sum_weight=keep, out=out, limit=math.inf if attends else limit,
+        f"{name} conv_res1",
+        _prepared(block.conv_res1),
+        modulated,
+        factor=add,
+        sum=x,
+        sum_weight=keep,
+        out=out,
+        limit=math.inf if attends else limit,
         **({"act": copy} if copy else {}),
-    )  # fmt: skip
+    )
     if not attends:
         return out
     return _attention(record, name, block, out, copy or out, limit, border)
@@ -337,13 +357,29 @@ def _attention(record, name, block, x, source, limit, border):
     mixed = record.map(x.size, (channels,) * heads, reader=block.attn_proj)
     keys = pack.padded(pixels)
     record.add(
-        "attend", name, 4.0 * heads * channels * pixels**2, qkv=qkv, out=mixed, heads=heads,
-        head_channels=channels, head_stride=stride, pixels_stride=keys,
-        q=Floats(heads * pixels * stride), k=Floats(heads * stride * keys),
+        "attend",
+        name,
+        4.0 * heads * channels * pixels**2,
+        qkv=qkv,
+        out=mixed,
+        heads=heads,
+        head_channels=channels,
+        head_stride=stride,
+        pixels_stride=keys,
+        q=Floats(heads * pixels * stride),
+        k=Floats(heads * stride * keys),
         v=Floats(heads * pixels * stride),
-    )  # fmt: skip
+    )
     out = record.map(x.size, (width,), border=border)
     keep, add = _balance(block.attn_balance)
-    record.convolve(f"{name} attn_proj", _prepared(block.attn_proj), mixed, factor=add, sum=x,
-                    sum_weight=keep, out=out, limit=limit)  # fmt: skip
+    record.convolve(
+        f"{name} attn_proj",
+        _prepared(block.attn_proj),
+        mixed,
+        factor=add,
+        sum=x,
+        sum_weight=keep,
+        out=out,
+        limit=limit,
+    )
     return out

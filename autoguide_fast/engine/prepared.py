@@ -149,10 +149,17 @@ class PreparedNet(Snapshot):
         threads = torch.get_num_threads()
         with self.arena.lock, torch.inference_mode():
             torch.ops.autoguide_fast.evaluate.default(
-                self.lowered.plan.number, x, c_in, self.lowered.weights, modulations,
-                self.arena.reserve([self], len(x), threads), result, threads,
-                self.chunk(len(x), threads), times,
-            )  # fmt: skip
+                self.lowered.plan.number,
+                x,
+                c_in,
+                self.lowered.weights,
+                modulations,
+                self.arena.reserve([self], len(x), threads),
+                result,
+                threads,
+                self.chunk(len(x), threads),
+                times,
+            )
 
     def arena_bytes(self, images, threads):
         """Bytes of the arena for a batch: bounded, because teams take a few images at a time."""

@@ -46,11 +46,16 @@ class Profile:
         for role, name, seconds, flop in self.rows:
             events.append(
                 {
-                    "name": name, "cat": role, "ph": "X", "pid": 0, "tid": 0,
-                    "ts": 1e6 * start, "dur": 1e6 * seconds,
+                    "name": name,
+                    "cat": role,
+                    "ph": "X",
+                    "pid": 0,
+                    "tid": 0,
+                    "ts": 1e6 * start,
+                    "dur": 1e6 * seconds,
                     "args": {"GFLOP/s": round(flop / seconds / 1e9, 1) if seconds else 0},
                 }
-            )  # fmt: skip
+            )
             start += seconds
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)

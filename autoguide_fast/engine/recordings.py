@@ -43,10 +43,11 @@ class Evaluations:
         self.image = model.image(images)
         self.raws = {role: buffer(*size, dtype=model.dtype) for role in pair}
         self.modulations = {
-            role: buffer(levels, images * sum(c.stop - c.start for c in net.columns),
-                         dtype=net.dtype)
+            role: buffer(
+                levels, images * sum(c.stop - c.start for c in net.columns), dtype=net.dtype
+            )
             for role, net in pair.items()
-        }  # fmt: skip
+        }
 
     def begin(self):
         """Derive from the levels what each evaluation needs; to be recorded first."""

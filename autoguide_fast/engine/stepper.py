@@ -69,17 +69,29 @@ class EngineStepper:
             for role in roles:
                 net, raw = self.nets[role], self.state.raws[role, half]
                 arguments += (
-                    net.lowered.plan.number, net.lowered.weights,
-                    self.modulations[role][evaluation], raw, net.chunk(images, threads),
-                )  # fmt: skip
+                    net.lowered.plan.number,
+                    net.lowered.weights,
+                    self.modulations[role][evaluation],
+                    raw,
+                    net.chunk(images, threads),
+                )
                 self.outputs.append((role, raw))
             if not guided:
                 arguments += 0, None, None, None, 1
             torch.ops.autoguide_fast.guided_half_step.default(
-                *arguments, block, threads, x, x_next, self.state.slope, out,
-                self.c_in[evaluation], step.sigma_hat, step.sigma_next, self.guidance,
+                *arguments,
+                block,
+                threads,
+                x,
+                x_next,
+                self.state.slope,
+                out,
+                self.c_in[evaluation],
+                step.sigma_hat,
+                step.sigma_next,
+                self.guidance,
                 self.sigma_data,
-            )  # fmt: skip
+            )
 
 
 class _State:

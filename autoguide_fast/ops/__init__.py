@@ -4,6 +4,7 @@ Differentiable means here: to any order, in reverse and forward mode, and under 
 `torch.func`, `vmap` included. Values and a first backward pass are computed by compiled kernels,
 everything else by plain PyTorch.
 """
+
 from .attention_split import attention_split, attention_split_reference
 from .conv3x3 import conv3x3, conv3x3_pays, conv3x3_reference
 from .guided_step import (

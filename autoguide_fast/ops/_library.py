@@ -1,4 +1,5 @@
 """What every operator registers beyond its C++ schema: a fake kernel, derivatives, autocast."""
+
 import functools
 
 import torch

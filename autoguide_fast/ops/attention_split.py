@@ -1,4 +1,5 @@
 """Attention's normalise-and-split: queries, keys and values of unit magnitude per head."""
+
 import torch
 
 from ._library import dense_empty, differentiable, fake, op

@@ -1,4 +1,5 @@
 """The guided Heun step: preconditioning of both nets, guidance and a half step in one pass."""
+
 from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
 _guided_heun_first = op("guided_heun_first")
@@ -139,12 +140,18 @@ def _second_backward(ctx, grad):
 
 
 differentiable(
-    "guided_heun_first", guided_heun_first_reference, _first_backward, _save_first,
+    "guided_heun_first",
+    guided_heun_first_reference,
+    _first_backward,
+    _save_first,
     constants=(3, 4, 5),
-)  # fmt: skip
+)
 differentiable(
-    "guided_heun_second", guided_heun_second_reference, _second_backward, _save_second,
+    "guided_heun_second",
+    guided_heun_second_reference,
+    _second_backward,
+    _save_second,
     constants=(5, 6, 7),
-)  # fmt: skip
+)
 promote_in_autocast("guided_heun_first", 1, 2)
 promote_in_autocast("guided_heun_second", 3, 4)

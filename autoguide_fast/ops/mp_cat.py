@@ -1,4 +1,5 @@
 """Magnitude-preserving concatenation, alone and with the MP-SiLU that follows it."""
+
 import torch
 
 from ._library import dense_empty, dense_format, differentiable, fake, op, promote_in_autocast

@@ -1,4 +1,5 @@
 """Magnitude-preserving Fourier features."""
+
 import torch
 
 from ._library import differentiable, fake, op

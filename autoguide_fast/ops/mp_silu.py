@@ -1,4 +1,5 @@
 """Magnitude-preserving SiLU, alone and after the embedding modulation."""
+
 import torch
 
 from ._library import dense_empty, differentiable, fake, op, promote_in_autocast

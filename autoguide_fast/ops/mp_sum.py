@@ -1,4 +1,5 @@
 """Magnitude-preserving sum, with the clip that ends a U-Net block."""
+
 import torch
 
 from ._library import dense_empty, differentiable, fake, op, promote_in_autocast

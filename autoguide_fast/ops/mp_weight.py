@@ -1,4 +1,5 @@
 """Weight preparation: forced and traditional normalisation, gain, 1/sqrt(fan-in) and cast."""
+
 import math
 
 import torch

@@ -1,4 +1,5 @@
 """Normalisation to unit magnitude: pixel norm and weight norm."""
+
 import math
 
 import torch

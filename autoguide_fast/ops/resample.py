@@ -1,4 +1,5 @@
 """Resampling by two with the filter [1, 1], alone and fused with pixel norm and MP-SiLU."""
+
 import torch.nn.functional as F
 
 from ._library import dense_empty, differentiable, fake, op

@@ -13,10 +13,18 @@ namespace agf::AGF_ISA {
 
 constexpr int kChunk = 256;
 
-template <class T> struct ComputeType { using type = float; };
-template <> struct ComputeType<double> { using type = double; };
-template <class T> using Compute = typename ComputeType<T>::type;
-template <class T> constexpr bool kInPlace = sizeof(T) == sizeof(Compute<T>);
+template <class T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeType<T>::type;
+template <class T>
+constexpr bool kInPlace = sizeof(T) == sizeof(Compute<T>);
 
 template <class T>
 class In {
@@ -94,12 +102,13 @@ inline A dot(const A* x, const A* y, int n) {
   return sum;
 }
 
-// Scratch memory of one call, on a cache line; not std::vector, whose functions the linker would share between
-// the variants for different instruction sets.
+// Scratch memory of one call, on a cache line; not std::vector, whose functions the linker would
+// share between the variants for different instruction sets.
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(std::int64_t n) : p_(static_cast<A*>(std::aligned_alloc(64, (n * sizeof(A) + 64) / 64 * 64))) {
+  explicit Scratch(std::int64_t n)
+      : p_(static_cast<A*>(std::aligned_alloc(64, (n * sizeof(A) + 64) / 64 * 64))) {
     if (!p_) std::abort();
   }
   ~Scratch() { std::free(p_); }

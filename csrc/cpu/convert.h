@@ -11,8 +11,12 @@
 namespace agf {
 
 enum class Dtype { f32, f64, bf16, f16 };
-struct bf16 { std::uint16_t bits; };
-struct f16 { std::uint16_t bits; };
+struct bf16 {
+  std::uint16_t bits;
+};
+struct f16 {
+  std::uint16_t bits;
+};
 
 namespace AGF_ISA {
 
@@ -81,8 +85,8 @@ inline void narrow(const float* x, bf16* y, int n) {
 inline void widen(const f16* x, float* y, int n) {
   int i = 0;
   for (; i + 8 <= n; i += 8) {
-    _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128(
-                                reinterpret_cast<const __m128i*>(x + i))));
+    _mm256_storeu_ps(y + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
   }
   for (; i < n; ++i) y[i] = widen(x[i]);
 }

@@ -51,6 +51,8 @@ AGF_INLINE int64_t scratch_bytes(const Enter& e) {
 AGF_INLINE int64_t scratch_bytes(const SplitHeads& s) { return 3 * kLanes * 4 * s.head_stride; }
 AGF_INLINE int64_t scratch_bytes(const Attend& a) { return 8 * 4 * a.from.pixels_stride; }
 template <class Other>
-AGF_INLINE int64_t scratch_bytes(const Other&) { return 0; }
+AGF_INLINE int64_t scratch_bytes(const Other&) {
+  return 0;
+}
 
 }  // namespace agf

@@ -27,8 +27,7 @@ bool processor_runs(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
     case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             has_f16c();
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case Isa::avx512:
       return processor_runs(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -37,8 +36,7 @@ bool processor_runs(Isa isa) {
       return processor_runs(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::avx512_bf16:
       return processor_runs(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
-    case Isa::baseline:
-      return true;
+    case Isa::baseline: return true;
   }
 #endif
   return isa == Isa::baseline;
@@ -56,9 +54,9 @@ Isa isa() { return current.load(std::memory_order_relaxed); }
 
 void set_isa(Isa isa) {
   if (!isa_available(isa)) {
-    throw std::invalid_argument(std::string("set_isa: isa must be available on this machine, got ") +
-                                kIsaNames[static_cast<int>(isa)] +
-                                "; `autoguide-fast info` lists those that are");
+    throw std::invalid_argument(
+        std::string("set_isa: isa must be available on this machine, got ") +
+        kIsaNames[static_cast<int>(isa)] + "; `autoguide-fast info` lists those that are");
   }
   current = isa;
 }

@@ -6,7 +6,8 @@ namespace agf {
 // Each includes those before it. The last two have products of their own for int8 and bfloat16.
 enum class Isa { baseline, avx2, avx512, avx512_vnni, avx512_bf16 };
 constexpr int kIsas = 5;
-constexpr const char* kIsaNames[kIsas] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+constexpr const char* kIsaNames[kIsas] = {"baseline", "avx2", "avx512", "avx512_vnni",
+                                          "avx512_bf16"};
 
 bool isa_available(Isa isa);  // compiled in, and this processor runs it
 Isa isa();                    // the one in use: the best available, unless set_isa said otherwise

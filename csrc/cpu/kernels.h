@@ -51,9 +51,8 @@ extern CpuKernel<void(Dtype, const void* a, const void* b, void* y, void* silu /
                       int64_t begin, int64_t end)>
     mp_cat_kernel;
 extern CpuKernel<void(Dtype, const void* grad_y, const void* grad_silu /*?*/, const void* a,
-                      const void* b, void* grad_a, void* grad_b, int64_t length_a,
-                      int64_t length_b, double weight_a, double weight_b, int64_t begin,
-                      int64_t end)>
+                      const void* b, void* grad_a, void* grad_b, int64_t length_a, int64_t length_b,
+                      double weight_a, double weight_b, int64_t begin, int64_t end)>
     mp_cat_backward_kernel;
 
 // y = sqrt(2) cos(x f + phi); frequencies and phases in the compute type     index: N
@@ -125,8 +124,8 @@ struct ConvTypes {
   Dtype stored;   // f32 or bf16: images, weights and results
   Dtype factors;  // f32, or bf16 where those are: what is multiplied
 };
-// From a point's matrix to the next: two cache lines more than its C * K values, since a power of two
-// would put all that a transform reads or writes into one set of the caches.
+// From a point's matrix to the next: two cache lines more than its C * K values, since a power of
+// two would put all that a transform reads or writes into one set of the caches.
 inline int64_t conv3x3_point(int64_t C, int64_t K) { return C * K + 32; }
 // u [points, outputs / 16, inputs, 16], of w or of what leads gradients back   index: outputs / 16
 extern CpuKernel<void(ConvTypes, const void* w, void* u, ConvShape, bool backward, int64_t begin,
@@ -138,10 +137,11 @@ extern CpuKernel<void(ConvTypes, const void* x, const void* u, void* y, ConvShap
     conv3x3_products_kernel;
 // du [C / 16, K / 16, points, 16, 16], of some of the tiles and some of the panels of K / 16
 //                                                                      index: tiles, then panels
-extern CpuKernel<void(ConvTypes, const void* x, const void* grad, float* du, ConvShape, int64_t begin,
-                      int64_t end, int64_t first_panel, int64_t last_panel)>
+extern CpuKernel<void(ConvTypes, const void* x, const void* grad, float* du, ConvShape,
+                      int64_t begin, int64_t end, int64_t first_panel, int64_t last_panel)>
     conv3x3_gradient_kernel;
-// dw [K, 3, 3, C] from the sum of several du                                   index: C / 16 * K / 16
+// dw [K, 3, 3, C] from the sum of several du                                   index: C / 16 * K /
+// 16
 extern CpuKernel<void(ConvTypes, const float* du, int64_t parts, void* dw, ConvShape, int64_t begin,
                       int64_t end)>
     conv3x3_gradient_weights_kernel;

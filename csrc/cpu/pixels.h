@@ -11,8 +11,12 @@ namespace agf::AGF_ISA {
 struct SourceShape {
   int64_t H, W;
   SourceShape(Resample mode, int64_t h, int64_t w)
-      : H(mode == Resample::down ? 2 * h : mode == Resample::up ? h / 2 : h),
-        W(mode == Resample::down ? 2 * w : mode == Resample::up ? w / 2 : w) {}
+      : H(mode == Resample::down ? 2 * h
+          : mode == Resample::up ? h / 2
+                                 : h),
+        W(mode == Resample::down ? 2 * w
+          : mode == Resample::up ? w / 2
+                                 : w) {}
 };
 
 // Runs of channels of one pixel (n, h, w) of the resampled image.
@@ -21,7 +25,12 @@ class PixelRows {
  public:
   using A = Compute<T>;
   PixelRows(Resample mode, const void* x, int64_t C, int64_t H, int64_t W)
-      : mode_(mode), C_(C), H_(H), W_(W), source_(mode, H, W), in_{In<T>(x), In<T>(x), In<T>(x), In<T>(x)} {}
+      : mode_(mode),
+        C_(C),
+        H_(H),
+        W_(W),
+        source_(mode, H, W),
+        in_{In<T>(x), In<T>(x), In<T>(x), In<T>(x)} {}
 
   void seek(int64_t pixel) {
     if (mode_ == Resample::keep) {

@@ -112,8 +112,7 @@ AGF_DEVICE void attention_split_backward(const AttentionSplitBackward& k) {
       squares[part] = lane_sum(squares[part], k.lanes);
       product[part] = lane_sum(product[part], k.lanes);
       factor[part] = normalize_factor(squares[part], A(s.ch), A(k.eps));
-      back[part] =
-          normalize_backward_factor(squares[part], product[part], A(s.ch), factor[part]);
+      back[part] = normalize_backward_factor(squares[part], product[part], A(s.ch), factor[part]);
     }
     for (int64_t c = rank * N; c < s.ch; c += k.lanes * N) {
       A a[3][N];

@@ -13,8 +13,7 @@ AGF_DEVICE GuidedScalars<A> read_levels(const DeviceLevels& l, bool second) {
   AGF_SHARED(GuidedScalars<A>, shared, 1);
   if (threadIdx.x == 0) {
     const double from = *l.sigma, to = *l.sigma_next;
-    shared[0] =
-        GuidedScalars<A>(second ? to : from, to - from, *l.guidance, l.sigma_data, l.raw);
+    shared[0] = GuidedScalars<A>(second ? to : from, to - from, *l.guidance, l.sigma_data, l.raw);
   }
   __syncthreads();
   return shared[0];

@@ -68,8 +68,8 @@ inline Grid reduced_row_grid(int64_t rows, int64_t length) {
 }
 inline Grid plane_grid(int64_t N, int64_t S) { return grid_of(ceil_divide(S, kWarp), N); }
 
-#define AGF_KERNEL(kernel, kinds)                 \
-  static constexpr const char* name = #kernel;    \
+#define AGF_KERNEL(kernel, kinds)              \
+  static constexpr const char* name = #kernel; \
   static constexpr Types types = Types::kinds
 
 // y = mp_silu(x)
@@ -79,7 +79,8 @@ struct MpSilu {
   void* y;
   int64_t count;
   Grid grid() const { return element_grid(count); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct MpSiluBackward {
   AGF_KERNEL(MpSiluBackward, one);
@@ -87,7 +88,8 @@ struct MpSiluBackward {
   void* grad_x;
   int64_t count;
   Grid grid() const { return element_grid(count); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // y = mp_silu(x * scale), scale [N, C]
@@ -98,7 +100,8 @@ struct ModulateMpSiluRows {
   int64_t N, C;
   Divisor S;
   Grid grid() const { return row_grid(N * S.value, C); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct ModulateMpSiluPlanes {
   AGF_KERNEL(ModulateMpSiluPlanes, one);
@@ -106,7 +109,8 @@ struct ModulateMpSiluPlanes {
   void* y;
   int64_t N, C, S;
   Grid grid() const { return row_grid(N * C, S); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct ModulateMpSiluBackwardRows {
   AGF_KERNEL(ModulateMpSiluBackwardRows, one);
@@ -114,7 +118,8 @@ struct ModulateMpSiluBackwardRows {
   void *grad_x, *grad_scale;
   int64_t N, C, S;
   Grid grid() const { return grid_of(ceil_divide(C, kChannelBlock), N); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct ModulateMpSiluBackwardPlanes {
   AGF_KERNEL(ModulateMpSiluBackwardPlanes, one);
@@ -122,7 +127,8 @@ struct ModulateMpSiluBackwardPlanes {
   void *grad_x, *grad_scale;
   int64_t N, C, S;
   Grid grid() const { return reduced_row_grid(N * C, S); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // y = clip(weight_a a + weight_b b)
@@ -133,7 +139,8 @@ struct MpSum {
   double weight_a, weight_b, limit;
   int64_t count;
   Grid grid() const { return element_grid(count); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct MpSumBackward {
   AGF_KERNEL(MpSumBackward, one);
@@ -142,7 +149,8 @@ struct MpSumBackward {
   double weight_a, weight_b, limit;
   int64_t count;
   Grid grid() const { return element_grid(count); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // y = [weight_a a, weight_b b] along the inner dimension, silu = mp_silu(y)
@@ -153,7 +161,8 @@ struct MpCat {
   int64_t outer, length_a, length_b;
   double weight_a, weight_b;
   Grid grid() const { return row_grid(outer, length_a + length_b); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct MpCatBackward {
   AGF_KERNEL(MpCatBackward, one);
@@ -162,7 +171,8 @@ struct MpCatBackward {
   int64_t outer, length_a, length_b;
   double weight_a, weight_b;
   Grid grid() const { return row_grid(outer, length_a + length_b); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // y [N, F] = sqrt(2) cos(x f + phi); frequencies and phases in the compute type
@@ -172,7 +182,8 @@ struct MpFourier {
   void* y;
   int64_t N, F;
   Grid grid() const { return row_grid(N, F); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // An image batch [N, C, H, W] that is `x` resampled: mode -1 is down, 0 keep, 1 up.
@@ -191,7 +202,8 @@ struct ResampleRows {
   void* y;
   double gain;
   Grid grid() const { return row_grid(source.pixels(), source.C); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct ResamplePlanes {
   AGF_KERNEL(ResamplePlanes, one);
@@ -199,7 +211,8 @@ struct ResamplePlanes {
   void* y;
   double gain;
   Grid grid() const { return row_grid(source.N * source.C * source.H.value, source.W.value); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // y = normalize(resampled) over C, silu = mp_silu(y)
@@ -209,7 +222,8 @@ struct NormalizeRows {
   void *y, *silu /*?*/;
   double eps;
   Grid grid() const { return reduced_row_grid(source.pixels(), source.C); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct NormalizePlanes {
   AGF_KERNEL(NormalizePlanes, one);
@@ -217,7 +231,8 @@ struct NormalizePlanes {
   void *y, *silu /*?*/;
   double eps;
   Grid grid() const { return plane_grid(source.N, source.H.value * source.W.value); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct NormalizeBackwardRows {
   AGF_KERNEL(NormalizeBackwardRows, one);
@@ -226,7 +241,8 @@ struct NormalizeBackwardRows {
   double eps;
   int64_t rows, C;
   Grid grid() const { return reduced_row_grid(rows, C); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct NormalizeBackwardPlanes {
   AGF_KERNEL(NormalizeBackwardPlanes, one);
@@ -235,7 +251,8 @@ struct NormalizeBackwardPlanes {
   double eps;
   int64_t N, C, S;
   Grid grid() const { return plane_grid(N, S); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // A number that lies on the device: null stands for 1.
@@ -255,7 +272,8 @@ struct MpWeight {
   double eps, fan_in_scale;
   int64_t rows, K;
   Grid grid() const { return reduced_row_grid(rows, K); }
-  template <class T, class U> AGF_DEVICE void run() const;
+  template <class T, class U>
+  AGF_DEVICE void run() const;
 };
 // grad (of the second type) -> grad_w, and the gradient of the gain as one partial sum per row
 struct MpWeightBackward {
@@ -267,7 +285,8 @@ struct MpWeightBackward {
   double eps, fan_in_scale;
   int64_t rows, K;
   Grid grid() const { return reduced_row_grid(rows, K); }
-  template <class T, class U> AGF_DEVICE void run() const;
+  template <class T, class U>
+  AGF_DEVICE void run() const;
 };
 // sum = the sum of the row sums, by one block, for a result that does not depend on the order
 struct SumRows {
@@ -276,7 +295,8 @@ struct SumRows {
   void* sum;
   int64_t rows;
   Grid grid() const { return {1, 1}; }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // q, k, v [N, heads, S, ch] = normalize over ch of x, whose channel is (head * ch + c) * 3 + part
@@ -305,7 +325,8 @@ struct AttentionSplit {
   Qkv shape;
   int lanes;
   Grid grid() const { return shape.grid(); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 struct AttentionSplitBackward {
   AGF_KERNEL(AttentionSplitBackward, one);
@@ -315,7 +336,8 @@ struct AttentionSplitBackward {
   Qkv shape;
   int lanes;
   Grid grid() const { return shape.grid(); }
-  template <class T> AGF_DEVICE void run() const;
+  template <class T>
+  AGF_DEVICE void run() const;
 };
 
 // Noise levels and weight of a guided step, read from the device so that a captured graph serves
@@ -332,7 +354,8 @@ struct GuidedHeunFirst {
   DeviceLevels levels;
   int64_t count;
   Grid grid() const { return element_grid(count); }
-  template <class A, class T> AGF_DEVICE void run() const;
+  template <class A, class T>
+  AGF_DEVICE void run() const;
 };
 struct GuidedHeunSecond {
   AGF_KERNEL(GuidedHeunSecond, state_and_one);
@@ -341,7 +364,8 @@ struct GuidedHeunSecond {
   DeviceLevels levels;
   int64_t count;
   Grid grid() const { return element_grid(count); }
-  template <class A, class T> AGF_DEVICE void run() const;
+  template <class A, class T>
+  AGF_DEVICE void run() const;
 };
 
 #undef AGF_KERNEL

@@ -15,10 +15,10 @@ inline const void* compiled[16] = {};
 
 // A kernel for certain types.
 struct KernelId {
-  const char* name;     // of the struct in kernels.h
+  const char* name;  // of the struct in kernels.h
   Types kinds;
-  int types;            // a dtype, or 4 first + second
-  const void* compiled; // by nvcc, or null
+  int types;             // a dtype, or 4 first + second
+  const void* compiled;  // by nvcc, or null
 };
 
 // Launches the kernel, whose arguments are the struct at `arguments`, on the current stream of

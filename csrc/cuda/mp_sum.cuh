@@ -24,7 +24,7 @@ AGF_DEVICE void MpSum::run() const {
 template <class T>
 AGF_DEVICE void MpSumBackward::run() const {
   using A = Compute<T>;
-  const T *grad_in = static_cast<const T*>(grad);
+  const T* grad_in = static_cast<const T*>(grad);
   const T *a_in = static_cast<const T*>(a), *b_in = static_cast<const T*>(b);
   T *a_out = static_cast<T*>(grad_a), *b_out = static_cast<T*>(grad_b);
   const A wa = A(weight_a), wb = A(weight_b), l = A(limit);

@@ -4,7 +4,6 @@
 #include "cuda/compile.cuh"
 
 namespace agf::cuda {
-static const Compile<NormalizeRows, NormalizePlanes, NormalizeBackwardRows,
-                     NormalizeBackwardPlanes>
+static const Compile<NormalizeRows, NormalizePlanes, NormalizeBackwardRows, NormalizeBackwardPlanes>
     normalize_kernels;
 }

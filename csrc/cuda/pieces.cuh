@@ -16,9 +16,16 @@ namespace agf::cuda {
 using namespace agf::AGF_ISA;
 
 // ------------------------------------------------------------------------------ types in memory
-template <class T> struct ComputeType { using type = float; };
-template <> struct ComputeType<double> { using type = double; };
-template <class T> using Compute = typename ComputeType<T>::type;
+template <class T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeType<T>::type;
 
 AGF_DEVICE float widen(float x) { return x; }
 AGF_DEVICE double widen(double x) { return x; }
@@ -31,7 +38,8 @@ AGF_DEVICE void narrow(float x, __half* y) { *y = __float2half_rn(x); }
 AGF_DEVICE void narrow(float x, __nv_bfloat16* y) { *y = __float2bfloat16_rn(x); }
 
 // Elements of T in 16 bytes.
-template <class T> constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
 // N elements side by side. Where they fill 16 bytes, the compiler moves them 16 bytes at a time.
 template <class T, int N>

@@ -17,9 +17,17 @@ struct PixelReader {
   int64_t source_H, source_W;
 
   AGF_DEVICE explicit PixelReader(const Resampled& r)
-      : x(static_cast<const T*>(r.x)), mode(r.mode), C(r.C), H(r.H), W(r.W),
-        source_H(mode < 0 ? 2 * H.value : mode > 0 ? H.value / 2 : H.value),
-        source_W(mode < 0 ? 2 * W.value : mode > 0 ? W.value / 2 : W.value) {}
+      : x(static_cast<const T*>(r.x)),
+        mode(r.mode),
+        C(r.C),
+        H(r.H),
+        W(r.W),
+        source_H(mode < 0   ? 2 * H.value
+                 : mode > 0 ? H.value / 2
+                            : H.value),
+        source_W(mode < 0   ? 2 * W.value
+                 : mode > 0 ? W.value / 2
+                            : W.value) {}
 
   // Rows: the first channel of the pixel's source, or of the first of its four sources.
   AGF_DEVICE const T* row(int64_t pixel) const {

@@ -16,7 +16,7 @@ struct Run {
   void operator()(const Load& i) const { load_kernel(i, f); }
   void operator()(const Enter& i) const { enter_kernel(i, f); }
   void operator()(const Convolve& i) const {
-    (!i.winograd                ? convolve_kernel
+    (!i.winograd               ? convolve_kernel
      : i.in.cell == Cell::bf16 ? winograd_bf16_kernel
                                : winograd_kernel)(i, f);
   }
@@ -37,7 +37,7 @@ struct Net {
   const float* modulations = nullptr;
   int64_t modulation_stride = 0;
   float* result = nullptr;
-  int64_t chunk = 1;         // images that a team takes through the plan together
+  int64_t chunk = 1;  // images that a team takes through the plan together
   double* times = nullptr;
 
   // Of the arena, for a team of `members` threads.
@@ -82,7 +82,8 @@ struct Call {
           shape_of(x_tensor), "; resize it");
     check(sizes_of(result) == shape && result.is_contiguous() &&
               result.scalar_type() == ScalarType::Float,
-          function, ": result must be contiguous float32 of the shape of x, got ", shape_of(result));
+          function, ": result must be contiguous float32 of the shape of x, got ",
+          shape_of(result));
     check(weights.scalar_type() == ScalarType::Byte && weights.numel() == plan.weight_bytes &&
               aligned(weights),
           function, ": weights must be the plan's, on a multiple of 64 bytes, got ",
@@ -194,17 +195,21 @@ void guided_half_step(int64_t plan, const Tensor& weights, const Tensor& modulat
   const char* function = "guided_half_step";
   const Tensor& at = x_next ? *x_next : x;
   const Call call(function, at, c_in, threads);
-  for (const auto& [name, t] : {std::pair{"x", &x}, {"x_next", &at}, {"slope", &slope}, {"out", &out}}) {
+  for (const auto& [name, t] :
+       {std::pair{"x", &x}, {"x_next", &at}, {"slope", &slope}, {"out", &out}}) {
     check_like(function, name, *t, "x", x);
     check(t->is_contiguous(), function, ": ", name, " must be contiguous; use .contiguous()");
   }
   std::vector<Net> nets{call.net(plan, at, weights, modulations, raw, chunk)};
   if (guide_raw) {
-    check(guide_weights && guide_modulations, function, ": a guide must have weights and modulations");
-    nets.push_back(call.net(guide_plan, at, *guide_weights, *guide_modulations, *guide_raw, guide_chunk));
+    check(guide_weights && guide_modulations, function,
+          ": a guide must have weights and modulations");
+    nets.push_back(
+        call.net(guide_plan, at, *guide_weights, *guide_modulations, *guide_raw, guide_chunk));
   }
   const Dtype dtype = dtype_of(function, "x", x);
-  const GuidedLevels levels{x_next ? sigma_next : sigma, sigma_next - sigma, guidance, sigma_data, true};
+  const GuidedLevels levels{x_next ? sigma_next : sigma, sigma_next - sigma, guidance, sigma_data,
+                            true};
   const void* guide_data = guide_raw ? guide_raw->const_data_ptr() : nullptr;
   call.run(nets, arena, [&](int64_t begin, int64_t end) {
     if (x_next) {

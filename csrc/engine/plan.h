@@ -22,7 +22,9 @@ constexpr int kLanes = 16;  // channels of a panel of weights, and what channel 
 // The type of a map's values. u8: value = scale * (cell - zero), with constants of the plan.
 enum class Cell : int { f32 = 0, bf16 = 1, u8 = 2 };
 constexpr int kCells = 3;
-AGF_INLINE constexpr int64_t cell_bytes(Cell cell) { return cell == Cell::f32 ? 4 : cell == Cell::bf16 ? 2 : 1; }
+AGF_INLINE constexpr int64_t cell_bytes(Cell cell) {
+  return cell == Cell::f32 ? 4 : cell == Cell::bf16 ? 2 : 1;
+}
 
 struct Map {
   int64_t offset = -1;  // bytes from the start of the image's part of the arena; -1: no map
@@ -44,32 +46,32 @@ struct Load {
 
 // The entry of a block: [weight x, skip_weight skip] resampled, normalised and activated.
 struct Enter {
-  Map x, skip;          // skip: none unless the block concatenates
-  Map main, act, raw;   // what the sum at the block's end needs; mp_silu of it; a copy in cells
-  int resample;         // -1 down, 0 keep, 1 up
+  Map x, skip;         // skip: none unless the block concatenates
+  Map main, act, raw;  // what the sum at the block's end needs; mp_silu of it; a copy in cells
+  int resample;        // -1 down, 0 keep, 1 up
   float weight, skip_weight;
-  int64_t normalised;   // number of channels of the pixel norm; 0 for none
+  int64_t normalised;  // number of channels of the pixel norm; 0 for none
 };
 
 // A convolution, 1x1 or 3x3, and all that happens to its result before anything else reads it.
 struct Convolve {
   Map in, sum, out, act;
-  int64_t taps;            // 1 or 9
-  int64_t in_channels;     // that count; a multiple of 4, at most in.channels
-  int64_t weights;         // byte offset of the packed weights
-  int64_t winograd;        // n: by F(n x n, 3x3), 2 or 4 in bf16, with transformed weights, 4 in
-                           // float32; 0: directly
-  int64_t dequantise;      // u8: byte offset of [2, out channels]: scale, and sum of weights * zero
-  int64_t modulation;      // r = mp_silu(r * modulation), at this channel of all; -1: not
+  int64_t taps;         // 1 or 9
+  int64_t in_channels;  // that count; a multiple of 4, at most in.channels
+  int64_t weights;      // byte offset of the packed weights
+  int64_t winograd;     // n: by F(n x n, 3x3), 2 or 4 in bf16, with transformed weights, 4 in
+                        // float32; 0: directly
+  int64_t dequantise;   // u8: byte offset of [2, out channels]: scale, and sum of weights * zero
+  int64_t modulation;   // r = mp_silu(r * modulation), at this channel of all; -1: not
   float sum_weight, limit;  // r = clip(r + sum_weight * sum, limit) where there is `sum`
 };
 
 // Queries, keys and values from the first convolution of an attention, normalised per head.
 struct SplitHeads {
-  Map qkv;                  // channels [3, heads, head_stride]; bf16: products may be, too
+  Map qkv;  // channels [3, heads, head_stride]; bf16: products may be, too
   int64_t heads, head_channels, head_stride;
-  int64_t q, k, v;          // byte offsets of float32 [heads, pixels, head_stride]; the keys are
-  int64_t pixels_stride;    // padded to this number of pixels
+  int64_t q, k, v;        // byte offsets of float32 [heads, pixels, head_stride]; the keys are
+  int64_t pixels_stride;  // padded to this number of pixels
 };
 
 // out = softmax(q k^T / sqrt(head_channels)) v
@@ -96,19 +98,19 @@ struct Plan {
 
 // What one thread of one team knows while it runs a plan over its images.
 struct Frame {
-  char* arena;                // of the team's first image
+  char* arena;  // of the team's first image
   int64_t image_bytes;
   const char* weights;
   const float* modulations;   // of the team's first image
   int64_t modulation_stride;  // floats from image to image; 0 where one row serves all
   int64_t images;
-  int thread, threads;        // of the team
-  char* scratch;              // this thread's own
-  const void* x;              // the team's first image, float32 or float64
+  int thread, threads;  // of the team
+  char* scratch;        // this thread's own
+  const void* x;        // the team's first image, float32 or float64
   bool x_is_double;
-  int64_t x_strides[4];       // in elements
+  int64_t x_strides[4];  // in elements
   double c_in;
-  float* result;              // of the team's first image
+  float* result;  // of the team's first image
 
   AGF_INLINE char* pixel(const Map& map, int64_t image, int64_t y, int64_t x) const {
     return arena + image * image_bytes + map.offset + (y + map.border) * map.line_bytes() +

@@ -41,7 +41,9 @@ struct Checker {
   static bool same_pixels(const Map& a, const Map& b) {
     return !a || !b || (a.height == b.height && a.width == b.width);
   }
-  static bool same_channels(const Map& a, const Map& b) { return !a || !b || a.channels == b.channels; }
+  static bool same_channels(const Map& a, const Map& b) {
+    return !a || !b || a.channels == b.channels;
+  }
   void weights(int64_t offset, int64_t bytes) const {
     require(offset >= 0 && offset % 64 == 0 && offset + bytes <= plan.weight_bytes,
             "weights must lie within the packed weights, on a multiple of 64 bytes");
@@ -49,9 +51,10 @@ struct Checker {
 
   void operator()(const Load& l) const {
     map(l.out, true);
-    require(l.image_channels < l.out.channels && l.image_channels == plan.image_channels &&
-                l.out.height == plan.resolution && l.out.width == plan.resolution,
-            "the first map must be of the image's size and have room for its channels and the ones");
+    require(
+        l.image_channels < l.out.channels && l.image_channels == plan.image_channels &&
+            l.out.height == plan.resolution && l.out.width == plan.resolution,
+        "the first map must be of the image's size and have room for its channels and the ones");
   }
   void operator()(const Enter& e) const {
     map(e.x, true);
@@ -64,8 +67,8 @@ struct Checker {
       const auto fits = [&](int64_t from, int64_t to) {
         return e.resample == -1 ? from == 2 * to : e.resample == 1 ? 2 * from == to : from == to;
       };
-      require(m->channels == channels && fits(e.x.height, m->height) &&
-                  fits(e.x.width, m->width) && same_pixels(e.skip, *m),
+      require(m->channels == channels && fits(e.x.height, m->height) && fits(e.x.width, m->width) &&
+                  same_pixels(e.skip, *m),
               "an entry's results must have the shape of its resampled input");
     }
     require(e.normalised >= 0 && e.normalised <= channels, "an entry normalises over its channels");
@@ -99,9 +102,9 @@ struct Checker {
   void operator()(const SplitHeads& s) const {
     map(s.qkv);
     const int64_t pixels = s.qkv.height * s.qkv.width;
-    require(s.qkv.cell != Cell::u8 && s.heads > 0 && s.head_stride % kLanes == 0 && s.head_channels <= s.head_stride &&
-                3 * s.heads * s.head_stride == s.qkv.channels && s.pixels_stride >= pixels &&
-                s.pixels_stride % kLanes == 0,
+    require(s.qkv.cell != Cell::u8 && s.heads > 0 && s.head_stride % kLanes == 0 &&
+                s.head_channels <= s.head_stride && 3 * s.heads * s.head_stride == s.qkv.channels &&
+                s.pixels_stride >= pixels && s.pixels_stride % kLanes == 0,
             "an attention's heads must share the channels of its map");
     place(s.q, 4 * s.heads * pixels * s.head_stride);
     place(s.v, 4 * s.heads * pixels * s.head_stride);

@@ -14,8 +14,9 @@
 namespace agf {
 namespace {
 
-constexpr int kSpins = 1000;    // of about 50 ns: longer than most instructions of a plan
-constexpr int kOffers = 2000;   // of the core to others, then: longer than Python takes between calls
+constexpr int kSpins = 1000;  // of about 50 ns: longer than most instructions of a plan
+constexpr int kOffers =
+    2000;  // of the core to others, then: longer than Python takes between calls
 
 inline void relax() {
 #if defined(__x86_64__)

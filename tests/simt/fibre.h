@@ -53,8 +53,8 @@ class Fibre {
   void start(std::function<void()> body) {
     body_ = std::move(body);
     if (!stack_) {
-      stack_ = static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
-                                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      stack_ = static_cast<char*>(
+          mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
       if (stack_ == MAP_FAILED) std::abort();
     }
 #ifdef __x86_64__

@@ -53,8 +53,8 @@ extern "C" const char* agf_simulate(const char* kernel, int types, unsigned x, u
                  ModulateMpSiluBackwardRows, ModulateMpSiluBackwardPlanes, MpSum, MpSumBackward,
                  MpCat, MpCatBackward, MpFourier, ResampleRows, ResamplePlanes, NormalizeRows,
                  NormalizePlanes, NormalizeBackwardRows, NormalizeBackwardPlanes, MpWeight,
-                 MpWeightBackward, SumRows, AttentionSplit, AttentionSplitBackward,
-                 GuidedHeunFirst, GuidedHeunSecond>();
+                 MpWeightBackward, SumRows, AttentionSplit, AttentionSplitBackward, GuidedHeunFirst,
+                 GuidedHeunSecond>();
   }
   const auto entry = entries().find({kernel, types});
   if (entry == entries().end()) return "the simulator does not know this kernel";

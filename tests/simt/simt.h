@@ -37,10 +37,10 @@ constexpr int kWarp = 32;
 struct Thread {
   enum class State { running, barrier, shuffle, done };
   State state;
-  const void* site;      // of the barrier or shuffle that it waits at
-  unsigned mask;         // of the shuffle
-  std::uint64_t value;   // that it offers to the other lanes
-  std::uint64_t given;   // the value that it offered in the last shuffle that took place
+  const void* site;     // of the barrier or shuffle that it waits at
+  unsigned mask;        // of the shuffle
+  std::uint64_t value;  // that it offers to the other lanes
+  std::uint64_t given;  // the value that it offered in the last shuffle that took place
   Fibre fibre;
 };
 
@@ -85,9 +85,7 @@ class Launch {
     thread.fibre.leave();
     threadIdx = index;
   }
-  const Thread& lane(unsigned lane) const {
-    return threads_[threadIdx.x / kWarp * kWarp + lane];
-  }
+  const Thread& lane(unsigned lane) const { return threads_[threadIdx.x / kWarp * kWarp + lane]; }
 
   // The block's array for this declaration.
   void* shared(const void* site, std::size_t bytes) {
@@ -102,8 +100,8 @@ class Launch {
 
   void fail(const std::string& what) {
     if (!error_.empty()) return;
-    error_ = what + " in block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) +
-             ")";
+    error_ =
+        what + " in block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ")";
   }
 
  private:
@@ -216,7 +214,7 @@ __attribute__((noinline)) A __shfl_xor_sync(unsigned mask, A value, int lane_mas
                        (threadIdx.x % simt::kWarp) ^ lane_mask);
 }
 
-#define AGF_SHARED(type, name, count)                                                     \
-  static char name##_site;                                                                \
-  type(&name)[count] = *static_cast<type(*)[count]>(                                      \
+#define AGF_SHARED(type, name, count)                \
+  static char name##_site;                           \
+  type(&name)[count] = *static_cast<type(*)[count]>( \
       simt::Launch::current()->shared(&name##_site, sizeof(type) * (count)))

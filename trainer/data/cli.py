@@ -82,34 +82,70 @@ def add_command(subparsers) -> None:
         "dataset", help="prepare and inspect training data", description="Prepare training data."
     )
     commands = dataset.add_subparsers(metavar="WHAT", dest="what", required=True)
-    add = _command(commands, "convert", "pictures to a dataset of one size", _CONVERT,
-                   _TRANSFORMS + _CONVERT_EXAMPLES, run_convert)  # fmt: skip
+    add = _command(
+        commands,
+        "convert",
+        "pictures to a dataset of one size",
+        _CONVERT,
+        _TRANSFORMS + _CONVERT_EXAMPLES,
+        run_convert,
+    )
     add("dest", type=Path, metavar="DEST", help="folder to make, or ZIP file if it ends in .zip")
-    add("--resolution", type=_resolution, metavar="WxH",
-        help="of the result, such as 64x64 (default: that of the first picture)")  # fmt: skip
-    add("--transform", choices=list(TRANSFORMS), metavar="T",
+    add(
+        "--resolution",
+        type=_resolution,
+        metavar="WxH",
+        help="of the result, such as 64x64 (default: that of the first picture)",
+    )
+    add(
+        "--transform",
+        choices=list(TRANSFORMS),
+        metavar="T",
         help="how pictures of another size become this one, see below (default: they are an error)",
-        )  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), default=3,
-        help="3: RGB, 1: grey (default: 3)")  # fmt: skip
-    add("--background", type=_colour, default=WHITE, metavar="COLOUR",
+    )
+    add("--channels", type=int, choices=(1, 3), default=3, help="3: RGB, 1: grey (default: 3)")
+    add(
+        "--background",
+        type=_colour,
+        default=WHITE,
+        metavar="COLOUR",
         help="over which transparent pixels are laid, a name or #rrggbb (default: white)",
-        )  # fmt: skip
+    )
     _add_running(add)
-    add = _command(commands, "encode", "images to latents of the Stability VAE", _ENCODE,
-                   _ENCODE_EXAMPLES, run_encode)  # fmt: skip
+    add = _command(
+        commands,
+        "encode",
+        "images to latents of the Stability VAE",
+        _ENCODE,
+        _ENCODE_EXAMPLES,
+        run_encode,
+    )
     add("dest", type=Path, metavar="DEST", help="folder to make, or ZIP file if it ends in .zip")
-    add("--vae", default=STABILITY_VAE, metavar="V",
-        help="name or folder of an AutoencoderKL for diffusers to load "
-        f"(default: {STABILITY_VAE})")  # fmt: skip
-    add("--batch-size", type=positive_integer, default=8, metavar="N",
-        help="images at a time: speed and memory (default: 8)")  # fmt: skip
+    add(
+        "--vae",
+        default=STABILITY_VAE,
+        metavar="V",
+        help=f"name or folder of an AutoencoderKL for diffusers to load (default: {STABILITY_VAE})",
+    )
+    add(
+        "--batch-size",
+        type=positive_integer,
+        default=8,
+        metavar="N",
+        help="images at a time: speed and memory (default: 8)",
+    )
     add("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     _add_running(add)
-    add = _command(commands, "info", "what a dataset holds, and what is broken in it",
-                   "Read every file once and say what there is.\n\n" + _SOURCES
-                   + "Or one of the bundled datasets, digits and photos.\n",
-                   _INFO_EXAMPLES, run_info)  # fmt: skip
+    add = _command(
+        commands,
+        "info",
+        "what a dataset holds, and what is broken in it",
+        "Read every file once and say what there is.\n\n"
+        + _SOURCES
+        + "Or one of the bundled datasets, digits and photos.\n",
+        _INFO_EXAMPLES,
+        run_info,
+    )
     add("--json", action="store_true", help="for programs")
     _add_running(add)
 
@@ -129,8 +165,13 @@ def _command(commands, name: str, text: str, description: str, epilog: str, run)
 
 def _add_running(add) -> None:
     cores = available_cores()
-    add("--workers", type=positive_integer, default=cores, metavar="N",
-        help=f"threads that read images (default: {cores}, the cores here)")  # fmt: skip
+    add(
+        "--workers",
+        type=positive_integer,
+        default=cores,
+        metavar="N",
+        help=f"threads that read images (default: {cores}, the cores here)",
+    )
     add("--quiet", action="store_true", help="no progress bar")
 
 

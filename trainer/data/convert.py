@@ -107,9 +107,14 @@ def convert(
     def make(index: int):
         return _convert_one(opened, index, resolution, transform, channels, background)
 
-    options = {"command": "convert", "files": fingerprint(opened), "resolution": _by(resolution),
-               "transform": transform, "channels": channels,
-               "background": "#" + bytes(background).hex()}  # fmt: skip
+    options = {
+        "command": "convert",
+        "files": fingerprint(opened),
+        "resolution": _by(resolution),
+        "transform": transform,
+        "channels": channels,
+        "background": "#" + bytes(background).hex(),
+    }
     with open_output(source, dest, ".png", options, opened.unchanged) as output:
         todo = [i for i in range(report.total) if not output.has(i)]
         report.resumed, report.changed = report.total - len(todo), output.changed
@@ -137,9 +142,14 @@ def show(
     from tqdm import tqdm
 
     with tqdm(
-        total=report.total, initial=report.resumed, unit="img", desc=title, disable=not progress,
-        file=sys.stderr, mininterval=0.5,
-    ) as bar:  # fmt: skip
+        total=report.total,
+        initial=report.resumed,
+        unit="img",
+        desc=title,
+        disable=not progress,
+        file=sys.stderr,
+        mininterval=0.5,
+    ) as bar:
         for index, result in zip(todo, results, strict=True):
             if isinstance(result, BrokenFileError):
                 name_broken(report, result)

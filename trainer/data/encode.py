@@ -82,8 +82,12 @@ def encode(
         return image, origin
 
     report = Report(len(opened.names), notes=list(opened.notes))
-    options = {"command": "encode", "files": fingerprint(opened), "vae": str(vae),
-               "weights": digest(*(w.detach().float().numpy() for w in weights))}  # fmt: skip
+    options = {
+        "command": "encode",
+        "files": fingerprint(opened),
+        "vae": str(vae),
+        "weights": digest(*(w.detach().float().numpy() for w in weights)),
+    }
     with (
         _memory(batch_size),
         open_output(source, dest, ".npy", options, opened.unchanged) as output,
@@ -99,9 +103,12 @@ def encode(
                 if np.isfinite(each).all():
                     output.write(index, encode_array(each), origin)
                 else:
-                    name_broken(report, BrokenFileError(
-                        opened.where(index), "an image whose latents are finite", "nan or inf"
-                    ))  # fmt: skip
+                    name_broken(
+                        report,
+                        BrokenFileError(
+                            opened.where(index), "an image whose latents are finite", "nan or inf"
+                        ),
+                    )
         report.written = finish(output, opened, report)
     return report
 

@@ -36,8 +36,9 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
     if path in BUNDLED:
         data = open_dataset(path, "all")
         forms = {(data.channels, data.resolution, data.resolution, "pixels"): len(data)}
-        return _described(path, "bundled", forms, data.labels, data.num_classes,
-                          data.classes, [], [])  # fmt: skip
+        return _described(
+            path, "bundled", forms, data.labels, data.num_classes, data.classes, [], []
+        )
     source = open_source(path)
 
     def form(index: int):
@@ -51,8 +52,16 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
     todo = list(range(report.total))
     results = map_ahead(form, todo, workers, ahead=8 * workers)
     forms = collections.Counter(f for _, f in show(todo, results, report, progress, "info"))
-    return _described(path, source.kind, forms, source.labels, source.num_classes, source.classes,
-                      report.broken, source.notes)  # fmt: skip
+    return _described(
+        path,
+        source.kind,
+        forms,
+        source.labels,
+        source.num_classes,
+        source.classes,
+        report.broken,
+        source.notes,
+    )
 
 
 def _described(path, kind, forms, labels, num_classes, names, broken, notes) -> dict:
@@ -95,8 +104,9 @@ def as_text(info: dict) -> str:
         f"  classes  {shown}",
     ]
     if len(classes) <= SHOWN_CLASSES:
-        lines += [f"    {c['class']:3d}  {c['images']:8d}  {c['name'] or ''}".rstrip()
-                  for c in classes]  # fmt: skip
+        lines += [
+            f"    {c['class']:3d}  {c['images']:8d}  {c['name'] or ''}".rstrip() for c in classes
+        ]
     lines += [f"  broken   {len(info['broken'])}"]
     if len(forms) > 1:
         lines.append("  To train on it, make its files alike: autoguide-fast dataset convert")

@@ -8,8 +8,19 @@ from pathlib import Path
 
 LABELS = "dataset.json"
 _NUMBERED = re.compile(r"((?:.*/)?)\d{5}/img\d{8}\.\w+")  # a file as conversions number them
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval",
-           "heldout", "held-out"}  # fmt: skip
+_SPLITS = {
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "testing",
+    "dev",
+    "eval",
+    "heldout",
+    "held-out",
+}
 
 
 def find_root(path: Path, names: list[str], files: list[str]) -> str:
@@ -61,8 +72,9 @@ def wrapper_of_numbered(files: list[str]) -> str | None:
     """What stands before `NNNNN/imgNNNNNNNN.png` in all names; None where some differ from it."""
     match = _NUMBERED.fullmatch(files[0])
     root = match[1] if match else ""
-    numbered = all(n.startswith(root) and (m := _NUMBERED.fullmatch(n, len(root))) and not m[1]
-                   for n in files)  # fmt: skip
+    numbered = all(
+        n.startswith(root) and (m := _NUMBERED.fullmatch(n, len(root))) and not m[1] for n in files
+    )
     return root if match and numbered else None
 
 

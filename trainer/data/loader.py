@@ -91,8 +91,9 @@ class Loader:
         images = _native(images)
         shape = (len(indices), d.channels, d.resolution, d.resolution)
         if images.shape != shape or images.dtype not in (np.uint8, np.float32):
-            self._refuse(f"images uint8 or float32 {list(shape)}",
-                         f"{images.dtype} {list(images.shape)}")  # fmt: skip
+            self._refuse(
+                f"images uint8 or float32 {list(shape)}", f"{images.dtype} {list(images.shape)}"
+            )
         if images.dtype == np.float32:
             bad = ~np.isfinite(images).all(axis=(1, 2, 3))
             if bad.any():
@@ -104,8 +105,10 @@ class Loader:
             self._refuse(f"labels int64 [{len(indices)}]", f"{labels.dtype} {list(labels.shape)}")
         bad = (labels < 0) | (labels >= d.num_classes)
         if bad.any():
-            self._refuse(f"labels from 0 to {d.num_classes - 1}",
-                         f"{labels[bad.argmax()]} for number {indices[bad.argmax()]}")  # fmt: skip
+            self._refuse(
+                f"labels from 0 to {d.num_classes - 1}",
+                f"{labels[bad.argmax()]} for number {indices[bad.argmax()]}",
+            )
         return images, labels.astype(np.int64, copy=False)
 
     def _refuse(self, rule: str, got: str) -> None:

@@ -33,9 +33,11 @@ def decode(data: bytes, where: str) -> np.ndarray:
     if image.mode not in _CHANNELS or may_be_transparent(image):
         colour = " with a transparent colour" * (image.mode in _CHANNELS)
         raise BrokenFileError(
-            where, "an RGB or grey image of 8 bits", f"mode {image.mode}{colour}",
+            where,
+            "an RGB or grey image of 8 bits",
+            f"mode {image.mode}{colour}",
             "run `autoguide-fast dataset convert`",
-        )  # fmt: skip
+        )
     pixels = np.asarray(image)
     return pixels[None] if image.mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -128,17 +130,21 @@ def _latents(data: bytes, where: str) -> np.ndarray:
             where,
             f"latents: floating-point numbers [{_MOMENTS}, H, W], means and standard deviations of "
             f"{_MOMENTS // 2} channels",
-            f"{array.dtype} {list(array.shape)}", "run `autoguide-fast dataset encode`",
-        )  # fmt: skip
+            f"{array.dtype} {list(array.shape)}",
+            "run `autoguide-fast dataset encode`",
+        )
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, order="C")
     if not np.isfinite(array).all():
-        raise BrokenFileError(where, "latents that are finite",
-                              f"{(~np.isfinite(array)).sum()} numbers that are not")  # fmt: skip
+        raise BrokenFileError(
+            where, "latents that are finite", f"{(~np.isfinite(array)).sum()} numbers that are not"
+        )
     least = array[_MOMENTS // 2 :].min()
     if least < 0:
         raise BrokenFileError(
-            where, "latents whose standard deviations are >= 0", f"{least:g}",
+            where,
+            "latents whose standard deviations are >= 0",
+            f"{least:g}",
             "if they are logarithms of variances, store exp(x / 2)",
-        )  # fmt: skip
+        )
     return array

@@ -133,9 +133,12 @@ def open_source(path: str | os.PathLike) -> Source:
         partial = path.with_name(path.name + PARTIAL)
         raise ValueError(
             f"dataset: source must be a folder or a ZIP file, got {path}, which does not exist; "
-            + (f"repeat the command that began {partial}" if partial.exists() else
-               "check the spelling, or make it with `autoguide-fast dataset convert`")
-        )  # fmt: skip
+            + (
+                f"repeat the command that began {partial}"
+                if partial.exists()
+                else "check the spelling, or make it with `autoguide-fast dataset convert`"
+            )
+        )
     if path.is_dir() and is_saved(path):
         store = SavedStore(path)
         _not_empty(path, store.names)
@@ -153,21 +156,32 @@ def open_source(path: str | os.PathLike) -> Source:
     if root + LABELS in store.names:
         where = store.where(root + LABELS)
         labels, classes = _checked(where, *_listed_labels(store, root, names))
-        return Source(f"{kind} with {LABELS}{inside}", store, names, labels, classes, root,
-                      notes=notes)  # fmt: skip
+        return Source(
+            f"{kind} with {LABELS}{inside}", store, names, labels, classes, root, notes=notes
+        )
     if all("/" in name for name in names) and wrapper_of_numbered(names) is None:
         folders = [name.split("/")[0] for name in names]
         classes = sorted(set(folders))
         if renumbered := (by_number := _by_number(classes)) != classes:
             i = next(i for i, name in enumerate(classes) if name != by_number[i])
-            notes.append(f"the folders for classes are numbers and count as such: class {i} is "
-                         f"{by_number[i]}, not {classes[i]}")  # fmt: skip
+            notes.append(
+                f"the folders for classes are numbers and count as such: class {i} is "
+                f"{by_number[i]}, not {classes[i]}"
+            )
             classes = by_number
         number = {name: i for i, name in enumerate(classes)}
         labels = np.array([number[folder] for folder in folders], np.int64)
         labels, classes = _checked(str(path), labels, classes)
-        return Source(f"{kind} with a folder for each class{inside}", store, names, labels,
-                      classes, root, renumbered, notes)  # fmt: skip
+        return Source(
+            f"{kind} with a folder for each class{inside}",
+            store,
+            names,
+            labels,
+            classes,
+            root,
+            renumbered,
+            notes,
+        )
     return Source(f"{kind} without labels{inside}", store, names, root=root, notes=notes)
 
 
@@ -212,10 +226,20 @@ def _listed_labels(store, root: str, names: list[str]) -> tuple[list[int] | None
                 f"dataset: {where} must list a file with one class, got {name} with {table[name]} "
                 f"and {label}; remove one of the entries"
             )
-    _no_stranger(where, "list a class for every file", [n for n in names if n not in table],
-                 "without", "add them, or remove the files")  # fmt: skip
-    _no_stranger(where, "list files that are there", [n for n in table if n not in known],
-                 "that are not", "copy them, or remove the entries")  # fmt: skip
+    _no_stranger(
+        where,
+        "list a class for every file",
+        [n for n in names if n not in table],
+        "without",
+        "add them, or remove the files",
+    )
+    _no_stranger(
+        where,
+        "list files that are there",
+        [n for n in table if n not in known],
+        "that are not",
+        "copy them, or remove the entries",
+    )
     labels = [table[name] for name in names]
     odd = [i for i, label in enumerate(labels) if type(label) is not int]
     if odd:

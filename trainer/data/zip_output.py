@@ -71,8 +71,9 @@ class ZipOutput:
     def write(self, name: str, data: bytes) -> None:
         """Appends a file."""
         raw, crc = name.encode(), zlib.crc32(data)
-        header = LOCAL.pack(LOCAL_MARK, _VERSION, UTF8, STORED, 0, _DATE, crc, len(data), len(data),
-                             len(raw), 0)  # fmt: skip
+        header = LOCAL.pack(
+            LOCAL_MARK, _VERSION, UTF8, STORED, 0, _DATE, crc, len(data), len(data), len(raw), 0
+        )
         self._entries.append((raw, crc, len(data), self._file.tell()))
         self._file.write(header + raw + data)
         self.names.add(name)
@@ -83,22 +84,58 @@ class ZipOutput:
         for name, crc, size, place in self._entries:
             extra = struct.pack("<2HQ", ZIP64_EXTRA, 8, place) if place >= FULL32 else b""
             self._file.write(
-                CENTRAL.pack(CENTRAL_MARK, _VERSION, _VERSION, UTF8, STORED, 0, _DATE, crc, size,
-                              size, len(name), len(extra), 0, 0, 0, 0, min(place, FULL32))
-                + name + extra
-            )  # fmt: skip
+                CENTRAL.pack(
+                    CENTRAL_MARK,
+                    _VERSION,
+                    _VERSION,
+                    UTF8,
+                    STORED,
+                    0,
+                    _DATE,
+                    crc,
+                    size,
+                    size,
+                    len(name),
+                    len(extra),
+                    0,
+                    0,
+                    0,
+                    0,
+                    min(place, FULL32),
+                )
+                + name
+                + extra
+            )
         count, length = len(self._entries), self._file.tell() - start
         if count >= FULL16 or start >= FULL32 or length >= FULL32:
             end = self._file.tell()
             self._file.write(
-                ZIP64_END.pack(ZIP64_END_MARK, ZIP64_END.size - 12, _VERSION, _VERSION, 0, 0,
-                                count, count, length, start)
+                ZIP64_END.pack(
+                    ZIP64_END_MARK,
+                    ZIP64_END.size - 12,
+                    _VERSION,
+                    _VERSION,
+                    0,
+                    0,
+                    count,
+                    count,
+                    length,
+                    start,
+                )
                 + ZIP64_LOCATOR.pack(ZIP64_LOCATOR_MARK, 0, end, 1)
-            )  # fmt: skip
+            )
         self._file.write(
-            END.pack(END_MARK, 0, 0, min(count, FULL16), min(count, FULL16),
-                      min(length, FULL32), min(start, FULL32), 0)
-        )  # fmt: skip
+            END.pack(
+                END_MARK,
+                0,
+                0,
+                min(count, FULL16),
+                min(count, FULL16),
+                min(length, FULL32),
+                min(start, FULL32),
+                0,
+            )
+        )
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -180,8 +180,9 @@ void attend_cells(const Attend& a, const Frame& f) {
         const float inverse = 1 / sums[p];
         AGF_VECTORISE
         for (int64_t c = 0; c < taken * kLanes; ++c) y[c] *= inverse;
-        put(y, f.pixel(a.out, image, pixel.y, pixel.x) +
-                   (head * s.head_stride + panel * kLanes) * cell_bytes(a.out.cell),
+        put(y,
+            f.pixel(a.out, image, pixel.y, pixel.x) +
+                (head * s.head_stride + panel * kLanes) * cell_bytes(a.out.cell),
             taken * kLanes, a.out);
       }
       panel += taken;

@@ -36,20 +36,15 @@ inline void put_u8(const float* values, char* to, int64_t count, const Map& map)
 // `count` values, a multiple of kLanes, to the address `to` in a map with these cells.
 inline void put(const float* values, char* to, int64_t count, const Map& map) {
   switch (map.cell) {
-    case Cell::f32:
-      std::memcpy(to, values, count * 4);
-      break;
-    case Cell::bf16:
-      narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count));
-      break;
-    case Cell::u8:
-      put_u8(values, to, count, map);
+    case Cell::f32: std::memcpy(to, values, count * 4); break;
+    case Cell::bf16: narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count)); break;
+    case Cell::u8: put_u8(values, to, count, map);
   }
 }
 
 // Sets the border next to line `y` to what stands for zero, for channels [begin, begin + count).
-inline void clear_border(const Frame& f, const Map& map, int64_t image, int64_t y,
-                         int64_t begin, int64_t count) {
+inline void clear_border(const Frame& f, const Map& map, int64_t image, int64_t y, int64_t begin,
+                         int64_t count) {
   if (!map || map.border == 0) return;
   const int64_t size = cell_bytes(map.cell);
   const int zero = map.cell == Cell::u8 ? static_cast<int>(map.zero) : 0;

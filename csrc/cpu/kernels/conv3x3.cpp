@@ -36,8 +36,8 @@ void by_way(ConvTypes types, Body&& body) {
   body(Bfloat16{});
 }
 
-// How many of `count` tiles, of `bytes` each, a round takes within the budget: a multiple of kPixels,
-// about the same in every round.
+// How many of `count` tiles, of `bytes` each, a round takes within the budget: a multiple of
+// kPixels, about the same in every round.
 int64_t tiles_at_once(int64_t count, int64_t bytes, int64_t budget) {
   const int64_t fit = budget / bytes < kPixels ? int64_t{kPixels} : budget / bytes;
   const int64_t rounds = (count + fit - 1) / fit > 0 ? (count + fit - 1) / fit : 1;
@@ -144,7 +144,8 @@ void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64
           for (int out = 0; out < kLanes; ++out) {
             const int64_t k = backward ? first + in : panel * kLanes + out;
             const int64_t c = backward ? panel * kLanes + out : first + in;
-            const char* from = w + ((k * 9 + (backward ? 8 - tap : tap)) * s.C + c) * W::kStoredBytes;
+            const char* from =
+                w + ((k * 9 + (backward ? 8 - tap : tap)) * s.C + c) * W::kStoredBytes;
             if constexpr (W::kStored == Cell::f32) {
               taps[tap][in][out] = load_as<float>(from);
             } else {
@@ -160,7 +161,9 @@ void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64
             Floats half[W::kWindow][3];
             for (int j = 0; j < 3; ++j) {
               Floats column[3];
-              for (int i = 0; i < 3; ++i) column[i] = load_as<Floats>(&taps[3 * i + j][in + e][out]);
+              for (int i = 0; i < 3; ++i) {
+                column[i] = load_as<Floats>(&taps[3 * i + j][in + e][out]);
+              }
               W::weights(column, &half[0][j], 3);
             }
             for (int i = 0; i < W::kWindow; ++i) W::weights(half[i], points[e][i], 1);
@@ -183,7 +186,8 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
                  int64_t end) {
   const int64_t pixel = s.C * W::kFactorBytes, panels = s.K / kLanes, panel_bytes = pixel * kLanes;
   const int64_t point_bytes = conv3x3_point(s.C, s.K) * W::kFactorBytes;
-  const int64_t tiles = tiles_at_once(end - begin, W::kPoints * (pixel + kPanelSums * 4), 600 << 10);
+  const int64_t tiles =
+      tiles_at_once(end - begin, W::kPoints * (pixel + kPanelSums * 4), 600 << 10);
   const int64_t stride = tiles * pixel + kPadding, sums_stride = tiles * kPanelSums * 4 + kPadding;
   char* transformed = kept_memory(W::kPoints * (stride + sums_stride) + pixel);
   char* sums = transformed + W::kPoints * stride;
@@ -194,22 +198,26 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
   const int64_t no_tap = 0;
   for (int64_t first = begin; first < end; first += tiles) {
     const int64_t count = end - first < tiles ? end - first : tiles;
-    transform_input<W, 1>(images, first, count, s.C, [&](int64_t tile, int64_t c, const auto& points) {
-      char* to = transformed + tile * pixel + c * W::kFactorBytes;
-      for (int i = 0; i < W::kPoints; ++i) {
-        store_cells<W::kFactors>((&points[0][0][0])[i], to + i * stride);
-      }
-    });
+    transform_input<W, 1>(images, first, count, s.C,
+                          [&](int64_t tile, int64_t c, const auto& points) {
+                            char* to = transformed + tile * pixel + c * W::kFactorBytes;
+                            for (int i = 0; i < W::kPoints; ++i) {
+                              store_cells<W::kFactors>((&points[0][0][0])[i], to + i * stride);
+                            }
+                          });
     for (int64_t panel = 0; panel < panels;) {
       const int taken = next_panels(panels - panel);
       const int64_t width = taken * kLanes;
       for (int point = 0; point < W::kPoints; ++point) {
         for (int64_t tile = 0; tile < count; tile += kPixels) {
           const char* at[kPixels];
-          for (int p = 0; p < kPixels; ++p) at[p] = transformed + point * stride + (tile + p) * pixel;
-          multiply<W::kFactors>(taken, at, &no_tap, 1, pixel,
-                                u + point * point_bytes + panel * panel_bytes, kLanes * 4, panel_bytes,
-                                reinterpret_cast<float*>(sums + point * sums_stride) + tile * width);
+          for (int p = 0; p < kPixels; ++p) {
+            at[p] = transformed + point * stride + (tile + p) * pixel;
+          }
+          multiply<W::kFactors>(
+              taken, at, &no_tap, 1, pixel, u + point * point_bytes + panel * panel_bytes,
+              kLanes * 4, panel_bytes,
+              reinterpret_cast<float*>(sums + point * sums_stride) + tile * width);
         }
       }
       transform<Cell::f32, 1, W::kWindow, W::kTile>(
@@ -269,16 +277,17 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
     const auto cells = [](const auto& points, int i) {
       return pack_cells<W::kFactors>((&points[0][0][0])[i], (&points[W::kStep - 1][0][0])[i]);
     };
-    transform_input<W, W::kStep>(images, first, count, C, [&](int64_t tile, int64_t c, const auto& points) {
-      for (int i = 0; i < W::kPoints; ++i) {
-        const Ints both = cells(points, i);
-        for (int part = 0; part < kWidth; part += kPixels) {
-          const int64_t row = (c + part) / kPixels * steps + tile / W::kStep;
-          std::memcpy(inputs + i * stride + row * kPixels * 4,
-                      reinterpret_cast<const char*>(&both) + part * 4, kPixels * 4);
-        }
-      }
-    });
+    transform_input<W, W::kStep>(
+        images, first, count, C, [&](int64_t tile, int64_t c, const auto& points) {
+          for (int i = 0; i < W::kPoints; ++i) {
+            const Ints both = cells(points, i);
+            for (int part = 0; part < kWidth; part += kPixels) {
+              const int64_t row = (c + part) / kPixels * steps + tile / W::kStep;
+              std::memcpy(inputs + i * stride + row * kPixels * 4,
+                          reinterpret_cast<const char*>(&both) + part * 4, kPixels * 4);
+            }
+          }
+        });
     transform<W::kStored, W::kStep, W::kTile, W::kWindow>(
         count, K, zeros, [&](int64_t tile) { return grads.at(first + tile); },
         [](const Floats* from, Floats* to, int stride) { W::output_adjoint(from, to, stride); },
@@ -286,7 +295,8 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
           const int64_t row = k / kLanes * steps + tile / W::kStep;
           for (int i = 0; i < W::kPoints; ++i) {
             const Ints both = cells(points, i);
-            std::memcpy(outputs + i * grad_stride + (row * kLanes + k % kLanes) * 4, &both, sizeof(both));
+            std::memcpy(outputs + i * grad_stride + (row * kLanes + k % kLanes) * 4, &both,
+                        sizeof(both));
           }
         });
     const int64_t used = (count + W::kStep - 1) / W::kStep;
@@ -318,8 +328,8 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
 
 // dw [K, 3, 3, C] from the sum of several du [C / 16][K / 16][points][16][16].
 template <class W>
-void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvShape& s, int64_t begin,
-                         int64_t end) {
+void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvShape& s,
+                         int64_t begin, int64_t end) {
   constexpr int64_t kBlock = kLanes * kLanes;
   alignas(64) float taps[9][kLanes][kLanes];  // [tap][output][input]
   for (int64_t block = begin; block < end; ++block) {
@@ -359,16 +369,16 @@ void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvSha
   }
 }
 
-void conv3x3_weights(ConvTypes types, const void* w, void* u, ConvShape s, bool backward, int64_t begin,
-                     int64_t end) {
+void conv3x3_weights(ConvTypes types, const void* w, void* u, ConvShape s, bool backward,
+                     int64_t begin, int64_t end) {
   by_way(types, [&](auto way) {
-    weights_of<decltype(way)>(static_cast<const char*>(w), static_cast<char*>(u), s, backward, begin,
-                              end);
+    weights_of<decltype(way)>(static_cast<const char*>(w), static_cast<char*>(u), s, backward,
+                              begin, end);
   });
 }
 
-void conv3x3_products(ConvTypes types, const void* x, const void* u, void* y, ConvShape s, int64_t begin,
-                      int64_t end) {
+void conv3x3_products(ConvTypes types, const void* x, const void* u, void* y, ConvShape s,
+                      int64_t begin, int64_t end) {
   by_way(types, [&](auto way) {
     products_of<decltype(way)>(static_cast<const char*>(x), static_cast<const char*>(u),
                                static_cast<char*>(y), s, begin, end);
@@ -383,8 +393,8 @@ void conv3x3_gradient(ConvTypes types, const void* x, const void* grad, float* d
   });
 }
 
-void conv3x3_gradient_weights(ConvTypes types, const float* du, int64_t parts, void* dw, ConvShape s,
-                              int64_t begin, int64_t end) {
+void conv3x3_gradient_weights(ConvTypes types, const float* du, int64_t parts, void* dw,
+                              ConvShape s, int64_t begin, int64_t end) {
   by_way(types, [&](auto way) {
     gradient_weights_of<decltype(way)>(du, parts, static_cast<char*>(dw), s, begin, end);
   });

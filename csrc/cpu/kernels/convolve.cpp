@@ -1,7 +1,7 @@
 // Direct 1x1 and 3x3 convolution, float32, bf16 or int8: each tile of pixels is multiplied with
 // panels of packed weights straight from the input map, with no matrix of patches in between.
-#include "finish.h"
 #include "cpu/engine_kernels.h"
+#include "finish.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
@@ -39,8 +39,9 @@ void convolve_cells(const Convolve& c, const Frame& f) {
         expect(c, f, walk, panel * kLanes, taken * kLanes);
         if (p + 1 < valid) walk.next();  // the last pixel stands in for those past the end
       }
-      multiply<cell>(taken, at, taps, c.taps, tap_bytes, f.weights + c.weights + panel * panel_bytes,
-                     kLanes * 4, panel_bytes, tile.sums);
+      multiply<cell>(taken, at, taps, c.taps, tap_bytes,
+                     f.weights + c.weights + panel * panel_bytes, kLanes * 4, panel_bytes,
+                     tile.sums);
       walk.next();
       Walk to = start;
       for (int p = 0; p < valid; ++p, to.next()) {

@@ -44,7 +44,8 @@ void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin
 }
 
 // Has what `finish` will read and write there come to the cache while the sums are being made.
-inline void expect(const Convolve& c, const Frame& f, const Walk& at, int64_t begin, int64_t count) {
+inline void expect(const Convolve& c, const Frame& f, const Walk& at, int64_t begin,
+                   int64_t count) {
   for (const Map* map : {&c.sum, &c.out, &c.act}) {
     if (!*map) continue;
     const char* cells = f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell);
@@ -60,8 +61,8 @@ inline void expect(const Convolve& c, const Frame& f, const Walk& at, int64_t be
 }
 
 // The same for one to three panels, with loops of constant length.
-inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t begin,
-                   int64_t count, float* r) {
+inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t begin, int64_t count,
+                   float* r) {
   if (count == 3 * kLanes) return finish_run<3 * kLanes>(c, f, at, begin, r);
   if (count == 2 * kLanes) return finish_run<2 * kLanes>(c, f, at, begin, r);
   finish_run<kLanes>(c, f, at, begin, r);

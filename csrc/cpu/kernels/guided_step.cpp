@@ -20,9 +20,8 @@ void by_state_dtype(Dtype dtype, Body&& body) {
   }
 }
 
-void first_loop(Dtype dtype, Dtype raw_dtype, const void* x, const void* raw,
-                const void* guide_raw, void* x_next, void* slope_out, GuidedLevels levels,
-                int64_t begin, int64_t end) {
+void first_loop(Dtype dtype, Dtype raw_dtype, const void* x, const void* raw, const void* guide_raw,
+                void* x_next, void* slope_out, GuidedLevels levels, int64_t begin, int64_t end) {
   by_state_dtype(dtype, [&](auto type) {
     by_dtype(raw_dtype, [&](auto raw_type) {
       using A = decltype(type);

@@ -26,9 +26,9 @@ void mp_sum_loop(Dtype dtype, const void* a, const void* b, void* y, double weig
   });
 }
 
-void mp_sum_backward_loop(Dtype dtype, const void* grad, const void* a, const void* b,
-                          void* grad_a, void* grad_b, double weight_a, double weight_b,
-                          double limit, int64_t begin, int64_t end) {
+void mp_sum_backward_loop(Dtype dtype, const void* grad, const void* a, const void* b, void* grad_a,
+                          void* grad_b, double weight_a, double weight_b, double limit,
+                          int64_t begin, int64_t end) {
   by_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;

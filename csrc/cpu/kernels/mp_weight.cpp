@@ -10,8 +10,8 @@
 namespace agf::AGF_ISA {
 namespace {
 
-void mp_weight_loop(Dtype dtype, Dtype y_dtype, const void* w, void* forced_w, void* y,
-                    double gain, double eps, int64_t K, int64_t begin, int64_t end) {
+void mp_weight_loop(Dtype dtype, Dtype y_dtype, const void* w, void* forced_w, void* y, double gain,
+                    double eps, int64_t K, int64_t begin, int64_t end) {
   by_dtype(dtype, [&](auto type) {
     by_dtype(y_dtype, [&](auto y_type) {
       using T = decltype(type);

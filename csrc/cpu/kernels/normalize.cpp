@@ -77,9 +77,9 @@ void normalize_planes(Dtype dtype, Resample mode, const void* x, void* y, void* 
   });
 }
 
-void normalize_backward_rows(Dtype dtype, const void* grad_y, const void* grad_silu,
-                             const void* x, void* grad_x, double eps, int64_t C, int64_t,
-                             int64_t begin, int64_t end) {
+void normalize_backward_rows(Dtype dtype, const void* grad_y, const void* grad_silu, const void* x,
+                             void* grad_x, double eps, int64_t C, int64_t, int64_t begin,
+                             int64_t end) {
   by_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
@@ -88,7 +88,8 @@ void normalize_backward_rows(Dtype dtype, const void* grad_y, const void* grad_s
     Scratch<A> total(C);  // the gradient of y, with what came through mp_silu
     for (int64_t row = begin; row < end; ++row) {
       A squares = 0;
-      for_chunks(0, C, [&](int64_t c, int n) { squares += sum_of_squares(in.at(row * C + c, n), n); });
+      for_chunks(0, C,
+                 [&](int64_t c, int n) { squares += sum_of_squares(in.at(row * C + c, n), n); });
       const A factor = normalize_factor(squares, A(C), A(eps));
       A product = 0;
       for_chunks(0, C, [&](int64_t c, int n) {

@@ -72,7 +72,7 @@ inline Ints pack_cells(Floats first, [[maybe_unused]] Floats second) {
     static_assert(cell == Cell::bf16);
 #if defined(__AVX512BF16__)
     using Halves = std::uint16_t __attribute__((vector_size(64)));
-    constexpr Halves pairs = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+    constexpr Halves pairs = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                               8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i cells = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
     return (Ints)_mm512_permutexvar_epi16((__m512i)pairs, cells);
@@ -100,9 +100,7 @@ struct Dot;
 template <>
 struct Dot<Cell::f32> {
   using Sum = Floats;
-  static Sum add(Sum sum, const char* x, Ints w) {
-    return sum + load_as<float>(x) * (Floats)w;
-  }
+  static Sum add(Sum sum, const char* x, Ints w) { return sum + load_as<float>(x) * (Floats)w; }
   static Floats value(Sum sum) { return sum; }
 };
 
@@ -133,7 +131,8 @@ struct Dot<Cell::u8> {
                                     (__m512i)w);
 #else
     for (int i = 0; i < 4; ++i) {
-      sum += static_cast<std::int32_t>(static_cast<unsigned char>(x[i])) * ((w << (24 - 8 * i)) >> 24);
+      sum +=
+          static_cast<std::int32_t>(static_cast<unsigned char>(x[i])) * ((w << (24 - 8 * i)) >> 24);
     }
     return sum;
 #endif
@@ -151,9 +150,8 @@ struct Tile {
 // a pixel's own steps `advance`.
 template <Cell cell, int panels, int advance>
 __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t* taps,
-                                        int64_t num_taps, int64_t tap_bytes,
-                                        const char* weights, int64_t step, int64_t panel,
-                                        float* out) {
+                                        int64_t num_taps, int64_t tap_bytes, const char* weights,
+                                        int64_t step, int64_t panel, float* out) {
   using D = Dot<cell>;
   constexpr int vectors = panels * kVectors;
   // Unrolled, all of it: a loop over the sums, to clear or to store them, would put them in memory.
@@ -192,12 +190,12 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
 }
 
 template <Cell cell, int advance = 4>
-inline void multiply(int panels, const char* const* pixels, const int64_t* taps,
-                     int64_t num_taps, int64_t tap_bytes, const char* weights,
-                     int64_t step, int64_t panel, float* out) {
+inline void multiply(int panels, const char* const* pixels, const int64_t* taps, int64_t num_taps,
+                     int64_t tap_bytes, const char* weights, int64_t step, int64_t panel,
+                     float* out) {
   const auto run = [&](auto count) {
-    multiply<cell, decltype(count)::value, advance>(pixels, taps, num_taps, tap_bytes, weights, step,
-                                                    panel, out);
+    multiply<cell, decltype(count)::value, advance>(pixels, taps, num_taps, tap_bytes, weights,
+                                                    step, panel, out);
   };
   if constexpr (kMaxPanels == 3) {
     if (panels == 3) return run(std::integral_constant<int, 3>{});

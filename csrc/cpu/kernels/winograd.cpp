@@ -1,14 +1,14 @@
-// 3x3 convolution by Winograd's F(4x4, 3x3), float32. A thread takes some tiles of 4x4 pixels: their
-// input transforms; then for each group of output channels and each block of input channels the
-// transform of these weights, which its L2 cache holds, and 36 small matrix products; then the
+// 3x3 convolution by Winograd's F(4x4, 3x3), float32. A thread takes some tiles of 4x4 pixels:
+// their input transforms; then for each group of output channels and each block of input channels
+// the transform of these weights, which its L2 cache holds, and 36 small matrix products; then the
 // output transform, which ends in the same finish as a direct convolution.
 //
 // Weights are transformed at each use, because transformed ones would take four times the memory,
 // and with few tiles reading them would take longer than making them.
 #include "winograd.h"
 
-#include "finish.h"
 #include "cpu/engine_kernels.h"
+#include "finish.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
@@ -51,7 +51,8 @@ void transform_input(const Convolve& c, const Frame& f, int64_t first, int64_t c
       }
       for (int i = 0; i < 6; ++i) {
         Floats out[6];
-        winograd_input(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4], half[i][5], out, 1);
+        winograd_input(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4], half[i][5], out,
+                       1);
         for (int j = 0; j < 6; ++j) {
           *reinterpret_cast<Floats*>(v[i * 6 + j] + tile * channels + ch) = out[j];
         }
@@ -76,7 +77,8 @@ void transform_output(const Convolve& c, const Frame& f, int64_t first, int64_t 
       }
       for (int i = 0; i < 4; ++i) {
         Floats out[4];
-        winograd_output(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4], half[i][5], out, 1);
+        winograd_output(half[i][0], half[i][1], half[i][2], half[i][3], half[i][4], half[i][5], out,
+                        1);
         for (int j = 0; j < 4; ++j) *reinterpret_cast<Floats*>(&result[i * 4 + j][ch]) = out[j];
       }
     }
@@ -181,8 +183,10 @@ void winograd(const Convolve& c, const Frame& f) {
   const int64_t total = f.images * map.down * map.across;
   const bool by_channels = split_channels(c, f, total, panels);
   const Share mine(by_channels ? panels : total, f);
-  const int64_t first_tile = by_channels ? 0 : mine.begin, last_tile = by_channels ? total : mine.end;
-  const int64_t first_panel = by_channels ? mine.begin : 0, last_panel = by_channels ? mine.end : panels;
+  const int64_t first_tile = by_channels ? 0 : mine.begin,
+                last_tile = by_channels ? total : mine.end;
+  const int64_t first_panel = by_channels ? mine.begin : 0,
+                last_panel = by_channels ? mine.end : panels;
   for (int64_t first = first_tile; first < last_tile; first += tiles) {
     const int64_t count = last_tile - first < tiles ? last_tile - first : tiles;
     transform_input(c, f, first, count, v);
@@ -191,9 +195,11 @@ void winograd(const Convolve& c, const Frame& f) {
       const int64_t width = taken * kLanes;
       const Matrices m(v.end(), tiles, width);
       for (int64_t begin = 0; begin < channels; begin += kWinogradInputs) {
-        const int64_t inputs = channels - begin < kWinogradInputs ? channels - begin : kWinogradInputs;
+        const int64_t inputs =
+            channels - begin < kWinogradInputs ? channels - begin : kWinogradInputs;
         const Matrices u(m.end(), inputs, width);
-        transform_weights(weights + (panel * channels + begin) * 9 * kLanes, channels, inputs, taken, u);
+        transform_weights(weights + (panel * channels + begin) * 9 * kLanes, channels, inputs,
+                          taken, u);
         for (int point = 0; point < kPoints; ++point) {
           for (int64_t tile = 0; tile < count; tile += kPixels) {
             multiply(count - tile, taken, v[point] + tile * channels + begin, channels, u[point],

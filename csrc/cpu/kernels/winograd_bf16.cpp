@@ -1,7 +1,7 @@
-// 3x3 convolution in bf16 by Winograd's F(2x2, 3x3), 16 products for 36, or F(4x4, 3x3), 36 for 144.
-// What is transformed is rounded to bf16 once more. That costs F(2x2), whose transforms only add,
-// 1.8 times the error of a direct convolution in bf16, and F(4x4) 4.5 times: that is no more than
-// int8 costs, whose products are twice as fast but four times as many.
+// 3x3 convolution in bf16 by Winograd's F(2x2, 3x3), 16 products for 36, or F(4x4, 3x3), 36 for
+// 144. What is transformed is rounded to bf16 once more. That costs F(2x2), whose transforms only
+// add, 1.8 times the error of a direct convolution in bf16, and F(4x4) 4.5 times: that is no more
+// than int8 costs, whose products are twice as fast but four times as many.
 #include "winograd.h"
 
 #include "cpu/engine_kernels.h"
@@ -111,11 +111,10 @@ void winograd_tiles(const Convolve& c, const Frame& f) {
           for (int p = 0; p < kPixels; ++p) {
             at[p] = transformed + point * stride + (tile + p) * pixel;
           }
-          multiply<Cell::bf16>(taken, at, &no_tap, 1, pixel,
-                               weights + panel * panel_bytes + point * point_bytes, kLanes * 4,
-                               panel_bytes,
-                               reinterpret_cast<float*>(products + point * product_stride) +
-                                   tile * taken * kLanes);
+          multiply<Cell::bf16>(
+              taken, at, &no_tap, 1, pixel, weights + panel * panel_bytes + point * point_bytes,
+              kLanes * 4, panel_bytes,
+              reinterpret_cast<float*>(products + point * product_stride) + tile * taken * kLanes);
         }
       }
       transform_output<W>(c, f, tiles, product_stride, products, panel * kLanes, taken * kLanes);
