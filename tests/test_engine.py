@@ -326,7 +326,7 @@ def test_profile(tmp_path):
     profile = Engine(model, guide).profile(batch=2, repeats=2)
     text = str(profile)
     assert text.startswith("batch 2, 1 threads:")
-    for kind in ("conv_res0", "conv_res1", "enter", "attend", "load", "store"):
+    for kind in ("conv_res0", "conv_res1", "block_prologue", "attend", "load", "store"):
         assert kind in text
     profile.save_trace(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]

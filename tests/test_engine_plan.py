@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from tolerances import relative_error
 
 from autoguide_fast._extension import Map, Plan
-from autoguide_fast.engine import memory, pack
+from autoguide_fast.engine import arena, pack
 from autoguide_fast.engine.lower import Recorder
 
 
-def convolve(x, weight, cell="f32", clip=(-8.0, 8.0), threads=1, mixed=False):
+def convolve(x, weight, storage="f32", clip=(-8.0, 8.0), threads=1, mixed=False):
     """The plan load, copy, convolve, store on images of 15 channels or more."""
     images, channels, size, _ = x.shape
     reader = torch.nn.Module()
     reader.weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # nothing of the plane of ones
-    record = Recorder(cell, {reader: clip}, mixed)
+    record = Recorder(storage, {reader: clip}, mixed)
     image = record.map(size, (channels + 1,))
     record.add("load", "image", out=image, image_channels=channels)
     copy = record.map(size, image.runs, border=1, reader=reader)
-    record.add("enter", "copy", x=image, raw=copy)
+    record.add("block_prologue", "copy", x=image, raw=copy)
     out = record.map(size, (channels,))
     record.convolve("conv", reader.weight, copy, out=out)
     record.add("store", "image", in_=out, image_channels=channels)
@@ -155,10 +155,10 @@ def test_places_do_not_overlap(seed):
     sizes = torch.randint(1, 5000, (40,), generator=generator).tolist()
     spans = [sorted(s) for s in torch.randint(0, 60, (40, 2), generator=generator).tolist()]
     blocks = [(size, *span) for size, span in zip(sizes, spans, strict=True)]
-    offsets, total = memory.place(blocks)
+    offsets, total = arena.place(blocks)
     placed = list(zip(blocks, offsets, strict=True))
     for (size, first, last), offset in placed:
-        assert offset % memory.ALIGNMENT == 0 and offset + size <= total
+        assert offset % arena.ALIGNMENT == 0 and offset + size <= total
         assert first <= last
     for ((size, first, last), offset), (
         (other_size, other_first, other_last),
@@ -194,7 +194,7 @@ def make_map(**options):
         ({"out": {"channels": 32}}, "within the packed weights"),
         ({"taps": 9}, "9 and a border"),
         ({"in_channels": 17}, "1 tap, or 9"),
-        ({"in_": {"cell": "u8"}}, "u8 cells need scales"),
+        ({"in_": {"storage": "u8"}}, "maps of u8 need scales"),
         ({"winograd": 4}, "Winograd needs 9 taps"),
         ({"modulation": 0}, "a modulation must be one of the plan's"),
         ({"weights": 64}, "within the packed weights"),

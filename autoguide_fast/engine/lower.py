@@ -12,7 +12,7 @@ import torch
 
 from .. import ops
 from .._extension import Map, Plan, build_info
-from . import calibrate, memory, pack
+from . import arena, calibrate, pack
 
 
 @dataclass(eq=False)
@@ -22,8 +22,8 @@ class Feature:
     size: int
     runs: tuple
     border: int = 0
-    cell: str = "f32"
-    clip: tuple = (0.0, 0.0)  # of u8 cells: the range that they cover
+    storage: str = "f32"
+    clip: tuple = (0.0, 0.0)  # of a u8 map: the range that it covers
     offset: int = 0
 
     @property
@@ -33,24 +33,24 @@ class Feature:
     @property
     def bytes(self):
         size = self.size + 2 * self.border
-        return size * size * self.channels * {"f32": 4, "bf16": 2, "u8": 1}[self.cell]
+        return size * size * self.channels * {"f32": 4, "bf16": 2, "u8": 1}[self.storage]
 
     @property
     def quantisation(self):
-        """Scale and zero of u8 cells: value = scale * (cell - zero), 0 exactly a cell."""
+        """Scale and zero of a u8 map: value = scale * (stored - zero), and 0 is exact."""
         low, high = self.clip
         scale = (high - low) / 255
         return scale, round(-low / scale)
 
     def placed(self):
-        scale, zero = self.quantisation if self.cell == "u8" else (1.0, 0)
+        scale, zero = self.quantisation if self.storage == "u8" else (1.0, 0)
         return {
             "offset": self.offset,
             "height": self.size,
             "width": self.size,
             "channels": self.channels,
             "border": self.border,
-            "cell": self.cell,
+            "storage": self.storage,
             "scale": scale,
             "zero": zero,
         }
@@ -104,9 +104,9 @@ def _append(plan, kind, arguments):
 class Recorder:
     """Instructions before their maps have a place."""
 
-    cell: str
-    ranges: dict = field(default_factory=dict)  # of what a convolution reads, for u8 cells
-    mixed: bool = False  # u8 cells, but bf16 for convolutions that suit large tiles
+    storage: str
+    ranges: dict = field(default_factory=dict)  # of what a convolution reads, for u8 maps
+    mixed: bool = False  # u8 maps, but bf16 for convolutions that suit large tiles
     packer: pack.Packer = field(default_factory=pack.Packer)
     instructions: list = field(default_factory=list)
     modulations: int = 0
@@ -115,14 +115,14 @@ class Recorder:
         self.instructions.append((kind, name, flops, arguments))
 
     def map(self, size, runs, border=0, reader=None):
-        """A map of float32, or of the plan's cells if only the convolution `reader` reads it."""
+        """A map of float32, or of the plan's storage type where only `reader` reads it."""
         if reader is None:
             return Feature(size, runs, border)
-        if self.cell != "u8":
-            return Feature(size, runs, border, self.cell)
+        if self.storage != "u8":
+            return Feature(size, runs, border, self.storage)
         if self.mixed and _suits_large_tiles(size, reader.weight.shape):
             return Feature(size, runs, border, "bf16")
-        return Feature(size, runs, border, self.cell, self.ranges[reader])
+        return Feature(size, runs, border, self.storage, self.ranges[reader])
 
     def convolve(self, name, weight, source, rows=None, factor=1.0, **arguments):
         """A convolution of `source` with a prepared `weight` times `factor`."""
@@ -131,15 +131,15 @@ class Recorder:
         weight = pack.spread(weight * factor, rows, source.runs)
         flops = 2.0 * sum(rows) * sum(source.runs) * taps * source.size**2
         in_channels = source.channels
-        if source.cell == "u8":
+        if source.storage == "u8":
             scale, zero = source.quantisation
             integers, numbers = pack.quantised(weight, zero)
             numbers[0] *= scale
             arguments["weights"] = self.packer.add(pack.direct(integers, "u8"))
             arguments["dequantise"] = self.packer.add(numbers)
         elif _suits_winograd(source, weight):
-            tile = 2 if self.cell == "bf16" else 4
-            if source.cell == "bf16":
+            tile = 2 if self.storage == "bf16" else 4
+            if source.storage == "bf16":
                 packed = pack.winograd_bf16(weight, tile)
             else:
                 packed = pack.winograd(weight)
@@ -148,7 +148,7 @@ class Recorder:
             if len(source.runs) == 1:  # the zeros after an image's few channels need no product
                 in_channels = math.ceil(source.runs[0] / 4) * 4
             weight = weight[:, :in_channels]
-            arguments["weights"] = self.packer.add(pack.direct(weight, source.cell))
+            arguments["weights"] = self.packer.add(pack.direct(weight, source.storage))
         self.add(
             "convolve", name, flops, in_=source, taps=taps, in_channels=in_channels, **arguments
         )
@@ -161,7 +161,7 @@ class Recorder:
                 if isinstance(value, (Feature, Floats)):
                     first, _ = used.get(value, (i, i))
                     used[value] = (first, i)
-        offsets, total = memory.place([(m.bytes, *span) for m, span in used.items()])
+        offsets, total = arena.place([(m.bytes, *span) for m, span in used.items()])
         for m, offset in zip(used, offsets, strict=True):
             m.offset = offset
         weights = self.packer.block()
@@ -187,9 +187,9 @@ class Recorder:
 def _suits_winograd(source, weight):
     """Whether fewer products pay for transforms: F(4x4, 3x3) in float32, F(2x2, 3x3) in bf16."""
     outputs, inputs, taps = weight.shape
-    if taps != 9 or source.cell == "u8" or min(inputs, outputs) < 32:
+    if taps != 9 or source.storage == "u8" or min(inputs, outputs) < 32:
         return False
-    if source.cell == "bf16":
+    if source.storage == "bf16":
         return source.size % 2 == 0
     return source.size % 4 == 0 and source.size >= 8
 
@@ -203,15 +203,15 @@ def _suits_large_tiles(size, weight):
     return kernel == [3, 3] and size % 4 == 0 and size >= 32 and min(inputs, outputs) >= 32
 
 
-def lower(net, cell="f32"):
+def lower(net, storage="f32"):
     """Return the `Lowered` form of a plain float32 `Precond`.
 
     Args:
         net (Precond)
-        cell ({"f32", "bf16", "u8"}): Type of what the convolutions of the blocks read.
+        storage ({"f32", "bf16", "u8"}): Type of what the convolutions of the blocks read.
     """
-    record = Recorder(cell)
-    if cell == "u8":
+    record = Recorder(storage)
+    if storage == "u8":
         record.ranges = calibrate.ranges(net)
         record.mixed = build_info()["isa"] == "avx512_bf16"
     unet = net.unet
@@ -274,9 +274,9 @@ def _block(record, name, block, x, skip=None, border=0):
     keep, add = _balance(block.res_balance)
     attends = bool(block.num_heads)
     out = record.map(size, (width,), border=0 if attends else border)
-    # Attention's first convolution reads a copy in the plan's cells.
+    # Attention's first convolution reads a copy in the plan's storage type.
     copy = None
-    if attends and record.cell != "f32":
+    if attends and record.storage != "f32":
         copy = record.map(size, (width,), reader=block.attn_qkv)
     record.convolve(
         f"{name} conv_res1",
@@ -299,14 +299,14 @@ def _enter_encoder(record, name, block, x, mode, size):
     if block.conv_skip is not None:
         if mode:
             resampled = record.map(size, x.runs)
-            record.add("enter", name, x=x, raw=resampled, resample=mode)
+            record.add("block_prologue", name, x=x, raw=resampled, resample=mode)
             x, mode = resampled, 0
         narrow = record.map(size, (width,))
         record.convolve(f"{name} conv_skip", _prepared(block.conv_skip), x, out=narrow)
         x = narrow
     main = record.map(size, x.runs)
     act = record.map(size, x.runs, border=1, reader=block.conv_res0)
-    record.add("enter", name, x=x, main=main, act=act, resample=mode, normalised=width)
+    record.add("block_prologue", name, x=x, main=main, act=act, resample=mode, normalised=width)
     return main, act
 
 
@@ -325,15 +325,15 @@ def _enter_decoder(record, name, block, x, skip, mode, size):
     act = record.map(size, runs, border=1, reader=block.conv_res0)
     if block.conv_skip is not None:
         joined = record.map(size, runs, reader=block.conv_skip)
-        record.add("enter", name, act=act, raw=joined, **arguments)
+        record.add("block_prologue", name, act=act, raw=joined, **arguments)
         main = record.map(size, (block.conv_skip.weight.shape[0],))
         record.convolve(f"{name} conv_skip", _prepared(block.conv_skip), joined, out=main)
         return main, act
     if mode == 0 and skip is None:
-        record.add("enter", name, act=act, **arguments)
+        record.add("block_prologue", name, act=act, **arguments)
         return x, act
     main = record.map(size, runs)
-    record.add("enter", name, main=main, act=act, **arguments)
+    record.add("block_prologue", name, main=main, act=act, **arguments)
     if skip and any(count % pack.LANES for count in runs):
         # The block's sum adds maps of one layout: close the gap after the first run.
         whole = record.map(size, (total,))
@@ -352,7 +352,7 @@ def _attention(record, name, block, x, source, limit, border):
     weight = _prepared(block.attn_qkv).unflatten(0, (heads, channels, 3))
     weight = weight.movedim(2, 0).flatten(0, 2)
     qkv = Feature(x.size, (channels,) * (3 * heads))
-    qkv.cell = "f32" if record.cell == "f32" else "bf16"
+    qkv.storage = "f32" if record.storage == "f32" else "bf16"
     record.convolve(f"{name} attn_qkv", weight, source, rows=qkv.runs, out=qkv)
     mixed = record.map(x.size, (channels,) * heads, reader=block.attn_proj)
     keys = pack.padded(pixels)

@@ -44,9 +44,9 @@ def spread(weight, rows, columns):
     return out
 
 
-def direct(weight, cell):
+def direct(weight, storage):
     """Pack `[K, C, taps]` for the direct convolution; float32, bfloat16, or int8 as it is."""
-    values, dtype = STEP[cell]
+    values, dtype = STEP[storage]
     k, c, taps = weight.shape
     weight = weight.reshape(k // LANES, LANES, c // values, values, taps)
     return weight.permute(0, 4, 2, 1, 3).to(dtype).contiguous()

@@ -74,8 +74,8 @@ inline void narrow(const float* x, T* y, int n) {
 inline void narrow(const float* x, bf16* y, int n) {
   int i = 0;
   for (; i + 16 <= n; i += 16) {
-    const __m256bh cells = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
-    std::memcpy(y + i, &cells, sizeof(cells));
+    const __m256bh stored = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+    std::memcpy(y + i, &stored, sizeof(stored));
   }
   for (; i < n; ++i) narrow(x[i], y + i);
 }

@@ -6,14 +6,14 @@
 
 namespace agf {
 
-extern CpuKernel<void(const Load&, const Frame&)> load_kernel;
-extern CpuKernel<void(const Enter&, const Frame&)> enter_kernel;
-extern CpuKernel<void(const Convolve&, const Frame&)> convolve_kernel;
-extern CpuKernel<void(const Convolve&, const Frame&)> winograd_kernel;
-extern CpuKernel<void(const Convolve&, const Frame&)> winograd_bf16_kernel;
-extern CpuKernel<void(const SplitHeads&, const Frame&)> split_heads_kernel;
-extern CpuKernel<void(const Attend&, const Frame&)> attend_kernel;
-extern CpuKernel<void(const Store&, const Frame&)> store_kernel;
+extern CpuKernel<void(const Load&, const ExecutionContext&)> load_kernel;
+extern CpuKernel<void(const BlockPrologue&, const ExecutionContext&)> block_prologue_kernel;
+extern CpuKernel<void(const Convolve&, const ExecutionContext&)> convolve_kernel;
+extern CpuKernel<void(const Convolve&, const ExecutionContext&)> winograd_kernel;
+extern CpuKernel<void(const Convolve&, const ExecutionContext&)> winograd_bf16_kernel;
+extern CpuKernel<void(const SplitHeads&, const ExecutionContext&)> split_heads_kernel;
+extern CpuKernel<void(const Attend&, const ExecutionContext&)> attend_kernel;
+extern CpuKernel<void(const Store&, const ExecutionContext&)> store_kernel;
 
 // Tiles of 4x4 pixels that a thread transforms at a time: enough for the transform of the weights
 // to be cheap beside their products, and 2.25 MiB at most.
@@ -37,7 +37,7 @@ AGF_INLINE int64_t winograd_bf16_tiles(const Convolve& c) {
 
 AGF_INLINE int64_t scratch_bytes(const Convolve& c) {
   if (!c.winograd) return 0;
-  if (c.in.cell == Cell::bf16) {
+  if (c.in.storage == Storage::bf16) {
     const int64_t points = (c.winograd + 2) * (c.winograd + 2);
     return winograd_bf16_tiles(c) * winograd_bf16_tile_bytes(c) + points * 128;
   }
@@ -45,7 +45,7 @@ AGF_INLINE int64_t scratch_bytes(const Convolve& c) {
   const int64_t floats = tiles * c.in.channels + tiles * outputs + kWinogradInputs * outputs;
   return 36 * 4 * (floats + 3 * kWinogradPadding);
 }
-AGF_INLINE int64_t scratch_bytes(const Enter& e) {
+AGF_INLINE int64_t scratch_bytes(const BlockPrologue& e) {
   return 4 * (e.x.channels + (e.skip ? e.skip.channels : 0));
 }
 AGF_INLINE int64_t scratch_bytes(const SplitHeads& s) { return 3 * kLanes * 4 * s.head_stride; }

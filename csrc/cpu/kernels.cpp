@@ -31,7 +31,7 @@ decltype(conv3x3_products_kernel) conv3x3_products_kernel;
 decltype(conv3x3_gradient_kernel) conv3x3_gradient_kernel;
 decltype(conv3x3_gradient_weights_kernel) conv3x3_gradient_weights_kernel;
 decltype(load_kernel) load_kernel;
-decltype(enter_kernel) enter_kernel;
+decltype(block_prologue_kernel) block_prologue_kernel;
 decltype(convolve_kernel) convolve_kernel;
 decltype(winograd_kernel) winograd_kernel;
 decltype(winograd_bf16_kernel) winograd_bf16_kernel;

@@ -1,7 +1,7 @@
 // CUDA kernels of attention's normalise-and-split: from the interleaved output of one 1x1
 // convolution to normalised queries, keys and values, each contiguous per head, in one pass.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "normalize.h"
 
 namespace agf::cuda {

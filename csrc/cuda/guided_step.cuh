@@ -2,7 +2,7 @@
 // one pass, where the textbook makes about twenty. Noise levels and weight are read from the
 // device, so that a captured graph serves any schedule.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "guided_step.h"
 
 namespace agf::cuda {

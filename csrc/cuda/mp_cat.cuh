@@ -1,6 +1,6 @@
 // CUDA kernels of the magnitude-preserving concatenation, with the mp_silu that follows it.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "mp_silu.h"
 
 namespace agf::cuda {

@@ -1,6 +1,6 @@
 // CUDA kernel of the magnitude-preserving Fourier features.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "mp_fourier.h"
 
 namespace agf::cuda {

@@ -1,7 +1,7 @@
 // CUDA kernels of mp_silu and of the modulation before it: fused, the image is read once and
 // written once, where the textbook makes five passes.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "mp_silu.h"
 
 namespace agf::cuda {

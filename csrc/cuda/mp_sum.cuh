@@ -1,6 +1,6 @@
 // CUDA kernels of the magnitude-preserving sum with its clip: one pass for four of the textbook.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "mp_sum.h"
 
 namespace agf::cuda {

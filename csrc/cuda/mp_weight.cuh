@@ -2,7 +2,7 @@
 // normalises it again, and writes and reads it twice more for the gain and the cast; here a row is
 // read once from memory, and then from the caches.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "normalize.h"
 
 namespace agf::cuda {

@@ -2,7 +2,7 @@
 // Unfused, the three read the image three times and write it three times; here the source is read
 // once (again from L1) and the two results are written.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "cuda/resample.cuh"
 #include "mp_silu.h"
 #include "normalize.h"

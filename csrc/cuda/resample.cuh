@@ -1,7 +1,7 @@
 // CUDA kernels of resampling by two, and where the values of a resampled image come from, so that
 // resampling costs no pass over memory of its own.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 #include "resample.h"
 
 namespace agf::cuda {

@@ -1,7 +1,7 @@
 // The choices of types that each kernel is made for. What compiles kernels ahead (compile.cuh, the
 // tests' simulator) walks through them here.
 #pragma once
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 
 namespace agf::cuda {
 

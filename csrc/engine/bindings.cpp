@@ -12,11 +12,11 @@ using namespace py::literals;
 
 namespace {
 
-Cell cell_named(const std::string& name) {
-  if (name == "f32") return Cell::f32;
-  if (name == "bf16") return Cell::bf16;
-  if (name == "u8") return Cell::u8;
-  throw py::value_error("Map: cell must be f32, bf16 or u8, got " + name);
+Storage storage_named(const std::string& name) {
+  if (name == "f32") return Storage::f32;
+  if (name == "bf16") return Storage::bf16;
+  if (name == "u8") return Storage::u8;
+  throw py::value_error("Map: storage must be f32, bf16 or u8, got " + name);
 }
 
 // A plan under construction, and once `number` was asked for, a plan that runs.
@@ -59,11 +59,12 @@ void bind_plans(py::module_& m) {
   py::class_<Map>(m, "Map", "Where and how a feature map lies in an image's part of the arena.")
       .def(py::init<>())
       .def(py::init([](int64_t offset, int64_t height, int64_t width, int64_t channels,
-                       int64_t border, const std::string& cell, float scale, float zero) {
-             return Map{offset, height, width, channels, border, cell_named(cell), scale, zero};
+                       int64_t border, const std::string& storage, float scale, float zero) {
+             return Map{offset, height, width, channels, border, storage_named(storage),
+                        scale,  zero};
            }),
            py::kw_only(), "offset"_a, "height"_a, "width"_a, "channels"_a, "border"_a = 0,
-           "cell"_a = "f32", "scale"_a = 1.0f, "zero"_a = 0.0f)
+           "storage"_a = "f32", "scale"_a = 1.0f, "zero"_a = 0.0f)
       .def_property_readonly("bytes", &Map::bytes);
 
   const Map none;
@@ -82,10 +83,11 @@ void bind_plans(py::module_& m) {
           },
           py::kw_only(), "out"_a, "image_channels"_a)
       .def(
-          "enter",
+          "block_prologue",
           [](PlanBuilder& p, const Map& x, const Map& skip, const Map& main, const Map& act,
              const Map& raw, int resample, float weight, float skip_weight, int64_t normalised) {
-            p.add(Enter{x, skip, main, act, raw, resample, weight, skip_weight, normalised});
+            p.add(
+                BlockPrologue{x, skip, main, act, raw, resample, weight, skip_weight, normalised});
           },
           py::kw_only(), "x"_a, "skip"_a = none, "main"_a = none, "act"_a = none, "raw"_a = none,
           "resample"_a = 0, "weight"_a = 1.0f, "skip_weight"_a = 0.0f, "normalised"_a = 0)

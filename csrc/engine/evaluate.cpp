@@ -12,13 +12,13 @@ namespace agf {
 namespace {
 
 struct Run {
-  const Frame& f;
+  const ExecutionContext& f;
   void operator()(const Load& i) const { load_kernel(i, f); }
-  void operator()(const Enter& i) const { enter_kernel(i, f); }
+  void operator()(const BlockPrologue& i) const { block_prologue_kernel(i, f); }
   void operator()(const Convolve& i) const {
-    (!i.winograd               ? convolve_kernel
-     : i.in.cell == Cell::bf16 ? winograd_bf16_kernel
-                               : winograd_kernel)(i, f);
+    (!i.winograd                     ? convolve_kernel
+     : i.in.storage == Storage::bf16 ? winograd_bf16_kernel
+                                     : winograd_kernel)(i, f);
   }
   void operator()(const SplitHeads& i) const { split_heads_kernel(i, f); }
   void operator()(const Attend& i) const { attend_kernel(i, f); }
@@ -139,7 +139,7 @@ struct Call {
   // One thread's part in a plan for its team's images [begin, end).
   void run_net(const Net& net, char* arena, int member, int64_t begin, int64_t end,
                int64_t elements, double* times, Barrier& barrier) const {
-    Frame f{};
+    ExecutionContext f{};
     f.arena = arena;
     f.image_bytes = net.plan->image_bytes;
     f.weights = net.weights;

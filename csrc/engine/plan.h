@@ -19,21 +19,21 @@ using std::int64_t;
 
 constexpr int kLanes = 16;  // channels of a panel of weights, and what channel counts are padded to
 
-// The type of a map's values. u8: value = scale * (cell - zero), with constants of the plan.
-enum class Cell : int { f32 = 0, bf16 = 1, u8 = 2 };
-constexpr int kCells = 3;
-AGF_INLINE constexpr int64_t cell_bytes(Cell cell) {
-  return cell == Cell::f32 ? 4 : cell == Cell::bf16 ? 2 : 1;
+// How a map's values are stored. u8: value = scale * (stored - zero), with constants of the plan.
+enum class Storage : int { f32 = 0, bf16 = 1, u8 = 2 };
+constexpr int kStorages = 3;
+AGF_INLINE constexpr int64_t storage_bytes(Storage storage) {
+  return storage == Storage::f32 ? 4 : storage == Storage::bf16 ? 2 : 1;
 }
 
 struct Map {
   int64_t offset = -1;  // bytes from the start of the image's part of the arena; -1: no map
   int64_t height = 0, width = 0, channels = 0, border = 0;
-  Cell cell = Cell::f32;
+  Storage storage = Storage::f32;
   float scale = 1, zero = 0;
 
   AGF_INLINE explicit operator bool() const { return offset >= 0; }
-  AGF_INLINE int64_t pixel_bytes() const { return channels * cell_bytes(cell); }
+  AGF_INLINE int64_t pixel_bytes() const { return channels * storage_bytes(storage); }
   AGF_INLINE int64_t line_bytes() const { return (width + 2 * border) * pixel_bytes(); }
   AGF_INLINE int64_t bytes() const { return (height + 2 * border) * line_bytes(); }
 };
@@ -45,9 +45,9 @@ struct Load {
 };
 
 // The entry of a block: [weight x, skip_weight skip] resampled, normalised and activated.
-struct Enter {
+struct BlockPrologue {
   Map x, skip;         // skip: none unless the block concatenates
-  Map main, act, raw;  // what the sum at the block's end needs; mp_silu of it; a copy in cells
+  Map main, act, raw;  // what the sum at the block's end needs; mp_silu of it; a copy as stored
   int resample;        // -1 down, 0 keep, 1 up
   float weight, skip_weight;
   int64_t normalised;  // number of channels of the pixel norm; 0 for none
@@ -86,7 +86,7 @@ struct Store {
   int64_t image_channels;
 };
 
-using Instruction = std::variant<Load, Enter, Convolve, SplitHeads, Attend, Store>;
+using Instruction = std::variant<Load, BlockPrologue, Convolve, SplitHeads, Attend, Store>;
 
 struct Plan {
   std::vector<Instruction> instructions;
@@ -97,7 +97,7 @@ struct Plan {
 };
 
 // What one thread of one team knows while it runs a plan over its images.
-struct Frame {
+struct ExecutionContext {
   char* arena;  // of the team's first image
   int64_t image_bytes;
   const char* weights;
@@ -121,7 +121,7 @@ struct Frame {
 // A thread's share [begin, end) of `count` items.
 struct Share {
   int64_t begin, end;
-  AGF_INLINE Share(int64_t count, const Frame& f)
+  AGF_INLINE Share(int64_t count, const ExecutionContext& f)
       : begin(count * f.thread / f.threads), end(count * (f.thread + 1) / f.threads) {}
 };
 

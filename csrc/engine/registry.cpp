@@ -30,8 +30,9 @@ struct Checker {
   }
   void map(const Map& m, bool floats = false) const {
     require(m.channels > 0 && m.channels % kLanes == 0 && m.height > 0 && m.width > 0 &&
-                (m.border == 0 || m.border == 1) && (!floats || m.cell == Cell::f32),
-            "a map must have pixels, a multiple of 16 channels, a border of 0 or 1, and cells that "
+                (m.border == 0 || m.border == 1) && (!floats || m.storage == Storage::f32),
+            "a map must have pixels, a multiple of 16 channels, a border of 0 or 1, and a storage "
+            "type that "
             "the instruction can read");
     place(m.offset, m.bytes());
   }
@@ -56,7 +57,7 @@ struct Checker {
             l.out.height == plan.resolution && l.out.width == plan.resolution,
         "the first map must be of the image's size and have room for its channels and the ones");
   }
-  void operator()(const Enter& e) const {
+  void operator()(const BlockPrologue& e) const {
     map(e.x, true);
     maybe(e.skip, true);
     require(e.main || e.act || e.raw, "an entry must have a result");
@@ -86,15 +87,16 @@ struct Checker {
     require((c.taps == 1 || (c.taps == 9 && c.in.border == 1)) && c.in_channels > 0 &&
                 c.in_channels % 4 == 0 && c.in_channels <= c.in.channels,
             "a convolution must have 1 tap, or 9 and a border");
-    require((c.in.cell == Cell::u8) == (c.dequantise >= 0), "u8 cells need scales, and only they");
-    const bool narrow = c.in.cell == Cell::bf16;
+    require((c.in.storage == Storage::u8) == (c.dequantise >= 0),
+            "maps of u8 need scales, and only they");
+    const bool narrow = c.in.storage == Storage::bf16;
     const int64_t tile = c.winograd, points = (tile + 2) * (tile + 2);
     require(tile == 0 || ((tile == 4 || (tile == 2 && narrow)) && c.taps == 9 &&
-                          c.in.cell != Cell::u8 && c.in.height % tile == 0 &&
+                          c.in.storage != Storage::u8 && c.in.height % tile == 0 &&
                           c.in.width % tile == 0 && c.in_channels == c.in.channels),
             "Winograd needs 9 taps, float32 or bf16, and sizes divisible by 4 or, in bf16, by 2");
     weights(c.weights, (tile && narrow ? points : c.taps) * c.in_channels * result.channels *
-                           cell_bytes(c.in.cell));
+                           storage_bytes(c.in.storage));
     if (c.dequantise >= 0) weights(c.dequantise, 2 * 4 * result.channels);
     require(c.modulation < 0 || c.modulation + result.channels <= plan.modulations,
             "a modulation must be one of the plan's");
@@ -102,7 +104,7 @@ struct Checker {
   void operator()(const SplitHeads& s) const {
     map(s.qkv);
     const int64_t pixels = s.qkv.height * s.qkv.width;
-    require(s.qkv.cell != Cell::u8 && s.heads > 0 && s.head_stride % kLanes == 0 &&
+    require(s.qkv.storage != Storage::u8 && s.heads > 0 && s.head_stride % kLanes == 0 &&
                 s.head_channels <= s.head_stride && 3 * s.heads * s.head_stride == s.qkv.channels &&
                 s.pixels_stride >= pixels && s.pixels_stride % kLanes == 0,
             "an attention's heads must share the channels of its map");

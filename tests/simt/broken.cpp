@@ -5,7 +5,7 @@
 
 #include "simt.h"
 
-#include "cuda/pieces.cuh"
+#include "cuda/primitives.cuh"
 
 namespace {
 

@@ -2,10 +2,10 @@
 // all keys, so that their scores stay in L1 and never reach the arena. Where the map comes in bf16
 // and the processor multiplies it, so are queries, keys, values and weights: all are of unit
 // magnitude or below, and the sums stay in float32.
-#include "cells.h"
+#include "approximate.h"
 #include "cpu/engine_kernels.h"
 #include "normalize.h"
-#include "quick.h"
+#include "storage.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
@@ -14,22 +14,22 @@ namespace {
 constexpr float kEps = 1e-4f;  // of the normalisation of queries, keys and values (EDM2 eq. 30)
 
 // The type of the products for this map.
-Cell products(const Map& qkv) {
+Storage products(const Map& qkv) {
 #if defined(__AVX512BF16__)
-  return qkv.cell;
+  return qkv.storage;
 #else
   (void)qkv;
-  return Cell::f32;
+  return Storage::f32;
 #endif
 }
 
-constexpr int64_t per_step(Cell cell) { return 4 / cell_bytes(cell); }
+constexpr int64_t per_step(Storage storage) { return 4 / storage_bytes(storage); }
 
 // What the tile's steps of four bytes read: queries [pixels][channels], keys in panels of 16
 // [panels][channels / per_step][16][per_step], values [pixels / per_step][channels][per_step].
 struct Head {
   char *q, *k, *v;
-  Head(const SplitHeads& s, const Frame& f, int64_t image, int64_t head, int64_t size) {
+  Head(const SplitHeads& s, const ExecutionContext& f, int64_t image, int64_t head, int64_t size) {
     char* base = f.arena + image * f.image_bytes;
     const int64_t pixels = s.qkv.height * s.qkv.width, step = 4 / size;
     q = base + s.q + head * pixels * s.head_stride * size;
@@ -38,10 +38,10 @@ struct Head {
   }
 };
 
-// Four bytes of cells: a float, or two neighbours in bf16.
-template <Cell cell>
+// Four bytes as they are stored: a float, or two neighbours in bf16.
+template <Storage storage>
 std::int32_t packed(const float* first, [[maybe_unused]] const float* second) {
-  if constexpr (cell == Cell::f32) {
+  if constexpr (storage == Storage::f32) {
     return static_cast<std::int32_t>(bits_of(*first));
   } else {
     bf16 low, high;
@@ -51,11 +51,11 @@ std::int32_t packed(const float* first, [[maybe_unused]] const float* second) {
   }
 }
 
-template <Cell cell>
-void split_heads_cells(const SplitHeads& s, const Frame& f) {
-  constexpr int64_t size = cell_bytes(cell), step = per_step(cell);
+template <Storage storage>
+void split_heads_stored(const SplitHeads& s, const ExecutionContext& f) {
+  constexpr int64_t size = storage_bytes(storage), step = per_step(storage);
   const int64_t pixels = s.qkv.height * s.qkv.width, stride = s.head_stride;
-  const int64_t part_bytes = s.heads * stride * cell_bytes(s.qkv.cell);
+  const int64_t part_bytes = s.heads * stride * storage_bytes(s.qkv.storage);
   // Attention's scale is made part of the queries.
   const float scale = 1 / square_root(static_cast<float>(s.head_channels));
   float* rows[3];  // of 16 pixels: q, k, v
@@ -66,7 +66,7 @@ void split_heads_cells(const SplitHeads& s, const Frame& f) {
   for (int64_t item = mine.begin; item < mine.end; ++item) {
     const int64_t image = item / s.heads, head = item % s.heads;
     const Head to(s, f, image, head, size);
-    const char* from = f.pixel(s.qkv, image, 0, 0) + head * stride * cell_bytes(s.qkv.cell);
+    const char* from = f.pixel(s.qkv, image, 0, 0) + head * stride * storage_bytes(s.qkv.storage);
     for (int64_t first = 0; first < s.pixels_stride; first += kLanes) {
       const int64_t valid = first + kLanes <= pixels ? int64_t{kLanes} : pixels - first;
       for (int64_t p = 0; p < kLanes; ++p) {
@@ -76,13 +76,13 @@ void split_heads_cells(const SplitHeads& s, const Frame& f) {
             std::memset(row, 0, stride * 4);
             continue;
           }
-          const char* cells = from + (first + p) * s.qkv.pixel_bytes() + part * part_bytes;
-          if (s.qkv.cell == Cell::f32) {
-            std::memcpy(row, cells, stride * 4);
+          const char* stored = from + (first + p) * s.qkv.pixel_bytes() + part * part_bytes;
+          if (s.qkv.storage == Storage::f32) {
+            std::memcpy(row, stored, stride * 4);
           } else {
-            const auto* narrow_cells = reinterpret_cast<const bf16*>(cells);
+            const auto* narrow_stored = reinterpret_cast<const bf16*>(stored);
             AGF_VECTORISE
-            for (int64_t c = 0; c < stride; ++c) row[c] = widen(narrow_cells[c]);
+            for (int64_t c = 0; c < stride; ++c) row[c] = widen(narrow_stored[c]);
           }
           const float squares = sum_of_squares(row, static_cast<int>(stride));
           float factor = normalize_factor(squares, static_cast<float>(s.head_channels), kEps);
@@ -92,7 +92,7 @@ void split_heads_cells(const SplitHeads& s, const Frame& f) {
         }
       }
       Map queries;
-      queries.cell = cell;
+      queries.storage = storage;
       for (int64_t p = 0; p < valid; ++p) {
         put(rows[0] + p * stride, to.q + (first + p) * stride * size, stride, queries);
       }
@@ -100,14 +100,14 @@ void split_heads_cells(const SplitHeads& s, const Frame& f) {
       for (int64_t c = 0; c < stride; c += step) {
         for (int64_t p = 0; p < kLanes; ++p) {
           const float* k = rows[1] + p * stride + c;
-          *k_to++ = packed<cell>(k, k + step - 1);
+          *k_to++ = packed<storage>(k, k + step - 1);
         }
       }
       for (int64_t p = 0; p < valid; p += step) {
         const float *v = rows[2] + p * stride, *next = rows[2] + (p + step - 1) * stride;
         auto* v_to = reinterpret_cast<std::int32_t*>(to.v + (first + p) / step * stride * 4);
         AGF_VECTORISE
-        for (int64_t c = 0; c < stride; ++c) v_to[c] = packed<cell>(v + c, next + c);
+        for (int64_t c = 0; c < stride; ++c) v_to[c] = packed<storage>(v + c, next + c);
       }
     }
   }
@@ -115,13 +115,13 @@ void split_heads_cells(const SplitHeads& s, const Frame& f) {
 
 // Exponentials of a tile's scores, to the rows of weights; adds them to `sums`. Queries and keys
 // have unit magnitude, so that no score exceeds sqrt(head_channels): no maximum is subtracted.
-template <Cell cell>
+template <Storage storage>
 void exponentials(float* scores, int64_t count, int64_t valid, char* row, float* sum) {
   float total = 0;
   if (valid == count) {
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < count; ++i) {
-      scores[i] = cell == Cell::f32 ? exp(scores[i]) : quick_exp(scores[i]);
+      scores[i] = storage == Storage::f32 ? exp(scores[i]) : approximate_exp(scores[i]);
       total += scores[i];
     }
   } else {  // keys past the last do not count
@@ -132,13 +132,13 @@ void exponentials(float* scores, int64_t count, int64_t valid, char* row, float*
   }
   *sum += total;
   Map weights;
-  weights.cell = cell;
+  weights.storage = storage;
   put(scores, row, count, weights);
 }
 
-template <Cell cell>
-void attend_cells(const Attend& a, const Frame& f) {
-  constexpr int64_t size = cell_bytes(cell), step = per_step(cell);
+template <Storage storage>
+void attend_stored(const Attend& a, const ExecutionContext& f) {
+  constexpr int64_t size = storage_bytes(storage), step = per_step(storage);
   const SplitHeads& s = a.from;
   const int64_t pixels = s.qkv.height * s.qkv.width;
   const int64_t blocks = (pixels + kPixels - 1) / kPixels;
@@ -160,21 +160,21 @@ void attend_cells(const Attend& a, const Frame& f) {
     for (int64_t panel = 0; panel < key_panels;) {
       const int taken = next_panels(key_panels - panel);
       const int64_t count = taken * kLanes, valid = pixels - panel * kLanes;
-      multiply<cell>(taken, at, &no_tap, 1, s.head_stride * size,
-                     from.k + panel * kLanes * s.head_stride * size, kLanes * 4,
-                     kLanes * s.head_stride * size, tile.sums);
+      multiply<storage>(taken, at, &no_tap, 1, s.head_stride * size,
+                        from.k + panel * kLanes * s.head_stride * size, kLanes * 4,
+                        kLanes * s.head_stride * size, tile.sums);
       for (int p = 0; p < kPixels; ++p) {
-        exponentials<cell>(tile.sums + p * count, count, valid < count ? valid : count,
-                           f.scratch + p * row_bytes + panel * kLanes * size, sums + p);
+        exponentials<storage>(tile.sums + p * count, count, valid < count ? valid : count,
+                              f.scratch + p * row_bytes + panel * kLanes * size, sums + p);
       }
       panel += taken;
     }
     for (int p = 0; p < kPixels; ++p) at[p] = f.scratch + p * row_bytes;
     for (int64_t panel = 0; panel < value_panels;) {
       const int taken = next_panels(value_panels - panel);
-      multiply<cell>(taken, at, &no_tap, 1, (pixels + step - 1) / step * 4,
-                     from.v + panel * kLanes * 4, s.head_stride * 4, kLanes * 4, tile.sums);
-      Walk pixel(block * kPixels, s.qkv.height, s.qkv.width);
+      multiply<storage>(taken, at, &no_tap, 1, (pixels + step - 1) / step * 4,
+                        from.v + panel * kLanes * 4, s.head_stride * 4, kLanes * 4, tile.sums);
+      PixelIterator pixel(block * kPixels, s.qkv.height, s.qkv.width);
       for (int p = 0; p < kPixels && block * kPixels + p < pixels; ++p, pixel.next()) {
         float* y = tile.sums + p * taken * kLanes;
         const float inverse = 1 / sums[p];
@@ -182,7 +182,7 @@ void attend_cells(const Attend& a, const Frame& f) {
         for (int64_t c = 0; c < taken * kLanes; ++c) y[c] *= inverse;
         put(y,
             f.pixel(a.out, image, pixel.y, pixel.x) +
-                (head * s.head_stride + panel * kLanes) * cell_bytes(a.out.cell),
+                (head * s.head_stride + panel * kLanes) * storage_bytes(a.out.storage),
             taken * kLanes, a.out);
       }
       panel += taken;
@@ -190,14 +190,14 @@ void attend_cells(const Attend& a, const Frame& f) {
   }
 }
 
-void split_heads(const SplitHeads& s, const Frame& f) {
-  if (products(s.qkv) == Cell::bf16) return split_heads_cells<Cell::bf16>(s, f);
-  split_heads_cells<Cell::f32>(s, f);
+void split_heads(const SplitHeads& s, const ExecutionContext& f) {
+  if (products(s.qkv) == Storage::bf16) return split_heads_stored<Storage::bf16>(s, f);
+  split_heads_stored<Storage::f32>(s, f);
 }
 
-void attend(const Attend& a, const Frame& f) {
-  if (products(a.from.qkv) == Cell::bf16) return attend_cells<Cell::bf16>(a, f);
-  attend_cells<Cell::f32>(a, f);
+void attend(const Attend& a, const ExecutionContext& f) {
+  if (products(a.from.qkv) == Storage::bf16) return attend_stored<Storage::bf16>(a, f);
+  attend_stored<Storage::f32>(a, f);
 }
 
 const RegisterCpuKernel registered[] = {

@@ -16,18 +16,18 @@ namespace {
 constexpr int64_t kPadding = 64;
 constexpr int64_t kPanelSums = kMaxPanels * kLanes;
 
-// Images and weights are of one kind of cells, what is multiplied of the same or of float32.
-template <Cell stored, Cell factors, class Winograd>
+// Images and weights are stored in one type, what is multiplied in the same or in float32.
+template <Storage stored, Storage factors, class Winograd>
 struct Way : Winograd {
   using Winograd::kTile, Winograd::kWindow;
-  static constexpr Cell kStored = stored, kFactors = factors;
+  static constexpr Storage kStored = stored, kFactors = factors;
   static constexpr int kPoints = kWindow * kWindow;
-  static constexpr int kStoredBytes = cell_bytes(stored), kFactorBytes = cell_bytes(factors);
+  static constexpr int kStoredBytes = storage_bytes(stored), kFactorBytes = storage_bytes(factors);
   static constexpr int kStep = 4 / kFactorBytes;  // values that a product takes at once
 };
-using Float32 = Way<Cell::f32, Cell::f32, WinogradF4>;
-using Widened = Way<Cell::bf16, Cell::f32, WinogradF4>;
-using Bfloat16 = Way<Cell::bf16, Cell::bf16, WinogradF2>;
+using Float32 = Way<Storage::f32, Storage::f32, WinogradF4>;
+using Widened = Way<Storage::bf16, Storage::f32, WinogradF4>;
+using Bfloat16 = Way<Storage::bf16, Storage::bf16, WinogradF2>;
 
 template <class Body>
 void by_way(ConvTypes types, Body&& body) {
@@ -84,7 +84,7 @@ struct Tiled {
 // store(tile, c, points) for each tile and run of kWidth channels c, `together` tiles at a time:
 // points [together][out][out] come from the pixels source(tile)(i, j), [in][in] of each tile, by a
 // transform of lines in both directions. Tiles past `count` are made of zeros.
-template <Cell cell, int together, int in, int out, class Source, class Line, class Store>
+template <Storage storage, int together, int in, int out, class Source, class Line, class Store>
 void transform(int64_t count, int64_t channels, const char* zeros, const Source& source,
                const Line& line, const Store& store) {
   for (int64_t tile = 0; tile < count; tile += together) {
@@ -106,7 +106,7 @@ void transform(int64_t count, int64_t channels, const char* zeros, const Source&
           Floats column[in];
 #pragma GCC unroll 8
           for (int i = 0; i < in; ++i) {
-            column[i] = load_cells<cell>(pixels[e][i][j] + c * cell_bytes(cell));
+            column[i] = load_floats<storage>(pixels[e][i][j] + c * storage_bytes(storage));
           }
           line(column, &half[0][j], in);
         }
@@ -146,7 +146,7 @@ void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64
             const int64_t c = backward ? panel * kLanes + out : first + in;
             const char* from =
                 w + ((k * 9 + (backward ? 8 - tap : tap)) * s.C + c) * W::kStoredBytes;
-            if constexpr (W::kStored == Cell::f32) {
+            if constexpr (W::kStored == Storage::f32) {
               taps[tap][in][out] = load_as<float>(from);
             } else {
               taps[tap][in][out] = widen(load_as<bf16>(from));
@@ -170,10 +170,11 @@ void weights_of(const char* w, char* u, const ConvShape& s, bool backward, int64
           }
           for (int point = 0; point < W::kPoints; ++point) {
             const int i = point / W::kWindow, j = point % W::kWindow;
-            const Ints cells = pack_cells<W::kFactors>(points[0][i][j], points[W::kStep - 1][i][j]);
+            const Ints stored =
+                pack_stored<W::kFactors>(points[0][i][j], points[W::kStep - 1][i][j]);
             const int64_t row = (panel * inputs + first + in) * kLanes;
-            std::memcpy(u + (point * point_size + row) * W::kFactorBytes + out * 4, &cells,
-                        sizeof(cells));
+            std::memcpy(u + (point * point_size + row) * W::kFactorBytes + out * 4, &stored,
+                        sizeof(stored));
           }
         }
       }
@@ -202,7 +203,7 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
                           [&](int64_t tile, int64_t c, const auto& points) {
                             char* to = transformed + tile * pixel + c * W::kFactorBytes;
                             for (int i = 0; i < W::kPoints; ++i) {
-                              store_cells<W::kFactors>((&points[0][0][0])[i], to + i * stride);
+                              store_floats<W::kFactors>((&points[0][0][0])[i], to + i * stride);
                             }
                           });
     for (int64_t panel = 0; panel < panels;) {
@@ -220,7 +221,7 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
               reinterpret_cast<float*>(sums + point * sums_stride) + tile * width);
         }
       }
-      transform<Cell::f32, 1, W::kWindow, W::kTile>(
+      transform<Storage::f32, 1, W::kWindow, W::kTile>(
           count, width, nullptr,
           [&](int64_t tile) {
             return [=](int i, int j) {
@@ -233,7 +234,7 @@ void products_of(const char* x, const char* u, char* y, const ConvShape& s, int6
             for (int i = 0; i < W::kTile; ++i) {
               for (int j = 0; j < W::kTile; ++j) {
                 char* to = const_cast<char*>(pixel(i, j)) + (panel * kLanes + k) * W::kStoredBytes;
-                store_cells<W::kStored>(pixels[0][i][j], to);
+                store_floats<W::kStored>(pixels[0][i][j], to);
               }
             }
           });
@@ -274,13 +275,13 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
   Tile product;
   for (int64_t first = begin; first < end; first += tiles) {
     const int64_t count = end - first < tiles ? end - first : tiles;
-    const auto cells = [](const auto& points, int i) {
-      return pack_cells<W::kFactors>((&points[0][0][0])[i], (&points[W::kStep - 1][0][0])[i]);
+    const auto stored = [](const auto& points, int i) {
+      return pack_stored<W::kFactors>((&points[0][0][0])[i], (&points[W::kStep - 1][0][0])[i]);
     };
     transform_input<W, W::kStep>(
         images, first, count, C, [&](int64_t tile, int64_t c, const auto& points) {
           for (int i = 0; i < W::kPoints; ++i) {
-            const Ints both = cells(points, i);
+            const Ints both = stored(points, i);
             for (int part = 0; part < kWidth; part += kPixels) {
               const int64_t row = (c + part) / kPixels * steps + tile / W::kStep;
               std::memcpy(inputs + i * stride + row * kPixels * 4,
@@ -294,7 +295,7 @@ void gradient_of(const char* x, const char* grad, float* du, const ConvShape& s,
         [&](int64_t tile, int64_t k, const auto& points) {
           const int64_t row = k / kLanes * steps + tile / W::kStep;
           for (int i = 0; i < W::kPoints; ++i) {
-            const Ints both = cells(points, i);
+            const Ints both = stored(points, i);
             std::memcpy(outputs + i * grad_stride + (row * kLanes + k % kLanes) * 4, &both,
                         sizeof(both));
           }
@@ -362,7 +363,7 @@ void gradient_weights_of(const float* du, int64_t parts, char* dw, const ConvSha
       for (int tap = 0; tap < 9; ++tap) {
         char* to = dw + (((k + out) * 9 + tap) * s.C + c) * W::kStoredBytes;
         for (int in = 0; in < kLanes; in += kWidth) {
-          store_cells<W::kStored>(load_as<Floats>(&taps[tap][out][in]), to + in * W::kStoredBytes);
+          store_floats<W::kStored>(load_as<Floats>(&taps[tap][out][in]), to + in * W::kStoredBytes);
         }
       }
     }

@@ -1,19 +1,19 @@
 // Direct 1x1 and 3x3 convolution, float32, bf16 or int8: each tile of pixels is multiplied with
 // panels of packed weights straight from the input map, with no matrix of patches in between.
 #include "cpu/engine_kernels.h"
-#include "finish.h"
+#include "epilogue.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
 namespace {
 
-template <Cell cell>
-void convolve_cells(const Convolve& c, const Frame& f) {
+template <Storage storage>
+void convolve_stored(const Convolve& c, const ExecutionContext& f) {
   const Map& result = c.out ? c.out : c.act;
   const int64_t pixels = f.images * c.in.height * c.in.width;
   const int64_t blocks = (pixels + kPixels - 1) / kPixels;
   const int64_t panels = result.channels / kLanes;
-  const int64_t tap_bytes = c.in_channels * cell_bytes(cell);
+  const int64_t tap_bytes = c.in_channels * storage_bytes(storage);
   const int64_t panel_bytes = c.taps * tap_bytes * kLanes;
   const int64_t reach = c.taps == 9 ? 1 : 0;
   int64_t taps[9];
@@ -28,35 +28,35 @@ void convolve_cells(const Convolve& c, const Frame& f) {
   Tile tile;
   for (int64_t panel = first_panel; panel < last_panel;) {
     const int taken = next_panels(last_panel - panel);
-    Walk walk(first_block * kPixels, c.in.height, c.in.width);
+    PixelIterator walk(first_block * kPixels, c.in.height, c.in.width);
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t left = pixels - block * kPixels;
       const int valid = left < kPixels ? static_cast<int>(left) : kPixels;
       const char* at[kPixels];
-      const Walk start = walk;
+      const PixelIterator start = walk;
       for (int p = 0; p < kPixels; ++p) {
         at[p] = f.pixel(c.in, walk.image, walk.y - reach, walk.x - reach);
-        expect(c, f, walk, panel * kLanes, taken * kLanes);
+        prefetch(c, f, walk, panel * kLanes, taken * kLanes);
         if (p + 1 < valid) walk.next();  // the last pixel stands in for those past the end
       }
-      multiply<cell>(taken, at, taps, c.taps, tap_bytes,
-                     f.weights + c.weights + panel * panel_bytes, kLanes * 4, panel_bytes,
-                     tile.sums);
+      multiply<storage>(taken, at, taps, c.taps, tap_bytes,
+                        f.weights + c.weights + panel * panel_bytes, kLanes * 4, panel_bytes,
+                        tile.sums);
       walk.next();
-      Walk to = start;
+      PixelIterator to = start;
       for (int p = 0; p < valid; ++p, to.next()) {
-        finish(c, f, to, panel * kLanes, taken * kLanes, tile.sums + p * taken * kLanes);
+        epilogue(c, f, to, panel * kLanes, taken * kLanes, tile.sums + p * taken * kLanes);
       }
     }
     panel += taken;
   }
 }
 
-void convolve(const Convolve& c, const Frame& f) {
-  switch (c.in.cell) {
-    case Cell::f32: return convolve_cells<Cell::f32>(c, f);
-    case Cell::bf16: return convolve_cells<Cell::bf16>(c, f);
-    case Cell::u8: return convolve_cells<Cell::u8>(c, f);
+void convolve(const Convolve& c, const ExecutionContext& f) {
+  switch (c.in.storage) {
+    case Storage::f32: return convolve_stored<Storage::f32>(c, f);
+    case Storage::bf16: return convolve_stored<Storage::bf16>(c, f);
+    case Storage::u8: return convolve_stored<Storage::u8>(c, f);
   }
 }
 

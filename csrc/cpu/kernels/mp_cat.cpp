@@ -1,7 +1,7 @@
 // CPU loops of the magnitude-preserving concatenation, with the mp_silu that follows it.
+#include "approximate.h"
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
-#include "quick.h"
 
 namespace agf::AGF_ISA {
 namespace {

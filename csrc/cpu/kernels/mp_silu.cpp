@@ -1,5 +1,5 @@
 // CPU loops of mp_silu and of the modulation before it.
-#include "quick.h"
+#include "approximate.h"
 
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"

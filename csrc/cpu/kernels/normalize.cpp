@@ -5,8 +5,8 @@
 
 #include <cmath>
 
+#include "approximate.h"
 #include "cpu/pixels.h"
-#include "quick.h"
 
 namespace agf::AGF_ISA {
 namespace {

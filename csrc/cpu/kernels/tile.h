@@ -39,46 +39,46 @@ inline T load_as(const void* p) {
   return value;
 }
 
-// kWidth cells as floats, and back.
-template <Cell cell>
-inline Floats load_cells(const char* p) {
-  if constexpr (cell == Cell::f32) {
+// Loads kWidth stored values as floats, and stores them.
+template <Storage storage>
+inline Floats load_floats(const char* p) {
+  if constexpr (storage == Storage::f32) {
     return load_as<Floats>(p);
   } else {
-    static_assert(cell == Cell::bf16);
+    static_assert(storage == Storage::bf16);
     using Halves = std::uint16_t __attribute__((vector_size(kWidth * 2)));
     return (Floats)(__builtin_convertvector(load_as<Halves>(p), Ints) << 16);
   }
 }
 
-template <Cell cell>
-inline void store_cells(Floats x, char* to) {
-  if constexpr (cell == Cell::f32) {
+template <Storage storage>
+inline void store_floats(Floats x, char* to) {
+  if constexpr (storage == Storage::f32) {
     std::memcpy(to, &x, sizeof(x));
   } else {
-    static_assert(cell == Cell::bf16);
+    static_assert(storage == Storage::bf16);
     float values[kWidth];
     std::memcpy(values, &x, sizeof(x));
     narrow(values, reinterpret_cast<bf16*>(to), kWidth);
   }
 }
 
-// Four bytes of cells for each lane: a float, or its cell of `first` and that of `second`.
-template <Cell cell>
-inline Ints pack_cells(Floats first, [[maybe_unused]] Floats second) {
-  if constexpr (cell == Cell::f32) {
+// Four bytes for each lane: a float, or a bf16 of `first` and one of `second`.
+template <Storage storage>
+inline Ints pack_stored(Floats first, [[maybe_unused]] Floats second) {
+  if constexpr (storage == Storage::f32) {
     return (Ints)first;
   } else {
-    static_assert(cell == Cell::bf16);
+    static_assert(storage == Storage::bf16);
 #if defined(__AVX512BF16__)
     using Halves = std::uint16_t __attribute__((vector_size(64)));
     constexpr Halves pairs = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                               8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i cells = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (Ints)_mm512_permutexvar_epi16((__m512i)pairs, cells);
+    const __m512i stored = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (Ints)_mm512_permutexvar_epi16((__m512i)pairs, stored);
 #else
-    Ints cells;
-    char* to = reinterpret_cast<char*>(&cells);
+    Ints stored;
+    char* to = reinterpret_cast<char*>(&stored);
     float a[kWidth], b[kWidth];
     std::memcpy(a, &first, sizeof(a));
     std::memcpy(b, &second, sizeof(b));
@@ -88,24 +88,24 @@ inline Ints pack_cells(Floats first, [[maybe_unused]] Floats second) {
       narrow(b[i], pair + 1);
       std::memcpy(to + 4 * i, pair, 4);
     }
-    return cells;
+    return stored;
 #endif
   }
 }
 
 // sum + x . w for each lane, x four bytes of a pixel and w the lane's four bytes of weights.
-template <Cell>
+template <Storage>
 struct Dot;
 
 template <>
-struct Dot<Cell::f32> {
+struct Dot<Storage::f32> {
   using Sum = Floats;
   static Sum add(Sum sum, const char* x, Ints w) { return sum + load_as<float>(x) * (Floats)w; }
   static Floats value(Sum sum) { return sum; }
 };
 
 template <>
-struct Dot<Cell::bf16> {
+struct Dot<Storage::bf16> {
   using Sum = Floats;
   static Sum add(Sum sum, const char* x, Ints w) {
     const std::int32_t pair = load_as<std::int32_t>(x);
@@ -123,7 +123,7 @@ struct Dot<Cell::bf16> {
 };
 
 template <>
-struct Dot<Cell::u8> {
+struct Dot<Storage::u8> {
   using Sum = Ints;
   static Sum add(Sum sum, const char* x, Ints w) {
 #if defined(__AVX512VNNI__)
@@ -148,11 +148,11 @@ struct Tile {
 // sums = pixels x weights. Taps are byte offsets from each pixel's address, of `tap_bytes` each;
 // the weights of consecutive steps lie `step` bytes apart, those of consecutive panels `panel`, and
 // a pixel's own steps `advance`.
-template <Cell cell, int panels, int advance>
+template <Storage storage, int panels, int advance>
 __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t* taps,
                                         int64_t num_taps, int64_t tap_bytes, const char* weights,
                                         int64_t step, int64_t panel, float* out) {
-  using D = Dot<cell>;
+  using D = Dot<storage>;
   constexpr int vectors = panels * kVectors;
   // Unrolled, all of it: a loop over the sums, to clear or to store them, would put them in memory.
   typename D::Sum sums[kPixels][vectors];
@@ -189,13 +189,13 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
   }
 }
 
-template <Cell cell, int advance = 4>
+template <Storage storage, int advance = 4>
 inline void multiply(int panels, const char* const* pixels, const int64_t* taps, int64_t num_taps,
                      int64_t tap_bytes, const char* weights, int64_t step, int64_t panel,
                      float* out) {
   const auto run = [&](auto count) {
-    multiply<cell, decltype(count)::value, advance>(pixels, taps, num_taps, tap_bytes, weights,
-                                                    step, panel, out);
+    multiply<storage, decltype(count)::value, advance>(pixels, taps, num_taps, tap_bytes, weights,
+                                                       step, panel, out);
   };
   if constexpr (kMaxPanels == 3) {
     if (panels == 3) return run(std::integral_constant<int, 3>{});
@@ -206,7 +206,8 @@ inline void multiply(int panels, const char* const* pixels, const int64_t* taps,
 
 // Splits the work over output channels where weights are the larger part of what is read, so that
 // each thread reads only its own, else over pixels; either only if it keeps all threads busy.
-inline bool split_channels(const Convolve& c, const Frame& f, int64_t blocks, int64_t panels) {
+inline bool split_channels(const Convolve& c, const ExecutionContext& f, int64_t blocks,
+                           int64_t panels) {
   if (f.threads == 1) return false;
   const auto longest = [&](int64_t count) {
     return static_cast<double>((count + f.threads - 1) / f.threads * f.threads) / count;

@@ -8,7 +8,7 @@
 #include "winograd.h"
 
 #include "cpu/engine_kernels.h"
-#include "finish.h"
+#include "epilogue.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
@@ -30,15 +30,15 @@ struct Matrices {
 struct Tiles {
   int64_t across, down;
   explicit Tiles(const Map& in) : across(in.width / 4), down(in.height / 4) {}
-  Walk at(int64_t tile) const { return Walk(tile, down, across); }
+  PixelIterator at(int64_t tile) const { return PixelIterator(tile, down, across); }
 };
 
 // V [count][channels] of the tiles [first, first + count).
-void transform_input(const Convolve& c, const Frame& f, int64_t first, int64_t count,
+void transform_input(const Convolve& c, const ExecutionContext& f, int64_t first, int64_t count,
                      const Matrices& v) {
   const int64_t channels = c.in.channels;
   const int64_t line = c.in.line_bytes() / 4, pixel = channels;
-  Walk at = Tiles(c.in).at(first);
+  PixelIterator at = Tiles(c.in).at(first);
   for (int64_t tile = 0; tile < count; ++tile, at.next()) {
     const auto* corner =
         reinterpret_cast<const float*>(f.pixel(c.in, at.image, 4 * at.y - 1, 4 * at.x - 1));
@@ -62,10 +62,10 @@ void transform_input(const Convolve& c, const Frame& f, int64_t first, int64_t c
 }
 
 // From M [count][width] to the finished pixels of these tiles, channels [begin, begin + width).
-void transform_output(const Convolve& c, const Frame& f, int64_t first, int64_t count,
+void transform_output(const Convolve& c, const ExecutionContext& f, int64_t first, int64_t count,
                       const Matrices& m, int64_t begin, int64_t width) {
   alignas(64) float result[16][kMaxPanels * kLanes];
-  Walk at = Tiles(c.in).at(first);
+  PixelIterator at = Tiles(c.in).at(first);
   for (int64_t tile = 0; tile < count; ++tile, at.next()) {
     for (int64_t ch = 0; ch < width; ch += kWidth) {
       const auto in = [&](int i, int j) {
@@ -82,11 +82,11 @@ void transform_output(const Convolve& c, const Frame& f, int64_t first, int64_t 
         for (int j = 0; j < 4; ++j) *reinterpret_cast<Floats*>(&result[i * 4 + j][ch]) = out[j];
       }
     }
-    Walk pixel = at;
+    PixelIterator pixel = at;
     for (int p = 0; p < 16; ++p) {
       pixel.y = 4 * at.y + p / 4;
       pixel.x = 4 * at.x + p % 4;
-      finish(c, f, pixel, begin, width, result[p]);
+      epilogue(c, f, pixel, begin, width, result[p]);
     }
   }
 }
@@ -169,12 +169,12 @@ void multiply(int64_t tiles, int panels, const float* v, int64_t stride, const f
 
 // Splits the work over output channels where there are few tiles: each thread then transforms only
 // its own weights, but all of the input.
-bool split_channels(const Convolve& c, const Frame& f, int64_t tiles, int64_t panels) {
+bool split_channels(const Convolve& c, const ExecutionContext& f, int64_t tiles, int64_t panels) {
   return f.threads > 1 && panels >= f.threads && tiles <= winograd_tiles(c) &&
          2 * tiles < panels * kLanes;
 }
 
-void winograd(const Convolve& c, const Frame& f) {
+void winograd(const Convolve& c, const ExecutionContext& f) {
   const int64_t channels = c.in.channels, tiles = winograd_tiles(c);
   const int64_t panels = (c.out ? c.out : c.act).channels / kLanes;
   const auto* weights = reinterpret_cast<const float*>(f.weights + c.weights);

@@ -5,7 +5,7 @@
 #include "winograd.h"
 
 #include "cpu/engine_kernels.h"
-#include "finish.h"
+#include "epilogue.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
@@ -14,16 +14,16 @@ namespace {
 // `count` tiles of results, of the map's from number `first` on.
 struct Tiles {
   int64_t first, count, down, across;
-  Walk begin() const { return Walk(first, down, across); }
+  PixelIterator begin() const { return PixelIterator(first, down, across); }
 };
 
 // V [points][tiles][channels]; `stride` bytes from point to point.
 template <class W>
-void transform_input(const Convolve& c, const Frame& f, const Tiles& tiles, int64_t stride,
-                     char* transformed) {
+void transform_input(const Convolve& c, const ExecutionContext& f, const Tiles& tiles,
+                     int64_t stride, char* transformed) {
   constexpr int side = W::kTile, reach = W::kWindow;
   const int64_t line = c.in.line_bytes(), pixel = c.in.pixel_bytes();
-  Walk at = tiles.begin();
+  PixelIterator at = tiles.begin();
   for (int64_t tile = 0; tile < tiles.count; ++tile, at.next()) {
     const char* corner = f.pixel(c.in, at.image, side * at.y - 1, side * at.x - 1);
     char* to = transformed + tile * pixel;
@@ -32,7 +32,7 @@ void transform_input(const Convolve& c, const Frame& f, const Tiles& tiles, int6
       for (int j = 0; j < reach; ++j) {
         Floats d[reach];
         for (int i = 0; i < reach; ++i) {
-          d[i] = load_cells<Cell::bf16>(corner + j * pixel + i * line + byte);
+          d[i] = load_floats<Storage::bf16>(corner + j * pixel + i * line + byte);
         }
         W::input(d, &half[0][j], reach);
       }
@@ -40,7 +40,7 @@ void transform_input(const Convolve& c, const Frame& f, const Tiles& tiles, int6
         Floats out[reach];
         W::input(half[i], out, 1);
         for (int j = 0; j < reach; ++j) {
-          store_cells<Cell::bf16>(out[j], to + (reach * i + j) * stride + byte);
+          store_floats<Storage::bf16>(out[j], to + (reach * i + j) * stride + byte);
         }
       }
     }
@@ -49,11 +49,11 @@ void transform_input(const Convolve& c, const Frame& f, const Tiles& tiles, int6
 
 // From M [points][tiles][width] to the finished pixels, channels [begin, begin + width).
 template <class W>
-void transform_output(const Convolve& c, const Frame& f, const Tiles& tiles, int64_t stride,
-                      const char* products, int64_t begin, int64_t width) {
+void transform_output(const Convolve& c, const ExecutionContext& f, const Tiles& tiles,
+                      int64_t stride, const char* products, int64_t begin, int64_t width) {
   constexpr int side = W::kTile, reach = W::kWindow;
   alignas(64) float result[side * side][kMaxPanels * kLanes];
-  Walk at = tiles.begin();
+  PixelIterator at = tiles.begin();
   for (int64_t tile = 0; tile < tiles.count; ++tile, at.next()) {
     for (int64_t ch = 0; ch < width; ch += kWidth) {
       const char* m = products + (tile * width + ch) * 4;
@@ -73,17 +73,17 @@ void transform_output(const Convolve& c, const Frame& f, const Tiles& tiles, int
         }
       }
     }
-    Walk pixel = at;
+    PixelIterator pixel = at;
     for (int p = 0; p < side * side; ++p) {
       pixel.y = side * at.y + p / side;
       pixel.x = side * at.x + p % side;
-      finish(c, f, pixel, begin, width, result[p]);
+      epilogue(c, f, pixel, begin, width, result[p]);
     }
   }
 }
 
 template <class W>
-void winograd_tiles(const Convolve& c, const Frame& f) {
+void winograd_tiles(const Convolve& c, const ExecutionContext& f) {
   constexpr int side = W::kTile, points = W::kWindow * W::kWindow;
   const int64_t pixel = c.in.pixel_bytes();
   const int64_t most = winograd_bf16_tiles(c);
@@ -111,7 +111,7 @@ void winograd_tiles(const Convolve& c, const Frame& f) {
           for (int p = 0; p < kPixels; ++p) {
             at[p] = transformed + point * stride + (tile + p) * pixel;
           }
-          multiply<Cell::bf16>(
+          multiply<Storage::bf16>(
               taken, at, &no_tap, 1, pixel, weights + panel * panel_bytes + point * point_bytes,
               kLanes * 4, panel_bytes,
               reinterpret_cast<float*>(products + point * product_stride) + tile * taken * kLanes);
@@ -123,7 +123,7 @@ void winograd_tiles(const Convolve& c, const Frame& f) {
   }
 }
 
-void winograd_bf16(const Convolve& c, const Frame& f) {
+void winograd_bf16(const Convolve& c, const ExecutionContext& f) {
   c.winograd == 4 ? winograd_tiles<WinogradF4>(c, f) : winograd_tiles<WinogradF2>(c, f);
 }
 

@@ -2,16 +2,17 @@
 // MP-SiLU, or the sum with the main path and the clip; then they are stored, once. Each of these
 // would otherwise read and write the whole feature map again.
 #pragma once
-#include "cells.h"
+#include "approximate.h"
 #include "mp_silu.h"
 #include "mp_sum.h"
-#include "quick.h"
+#include "storage.h"
 
 namespace agf::AGF_ISA {
 
 // r [count] are the sums of channels [begin, begin + count) at one pixel; overwritten.
 template <int count>
-void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin, float* r) {
+void finish_run(const Convolve& c, const ExecutionContext& f, const PixelIterator& at,
+                int64_t begin, float* r) {
   if (c.dequantise >= 0) {
     const int64_t channels = (c.out ? c.out : c.act).channels;
     const float* scale = reinterpret_cast<const float*>(f.weights + c.dequantise) + begin;
@@ -21,13 +22,13 @@ void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin
   }
   if (c.modulation >= 0) {
     const float* m = f.modulations + at.image * f.modulation_stride + c.modulation + begin;
-    if (c.act.cell == Cell::f32) {
+    if (c.act.storage == Storage::f32) {
       AGF_VECTORISE
       for (int j = 0; j < count; ++j) r[j] = mp_silu(r[j] * m[j]);
     } else {
       AGF_VECTORISE
       for (int j = 0; j < count; ++j) r[j] *= m[j];
-      quick_mp_silu(r, count);
+      approximate_mp_silu(r, count);
     }
   }
   if (c.sum) {
@@ -38,31 +39,31 @@ void finish_run(const Convolve& c, const Frame& f, const Walk& at, int64_t begin
   }
   for (const Map* map : {&c.out, &c.act}) {
     if (!*map) continue;
-    put(r, f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell), count, *map);
+    put(r, f.pixel(*map, at.image, at.y, at.x) + begin * storage_bytes(map->storage), count, *map);
     if (at.x == 0) clear_border(f, *map, at.image, at.y, begin, count);
   }
 }
 
 // Has what `finish` will read and write there come to the cache while the sums are being made.
-inline void expect(const Convolve& c, const Frame& f, const Walk& at, int64_t begin,
-                   int64_t count) {
+inline void prefetch(const Convolve& c, const ExecutionContext& f, const PixelIterator& at,
+                     int64_t begin, int64_t count) {
   for (const Map* map : {&c.sum, &c.out, &c.act}) {
     if (!*map) continue;
-    const char* cells = f.pixel(*map, at.image, at.y, at.x) + begin * cell_bytes(map->cell);
-    const int64_t bytes = count * cell_bytes(map->cell);
+    const char* stored = f.pixel(*map, at.image, at.y, at.x) + begin * storage_bytes(map->storage);
+    const int64_t bytes = count * storage_bytes(map->storage);
     for (int64_t byte = 0; byte < bytes; byte += 64) {
       if (map == &c.sum) {
-        __builtin_prefetch(cells + byte, 0);
+        __builtin_prefetch(stored + byte, 0);
       } else {
-        __builtin_prefetch(cells + byte, 1);
+        __builtin_prefetch(stored + byte, 1);
       }
     }
   }
 }
 
 // The same for one to three panels, with loops of constant length.
-inline void finish(const Convolve& c, const Frame& f, const Walk& at, int64_t begin, int64_t count,
-                   float* r) {
+inline void epilogue(const Convolve& c, const ExecutionContext& f, const PixelIterator& at,
+                     int64_t begin, int64_t count, float* r) {
   if (count == 3 * kLanes) return finish_run<3 * kLanes>(c, f, at, begin, r);
   if (count == 2 * kLanes) return finish_run<2 * kLanes>(c, f, at, begin, r);
   finish_run<kLanes>(c, f, at, begin, r);

@@ -1,10 +1,10 @@
 // The entry of a block in one pass: resampling, concatenation, pixel norm, MP-SiLU, and the
 // borders that the next convolution reads. The textbook makes up to five passes of it.
-#include "cells.h"
+#include "approximate.h"
 #include "cpu/engine_kernels.h"
 #include "mp_silu.h"
 #include "normalize.h"
-#include "quick.h"
+#include "storage.h"
 
 namespace agf::AGF_ISA {
 namespace {
@@ -12,8 +12,8 @@ namespace {
 constexpr float kEps = 1e-4f;  // of the pixel norm (EDM2 eq. 30)
 
 // values = weight * resample(map) at one pixel of the resampled map.
-void gather(const Frame& f, const Map& map, int resample, float weight, const Walk& at,
-            float* values) {
+void gather(const ExecutionContext& f, const Map& map, int resample, float weight,
+            const PixelIterator& at, float* values) {
   const auto source = [&](int64_t y, int64_t x) {
     return reinterpret_cast<const float*>(f.pixel(map, at.image, y, x));
   };
@@ -32,12 +32,12 @@ void gather(const Frame& f, const Map& map, int resample, float weight, const Wa
   for (int64_t j = 0; j < map.channels; ++j) values[j] = a[j] * weight;
 }
 
-void enter(const Enter& e, const Frame& f) {
+void block_prologue(const BlockPrologue& e, const ExecutionContext& f) {
   const Map& shape = e.main ? e.main : e.act ? e.act : e.raw;
   const int64_t channels = e.x.channels + (e.skip ? e.skip.channels : 0);
   float* values = reinterpret_cast<float*>(f.scratch);
   const Share mine(f.images * shape.height, f);
-  Walk at(mine.begin * shape.width, shape.height, shape.width);
+  PixelIterator at(mine.begin * shape.width, shape.height, shape.width);
   for (int64_t i = mine.begin * shape.width; i < mine.end * shape.width; ++i, at.next()) {
     gather(f, e.x, e.resample, e.weight, at, values);
     if (e.skip) gather(f, e.skip, 0, e.skip_weight, at, values + e.x.channels);
@@ -53,11 +53,11 @@ void enter(const Enter& e, const Frame& f) {
       if (at.x == 0) clear_border(f, *map, at.image, at.y, 0, channels);
     }
     if (e.act) {
-      if (e.act.cell == Cell::f32) {
+      if (e.act.storage == Storage::f32) {
         AGF_VECTORISE
         for (int64_t j = 0; j < channels; ++j) values[j] = mp_silu(values[j]);
       } else {
-        quick_mp_silu(values, channels);
+        approximate_mp_silu(values, channels);
       }
       put(values, f.pixel(e.act, at.image, at.y, at.x), channels, e.act);
       if (at.x == 0) clear_border(f, e.act, at.image, at.y, 0, channels);
@@ -65,7 +65,7 @@ void enter(const Enter& e, const Frame& f) {
   }
 }
 
-const RegisterCpuKernel registered[] = {{enter_kernel, Isa::AGF_ISA, enter}};
+const RegisterCpuKernel registered[] = {{block_prologue_kernel, Isa::AGF_ISA, block_prologue}};
 
 }  // namespace
 }  // namespace agf::AGF_ISA

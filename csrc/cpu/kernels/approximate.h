@@ -14,7 +14,7 @@ namespace agf::AGF_ISA {
 
 // exp(x) for |x| <= 87, within 4e-6 of it. 2^t = 2^n 2^f with n = round(t): n is added to the
 // exponent of a polynomial in f, |f| <= 1/2, that meets 2^f at the five Chebyshev nodes.
-inline float quick_exp(float x) {
+inline float approximate_exp(float x) {
   const float t = x * 1.44269504f;
   const float shifted = t + 12582912.0f;  // 1.5 * 2^23: the last bits become n
   const float f = t - (shifted - 12582912.0f);
@@ -26,15 +26,15 @@ inline float quick_exp(float x) {
   return float_of(bits_of(p) + (bits_of(shifted) << 23));
 }
 
-inline float quick_sigmoid(float x) {
+inline float approximate_sigmoid(float x) {
   const float bounded = x < -80.0f ? -80.0f : x > 80.0f ? 80.0f : x;
-  return 1.0f / (1.0f + quick_exp(-bounded));
+  return 1.0f / (1.0f + approximate_exp(-bounded));
 }
 
 // EDM2 eq. 81, as mp_silu, of `count` values, a multiple of 16, in place; a NaN stays one.
-inline void quick_mp_silu(float* values, std::int64_t count) {
+inline void approximate_mp_silu(float* values, std::int64_t count) {
 #if defined(__AVX512F__)
-  // As quick_sigmoid, but for the division: a reciprocal within 6e-5, in place of ten cycles.
+  // As approximate_sigmoid, but for the division: a reciprocal within 6e-5, in place of ten cycles.
   const __m512 bound = _mm512_set1_ps(80.0f), shift = _mm512_set1_ps(12582912.0f);
   for (std::int64_t j = 0; j < count; j += 16) {
     const __m512 x = _mm512_loadu_ps(values + j);
@@ -53,7 +53,8 @@ inline void quick_mp_silu(float* values, std::int64_t count) {
   }
 #else
   AGF_VECTORISE
-  for (std::int64_t j = 0; j < count; ++j) values[j] *= (1 / 0.596f) * quick_sigmoid(values[j]);
+  for (std::int64_t j = 0; j < count; ++j)
+    values[j] *= (1 / 0.596f) * approximate_sigmoid(values[j]);
 #endif
 }
 
@@ -64,7 +65,7 @@ inline Compute<T> mp_silu_for(Compute<T> x) {
     return mp_silu(x);
   } else {
     x = x < -80.0f ? -80.0f : x;  // below, the result is 0
-    return x * (1 / 0.596f) * quick_sigmoid(x);
+    return x * (1 / 0.596f) * approximate_sigmoid(x);
   }
 }
 
@@ -74,7 +75,7 @@ inline Compute<T> mp_silu_slope_for(Compute<T> x) {
     return mp_silu_slope(x);
   } else {
     x = x < -80.0f ? -80.0f : x;  // below, the result is 0
-    const float s = quick_sigmoid(x);
+    const float s = approximate_sigmoid(x);
     return s * (1.0f + x * (1.0f - s)) * (1 / 0.596f);
   }
 }

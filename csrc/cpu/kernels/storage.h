@@ -1,4 +1,5 @@
-// Writing a run of float values into a map, whatever its cells, and the border around its pixels.
+// Writes a run of floats into a map, in the type that the map stores, and the border around its
+// pixels.
 #pragma once
 #include <cstring>
 
@@ -16,8 +17,8 @@ inline void put_u8(const float* values, char* to, int64_t count, const Map& map)
 #if defined(__AVX512F__)
   const __m512 factor = _mm512_set1_ps(inverse), zero = _mm512_set1_ps(map.zero);
   for (int64_t j = 0; j < count; j += kLanes) {
-    const __m512 cells = _mm512_fmadd_ps(_mm512_loadu_ps(values + j), factor, zero);
-    const __m512i positive = _mm512_max_epi32(_mm512_cvtps_epi32(cells), _mm512_setzero_si512());
+    const __m512 stored = _mm512_fmadd_ps(_mm512_loadu_ps(values + j), factor, zero);
+    const __m512i positive = _mm512_max_epi32(_mm512_cvtps_epi32(stored), _mm512_setzero_si512());
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + j), _mm512_cvtusepi32_epi8(positive));
   }
 #else
@@ -25,29 +26,29 @@ inline void put_u8(const float* values, char* to, int64_t count, const Map& map)
   const float shift = map.zero + 0.5f;
   AGF_VECTORISE
   for (int64_t j = 0; j < count; ++j) {
-    float cell = values[j] * inverse + shift;
-    cell = cell < 255.0f ? cell : 255.0f;
-    cell = cell > 0.0f ? cell : 0.0f;
-    out[j] = static_cast<unsigned char>(static_cast<int>(cell));
+    float storage = values[j] * inverse + shift;
+    storage = storage < 255.0f ? storage : 255.0f;
+    storage = storage > 0.0f ? storage : 0.0f;
+    out[j] = static_cast<unsigned char>(static_cast<int>(storage));
   }
 #endif
 }
 
-// `count` values, a multiple of kLanes, to the address `to` in a map with these cells.
+// `count` values, a multiple of kLanes, to the address `to` in a map of this storage type.
 inline void put(const float* values, char* to, int64_t count, const Map& map) {
-  switch (map.cell) {
-    case Cell::f32: std::memcpy(to, values, count * 4); break;
-    case Cell::bf16: narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count)); break;
-    case Cell::u8: put_u8(values, to, count, map);
+  switch (map.storage) {
+    case Storage::f32: std::memcpy(to, values, count * 4); break;
+    case Storage::bf16: narrow(values, reinterpret_cast<bf16*>(to), static_cast<int>(count)); break;
+    case Storage::u8: put_u8(values, to, count, map);
   }
 }
 
 // Sets the border next to line `y` to what stands for zero, for channels [begin, begin + count).
-inline void clear_border(const Frame& f, const Map& map, int64_t image, int64_t y, int64_t begin,
-                         int64_t count) {
+inline void clear_border(const ExecutionContext& f, const Map& map, int64_t image, int64_t y,
+                         int64_t begin, int64_t count) {
   if (!map || map.border == 0) return;
-  const int64_t size = cell_bytes(map.cell);
-  const int zero = map.cell == Cell::u8 ? static_cast<int>(map.zero) : 0;
+  const int64_t size = storage_bytes(map.storage);
+  const int zero = map.storage == Storage::u8 ? static_cast<int>(map.zero) : 0;
   const auto clear = [&](int64_t line, int64_t x) {
     std::memset(f.pixel(map, image, line, x) + begin * size, zero, count * size);
   };
@@ -60,9 +61,9 @@ inline void clear_border(const Frame& f, const Map& map, int64_t image, int64_t 
 }
 
 // A walk over the pixels of all images, line by line.
-struct Walk {
+struct PixelIterator {
   int64_t image, y, x, height, width;
-  Walk(int64_t pixel, int64_t h, int64_t w)
+  PixelIterator(int64_t pixel, int64_t h, int64_t w)
       : image(pixel / w / h), y(pixel / w % h), x(pixel % w), height(h), width(w) {}
   void next() {
     if (++x < width) return;
