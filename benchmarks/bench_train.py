@@ -23,11 +23,12 @@ from pinning import unpinned
 from racing import race
 
 from autoguide_fast.textbook import TextbookPrecond
-from autoguide_fast.trainer import ema, plan, step
+from autoguide_fast.trainer import ema, estimate
 from autoguide_fast.trainer.loss import EDM2Loss
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.presets import preset
 from autoguide_fast.trainer.schedule import learning_rate
+from autoguide_fast.trainer.trainer import Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
@@ -81,7 +82,7 @@ def options_of(net_name, dtype):
 def trainer_of(net_name, dtype):
     """Return our trainer of that net."""
     options = options_of(net_name, dtype)
-    return step.Trainer(options, RandomImages(NETS[net_name][1], 2 * options.batch))
+    return Trainer(options, RandomImages(NETS[net_name][1], 2 * options.batch))
 
 
 class TextbookLoop:
@@ -152,7 +153,7 @@ def rival_of(name, trainer, dtype, path=None):
     if name == "ours_compiled":
         options = dataclasses.replace(trainer.options, compile=True)
         with unpinned():
-            return step.Trainer(options, trainer.source)
+            return Trainer(options, trainer.dataset)
     net = copy.deepcopy(trainer.net)
     net.run_dtype = None
     wrap = {"compile": _compiled}.get(name, TextbookPrecond)
@@ -162,12 +163,12 @@ def rival_of(name, trainer, dtype, path=None):
         theirs = importlib.import_module("training.networks_edm2").Precond(**net.config)
         theirs.load_state_dict(net.state_dict())
         net, wrap = theirs.train(), lambda net: net
-    return TextbookLoop(net, trainer.source, trainer.options, dtype, wrap)
+    return TextbookLoop(net, trainer.dataset, trainer.options, dtype, wrap)
 
 
 def check(trainer, rivals, dtype):
     """Raise where the loss of one batch is not the textbook's."""
-    images, classes = trainer.source.batch(np.arange(trainer.options.batch))
+    images, classes = trainer.dataset.batch(np.arange(trainer.options.batch))
     images = torch.from_numpy(images).float() / 127.5 - 1
     labels = torch.nn.functional.one_hot(torch.from_numpy(classes), trainer.label_dim).float()
     generator = torch.Generator().manual_seed(0)
@@ -209,7 +210,7 @@ def bench_train(net_name, dtype, benchmark, request):
             rivals = {name: rival_of(name, trainer, dtype, path) for name in names}
             check(trainer, rivals, dtype)
             batch = trainer.options.batch
-            macs = plan.plan(trainer.options, *NETS[net_name][1]).macs
+            macs = estimate.estimate(trainer.options, *NETS[net_name][1]).macs
             benchmark.group = "train"
             steps = {name: rival.step for name, rival in rivals.items()}
             race(benchmark, trainer.step, steps, arithmetic(DTYPES[dtype]), 6 * macs * batch / 1e9)
@@ -244,7 +245,7 @@ def main(name, net_name, dtype, path=None):
     contestant = trainer
     if name != "ours":
         contestant = rival_of(name, trainer, dtype, path)
-        source, trainer = trainer.source, None  # the rival keeps a copy of what it needs
+        source, trainer = trainer.dataset, None  # the rival keeps a copy of what it needs
         contestant.source = source
     contestant.step()
     memory._forget_peak()

@@ -15,8 +15,8 @@ import bench_train
 import numpy as np
 import torch
 
-from autoguide_fast.trainer import step
 from autoguide_fast.trainer.options import TrainOptions
+from autoguide_fast.trainer.trainer import Trainer
 
 WINDOW = 25
 
@@ -34,7 +34,7 @@ class Listener:
 
 def curves(options, steps, rivals=(), path=None):
     """Return the losses of our trainer and of each rival on the same draws, by name, [steps]."""
-    trainer = step.Trainer(options)
+    trainer = Trainer(options)
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[options.precision]
     loops = {name: bench_train.rival_of(name, trainer, dtype, path) for name in rivals}
     trainer.loss = Listener(trainer.loss)

@@ -18,7 +18,7 @@ from autoguide_fast.nn import MPConv, MPFourier
 from autoguide_fast.textbook import TextbookPrecond
 from autoguide_fast.trainer.loss import EDM2Loss
 from autoguide_fast.trainer.options import TrainOptions
-from autoguide_fast.trainer.step import Trainer
+from autoguide_fast.trainer.trainer import Trainer
 
 
 @contextlib.contextmanager

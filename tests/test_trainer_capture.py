@@ -13,8 +13,10 @@ from streams import Cuda
 from tape import StepTape
 
 from autoguide_fast.engine import graphs
-from autoguide_fast.trainer import capture, step
+from autoguide_fast.trainer import capture
+from autoguide_fast.trainer import trainer as trainer_module
 from autoguide_fast.trainer.options import TrainOptions
+from autoguide_fast.trainer.trainer import Trainer
 from conftest import needs_cuda
 
 OPTIONS = {"channels": 4, "channels_per_head": 4, "batch": 16, "rampup": 64.0, "seed": 5}
@@ -32,7 +34,7 @@ class Unrecorded:
 
 
 def trained(recorder=None, steps=STEPS, **options):
-    trainer = step.Trainer(TrainOptions(**{**OPTIONS, **options}), recorder=recorder)
+    trainer = Trainer(TrainOptions(**{**OPTIONS, **options}), recorder=recorder)
     return trainer, [trainer.step() for _ in range(steps)]
 
 
@@ -82,7 +84,7 @@ def test_a_recorded_step_leaves_out_what_overflows():
 
 
 def test_a_recorded_step_repairs_what_is_not_finite(monkeypatch):
-    draw = step.draw
+    draw = trainer_module.draw
 
     def spoilt(seed, nimg, *rest):
         drawn = draw(seed, nimg, *rest)
@@ -90,7 +92,7 @@ def test_a_recorded_step_repairs_what_is_not_finite(monkeypatch):
             drawn.noise[0] = math.nan
         return drawn
 
-    monkeypatch.setattr(step, "draw", spoilt)
+    monkeypatch.setattr(trainer_module, "draw", spoilt)
     recorded, losses = trained(StepTape())
     plain, _ = trained(Unrecorded())
     assert math.isnan(losses[STEPS - 2]) and math.isfinite(losses[-1])
@@ -119,7 +121,7 @@ def test_the_tape_refuses_a_read():
 def test_a_graph_is_of_what_was_warmed_up_and_has_its_own_workspaces(monkeypatch):
     cuda, seen = Cuda(), []
     cuda.install(monkeypatch, graphs)
-    recorder = capture.CudaRecorder("cuda:0")
+    recorder = capture.CudaStepRecorder("cuda:0")
     before = cuda.current.work()
 
     def run():
@@ -138,9 +140,9 @@ def test_graphs_want_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
     with pytest.raises(ValueError, match="graph must be off except on a GPU, got device cpu"):
-        step.Trainer(TrainOptions(**OPTIONS, graph=True))
+        Trainer(TrainOptions(**OPTIONS, graph=True))
     with pytest.raises(ValueError, match="device must be there, got cuda with"):
-        step.Trainer(TrainOptions(**OPTIONS, device="cuda"))
+        Trainer(TrainOptions(**OPTIONS, device="cuda"))
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.2, "microbatch": 8}, {"precision": "fp16"}])

@@ -8,8 +8,8 @@ from references import assert_step
 from tolerances import LOSS
 from torch._inductor import config
 
-from autoguide_fast.trainer import step
 from autoguide_fast.trainer.options import TrainOptions
+from autoguide_fast.trainer.trainer import Trainer
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def test_a_compiled_step_is_the_step():
         "batch": 16,
         "lr": 0.02,
     }
-    plain = step.Trainer(TrainOptions(**options))
+    plain = Trainer(TrainOptions(**options))
     for _ in range(4):
         plain.step()  # gains begin at 0, and with them most gradients
-    compiled = step.Trainer(TrainOptions(**options, compile=True))
+    compiled = Trainer(TrainOptions(**options, compile=True))
     compiled.load_state_dict(plain.state_dict())
     assert assert_step(plain) == pytest.approx(assert_step(compiled), rel=LOSS)
     assert compiled.net._compiled_call_impl is not None

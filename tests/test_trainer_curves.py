@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from autoguide_fast.textbook import TextbookPrecond
-from autoguide_fast.trainer import step
 from autoguide_fast.trainer.ema import power_function_beta
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.schedule import learning_rate
+from autoguide_fast.trainer.trainer import Trainer
 
 STEPS, WINDOW = 200, 20
 OPTIONS = {"channels": 4, "channels_per_head": 4, "batch": 16, "rampup": 320.0, "decay": 50.0}
@@ -19,7 +19,7 @@ OPTIONS = {"channels": 4, "channels_per_head": 4, "batch": 16, "rampup": 320.0, 
 
 def trained(seed):
     """Train; return the trainer, its losses, and what each of them was computed from."""
-    trainer = step.Trainer(TrainOptions(**OPTIONS, seed=seed))
+    trainer = Trainer(TrainOptions(**OPTIONS, seed=seed))
     start, loss, seen = copy.deepcopy(trainer.net), trainer.loss, []
 
     def listening(net, images, labels, **drawn):

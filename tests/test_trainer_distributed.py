@@ -12,7 +12,8 @@ from test_locks import other_process
 
 from autoguide_fast.cli import main
 from autoguide_fast.locks import LOCK
-from autoguide_fast.trainer import durable, interruption, loop, step
+from autoguide_fast.trainer import durable, interruption, loop
+from autoguide_fast.trainer import trainer as trainer_module
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.runlog import read_log
 
@@ -156,14 +157,14 @@ _TAPED = f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from tape import StepTape
-from test_trainer_distributed import main, step
+from test_trainer_distributed import Trainer, main
 
-tape, real = StepTape(), step.Trainer.__init__
+tape, real = StepTape(), Trainer.__init__
 
-def taped(self, options, source=None, processes=None):
-    real(self, options, source, processes, tape)
+def taped(self, options, dataset=None, processes=None):
+    real(self, options, dataset, processes, tape)
 
-step.Trainer.__init__ = taped
+Trainer.__init__ = taped
 code = main(["train", *sys.argv[1:]])
 print("replays:", tape.replays)
 sys.exit(code)
@@ -182,7 +183,7 @@ def test_processes_train_on_recorded_steps_as_one_does(alone, tmp_path):
 
 NAMES = ("one", "two")
 
-_draw = step.draw
+_draw = trainer_module.draw
 
 
 def spoilt(seed, nimg, offset, count, *rest):
@@ -196,9 +197,9 @@ def spoilt(seed, nimg, offset, count, *rest):
 _SPOILT = f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_trainer_distributed import main, spoilt, step
+from test_trainer_distributed import main, spoilt, trainer_module
 
-step.draw = spoilt
+trainer_module.draw = spoilt
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 
@@ -207,7 +208,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
     ("precision", "counted"), [("fp32", "repaired_steps"), ("fp16", "skipped_steps")]
 )
 def test_all_shards_meet_what_is_not_finite_in_one(tmp_path, monkeypatch, precision, counted):
-    monkeypatch.setattr(step, "draw", spoilt)
+    monkeypatch.setattr(trainer_module, "draw", spoilt)
     options = TrainOptions(**{**SAME, "duration": 80}, precision=precision)
     loop.train(options, tmp_path / "one", progress=False)
     program = tmp_path / "spoilt.py"
@@ -241,10 +242,10 @@ def test_all_shards_meet_what_is_not_finite_in_one(tmp_path, monkeypatch, precis
 # Trains like the command, but the second process dies once, after 4 steps.
 _MORTAL = """
 import os, pathlib, sys
-from autoguide_fast.trainer import step
+from autoguide_fast.trainer.trainer import Trainer
 from autoguide_fast.cli import main
 
-mark, real = pathlib.Path(os.environ["DEAD"]), step.Trainer.step
+mark, real = pathlib.Path(os.environ["DEAD"]), Trainer.step
 
 def mortal(self):
     if self.nimg >= 64 and self.processes.rank == 1 and not mark.exists():
@@ -252,7 +253,7 @@ def mortal(self):
         os._exit(7)
     return real(self)
 
-step.Trainer.step = mortal
+Trainer.step = mortal
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 

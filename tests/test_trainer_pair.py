@@ -1,4 +1,4 @@
-"""Pairs as one job: presets, guides, the plan of a run, sample grids, curves, other EMA lengths."""
+"""Pairs as one job: presets, guides, the cost of a run, sample grids, curves, EMA lengths."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from test_trainer_commands import TINY, run
 from tolerances import LOSS
 
 from autoguide_fast import checkpoints
-from autoguide_fast.trainer import pair, plan, presets, step
+from autoguide_fast.trainer import estimate, pair, presets
+from autoguide_fast.trainer import trainer as trainer_module
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.processes import Processes
 from autoguide_fast.trainer.runlog import read_log
+from autoguide_fast.trainer.trainer import Trainer
 
 SMALL = [*TINY, "--duration", 64, "--snapshots", 4]
 
@@ -38,7 +40,7 @@ PUBLISHED = {
 def test_presets_have_the_published_size(name):
     options = TrainOptions(**presets.preset(name))
     millions, giga_macs = PUBLISHED[name.rpartition("-")[2]]
-    counted = plan.plan(options, 64, options.img_channels, 1000)
+    counted = estimate.estimate(options, 64, options.img_channels, 1000)
     assert counted.parameters / 1e6 == pytest.approx(millions, rel=4e-3)
     # The papers count element by element operations too.
     assert counted.macs / 1e9 == pytest.approx(giga_macs, rel=4e-2)
@@ -58,8 +60,8 @@ def test_a_preset_stands_for_options_that_can_be_changed():
 def test_the_plan_counts_what_a_run_keeps():
     """Bytes counted without storage are those that autograd holds for a real net."""
     options = TrainOptions(channels=16, batch=8, microbatch=4)
-    counted = plan.plan(options, 8, 1, 10)
-    trainer = step.Trainer(options)
+    counted = estimate.estimate(options, 8, 1, 10)
+    trainer = Trainer(options)
     assert counted.parameters == sum(p.numel() for p in trainer.net.parameters())
     weights = {p.untyped_storage().data_ptr() for p in trainer.net.parameters()}
 
@@ -82,7 +84,7 @@ def test_the_plan_counts_what_a_run_keeps():
 
 
 def test_the_plan_splits_what_is_sharded():
-    whole, split = (plan.plan(TrainOptions(shard=s), 8, 1, 10, 4) for s in (False, True))
+    whole, split = (estimate.estimate(TrainOptions(shard=s), 8, 1, 10, 4) for s in (False, True))
     assert whole.state_bytes == 4 * split.state_bytes
     assert whole.activation_bytes == split.activation_bytes
 
@@ -338,7 +340,7 @@ def test_ema_reconstruct_makes_several_nets_in_one_pass(capsys, trained, tmp_pat
 
 
 def losses(count=4, **options):
-    trainer = step.Trainer(
+    trainer = Trainer(
         TrainOptions(
             **{"channels": 8, "channels_per_head": 8, "batch": 32, "rampup": 0.0, **options}
         )
@@ -372,8 +374,8 @@ def test_a_loss_scale_that_overflows_leaves_steps_out_and_halves():
 
 
 def test_a_bad_batch_does_not_end_a_run(monkeypatch):
-    trainer = step.Trainer(TrainOptions(channels=4, channels_per_head=4, batch=16))
-    draw = step.draw
+    trainer = Trainer(TrainOptions(channels=4, channels_per_head=4, batch=16))
+    draw = trainer_module.draw
 
     def bad_once(seed, nimg, *rest):
         drawn = draw(seed, nimg, *rest)
@@ -381,7 +383,7 @@ def test_a_bad_batch_does_not_end_a_run(monkeypatch):
             drawn.noise[0] = float("nan")
         return drawn
 
-    monkeypatch.setattr(step, "draw", bad_once)
+    monkeypatch.setattr(trainer_module, "draw", bad_once)
     values = [trainer.step() for _ in range(3)]
     assert np.isnan(values[1]) and np.isfinite(values[2])
     assert trainer.repaired_steps == 1
@@ -390,7 +392,7 @@ def test_a_bad_batch_does_not_end_a_run(monkeypatch):
 def test_flips_mirror_half_of_the_images():
     seen = {}
     for flip in (False, True):
-        trainer = step.Trainer(TrainOptions(channels=4, channels_per_head=4, batch=64, flip=flip))
+        trainer = Trainer(TrainOptions(channels=4, channels_per_head=4, batch=64, flip=flip))
         monkey, images = trainer.loss, []
         trainer.loss = lambda model, y, *a, monkey=monkey, images=images, **k: (
             images.append(y.clone()) or monkey(model, y, *a, **k)
@@ -442,12 +444,12 @@ def test_latents_are_drawn_from_their_moments(tmp_path):
 def test_data_that_do_not_fit(tmp_path, options, message):
     data = str(latents(tmp_path / "latents", labelled=False))
     with pytest.raises(ValueError, match=message):
-        step.Trainer(TrainOptions(**{"data": data, "channels": 4, **options}))
+        Trainer(TrainOptions(**{"data": data, "channels": 4, **options}))
 
 
 def test_a_batch_must_suit_the_processes():
     with pytest.raises(ValueError, match="batch must be a multiple of the 3 processes"):
-        step.Trainer(TrainOptions(batch=16), processes=Processes(3, 0))
+        Trainer(TrainOptions(batch=16), processes=Processes(3, 0))
 
 
 @pytest.mark.parametrize(

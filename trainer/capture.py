@@ -19,7 +19,7 @@ from autoguide_fast.engine.graphs import own_workspaces
 WARM_UPS = 3
 
 
-class Recorder(Protocol):
+class StepRecorder(Protocol):
     """What records."""
 
     def warm_up(self, function: Callable[[], None]) -> None:
@@ -29,7 +29,7 @@ class Recorder(Protocol):
         """Records what a function does, without its effects; returns what repeats it."""
 
 
-class CudaRecorder:
+class CudaStepRecorder:
     """Records CUDA graphs, which share one pool of memory and are replayed in order.
 
     Args:
@@ -70,7 +70,7 @@ class Recorded:
         recorder: what records it.
     """
 
-    def __init__(self, function: Callable[[], None], recorder: Recorder) -> None:
+    def __init__(self, function: Callable[[], None], recorder: StepRecorder) -> None:
         self._function, self._recorder = function, recorder
         self._calls = 0
         self._replay: Callable[[], None] | None = None

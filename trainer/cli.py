@@ -357,15 +357,15 @@ def _changes(pairs: list[str]) -> dict:
 
 
 def _dry_run(main: TrainOptions, guide) -> str:
-    from . import plan
-    from .sources import shape_of
+    from . import estimate
+    from .training_data import shape_of
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     shape = shape_of(main)
-    plans = {"main": plan.plan(main, *shape, processes)}
+    estimates = {"main": estimate.estimate(main, *shape, processes)}
     if guide is not None and guide.options is not None:
-        plans["guide"] = plan.plan(guide.options, *shape, processes)
-    text = plan.report(plans, processes, plan.convolution_speed())
+        estimates["guide"] = estimate.estimate(guide.options, *shape, processes)
+    text = estimate.report(estimates, processes, estimate.convolution_speed())
     if guide is not None and guide.options is None:
         text += f"\nthe guide is the main net as it stood at {guide.nimg:,} images: no cost"
     return text

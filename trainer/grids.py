@@ -10,7 +10,7 @@ from autoguide_fast import plots, sample
 
 from .runlog import RunLog
 from .snapshots import Snapshots
-from .step import Trainer
+from .trainer import Trainer
 
 FOLDER = "samples"
 NUM_STEPS = 16

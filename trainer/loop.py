@@ -27,7 +27,7 @@ from .options import TrainOptions
 from .processes import Processes
 from .runlog import RunLog, make_folder, peak_memory_mib, progress_bar
 from .snapshots import OPTIONS, SNAPSHOTS, average_path, check_snapshots, save_average
-from .step import Trainer
+from .trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
 LOG_LINES = 500  # of a whole run, at most
@@ -124,7 +124,7 @@ def train(
             trainer = Trainer(options, processes=processes)
             stack.callback(trainer.close)
             report = warn if processes.first else (lambda text: None)
-            for note in getattr(trainer.source, "notes", ()):
+            for note in getattr(trainer.dataset, "notes", ()):
                 report(note)
             if resume:
                 state = load_checkpoint(out / CHECKPOINTS, report)

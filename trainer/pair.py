@@ -29,7 +29,7 @@ from .options import TrainOptions, refuse_changes
 from .presets import PRESETS, SIZES, preset, sibling
 from .processes import Processes
 from .runlog import last_logged
-from .step import Trainer
+from .trainer import Trainer
 
 JOB = "job.json"
 NO_GUIDE = {"guide": None, "preset": None, "guide_set": {}}

@@ -19,7 +19,7 @@ _PASSES = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What training one net takes.
 
     parameters: count; macs: multiply-accumulates of one evaluation on one image; images: of the
@@ -41,9 +41,9 @@ class Plan:
         return float(_PASSES * self.macs * self.images)
 
 
-def plan(
+def estimate(
     options: TrainOptions, resolution: int, channels: int, label_dim: int, processes: int = 1
-) -> Plan:
+) -> Estimate:
     """Counts what a run takes, on nets without storage: as fast for the largest as the smallest.
 
     Args:
@@ -71,7 +71,7 @@ def plan(
     parameters = sum(p.numel() for p in net.parameters())
     tensors = 1 + 1 + 2 + len(options.ema)
     holders = processes if options.shard else 1
-    return Plan(
+    return Estimate(
         parameters,
         counter.get_total_flops() // 2,
         options.duration,
@@ -112,16 +112,16 @@ def convolution_speed(seconds: float = 0.5) -> float:
     return macs / best
 
 
-def report(plans: dict[str, Plan], processes: int, speed: float) -> str:
-    """The plans as text, with the guide's share of the cost.
+def report(estimates: dict[str, Estimate], processes: int, speed: float) -> str:
+    """The estimates as text, with the guide's share of the cost.
 
     Args:
-        plans: by name of the net, 'main' among them.
+        estimates: by name of the net, 'main' among them.
         processes: that share the work.
         speed: multiply-accumulates per second of one process at best.
     """
     lines = []
-    for name, p in plans.items():
+    for name, p in estimates.items():
         seconds = p.training_macs / (speed * processes)
         lines += [
             f"{name}:",
@@ -137,10 +137,10 @@ def report(plans: dict[str, Plan], processes: int, speed: float) -> str:
             f"{'es' * (processes > 1)} like this one, at the {_count(2 * speed)}FLOP/s of a large "
             "convolution here",
         ]
-    if len(plans) > 1:
-        others = sum(p.training_macs for name, p in plans.items() if name != "main")
+    if len(estimates) > 1:
+        others = sum(p.training_macs for name, p in estimates.items() if name != "main")
         lines.append(
-            f"the guide adds {100 * others / plans['main'].training_macs:.1f} % to the "
+            f"the guide adds {100 * others / estimates['main'].training_macs:.1f} % to the "
             "main net's training, counted in MAC"
         )
     return "\n".join(lines)

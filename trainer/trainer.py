@@ -14,7 +14,7 @@ from autoguide_fast import encoders
 from autoguide_fast.networks import Precond
 
 from . import sharding
-from .capture import CudaRecorder, Recorded, Recorder
+from .capture import CudaStepRecorder, Recorded, StepRecorder
 from .data import Loader
 from .devices import choose_device, compile_net
 from .draws import draw, stream
@@ -33,7 +33,7 @@ from .optimizer import (
 from .options import TrainOptions, refuse_changes
 from .processes import Processes
 from .schedule import learning_rate
-from .sources import check_source, encode, identity, image_channels, open_source
+from .training_data import check_training_data, encode, identity, image_channels, open_training_data
 
 FORMAT = 2  # of `Trainer.state_dict`; to be raised when an older one cannot be read any more
 
@@ -79,7 +79,7 @@ class Trainer:
 
     Args:
         options: what to train.
-        source: the dataset; default: what the options name.
+        dataset: the dataset; default: what the options name.
         processes: those that train together; default: this one alone.
         recorder: what records a step instead of CUDA graphs.
 
@@ -93,9 +93,9 @@ class Trainer:
     def __init__(
         self,
         options: TrainOptions,
-        source=None,
+        dataset=None,
         processes: Processes | None = None,
-        recorder: Recorder | None = None,
+        recorder: StepRecorder | None = None,
     ) -> None:
         self.options = options
         self.processes = processes if processes is not None else Processes()
@@ -103,15 +103,15 @@ class Trainer:
         self.device = choose_device(options, self.processes)
         self._recorder = recorder
         if options.graph and recorder is None:
-            self._recorder = CudaRecorder(self.device)
-        if source is None:
-            source = open_source(options)
+            self._recorder = CudaStepRecorder(self.device)
+        if dataset is None:
+            dataset = open_training_data(options)
         else:
-            check_source(source, options)
-        self.source, self._data = source, None
-        self.label_dim = source.num_classes if options.labelled else 0
+            check_training_data(dataset, options)
+        self.dataset, self._data = dataset, None
+        self.label_dim = dataset.num_classes if options.labelled else 0
         self.sharded = options.shard and self.processes.count > 1
-        self.net = make_net(options, source, channels_last=not self.sharded)
+        self.net = make_net(options, dataset, channels_last=not self.sharded)
         if self.sharded:
             sharding.shard(self.net, self.device, self.processes.count)
         else:
@@ -177,7 +177,7 @@ class Trainer:
 
     def know_data(self, known: dict | None = None) -> dict:
         """Finds out what the data hold, see `sources.identity`; all processes must ask."""
-        self._data = self.processes.from_first(lambda: identity(self.source, known))
+        self._data = self.processes.from_first(lambda: identity(self.dataset, known))
         return self._data
 
     def _read(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -187,7 +187,7 @@ class Trainer:
             first = self.nimg + self.processes.rank * self._share
             ranges = ((start, self._share) for start in itertools.count(first, o.batch))
             pin = self.device.type == "cuda"
-            self._loader = Loader(self.source, ranges, o.seed, o.flip, pin=pin)
+            self._loader = Loader(self.dataset, ranges, o.seed, o.flip, pin=pin)
         _, images, classes = next(self._loader)
         return images, classes
 
@@ -195,10 +195,10 @@ class Trainer:
         """What the pass over some images needs, those from `offset` of the whole batch on."""
         o, net = self.options, self.net
         shape = (net.img_channels, net.img_resolution, net.img_resolution)
-        latents = self.source.encoder_name == "latents"
+        latents = self.dataset.encoder_name == "latents"
         drawn = draw(o.seed, self.nimg, offset, len(images), shape, latents)
         normal = None if drawn.latent is None else self._put(drawn.latent)
-        images = encode(self.source, self._put(images), normal)
+        images = encode(self.dataset, self._put(images), normal)
         labels = None
         if self.label_dim:
             labels = torch.nn.functional.one_hot(self._put(classes), self.label_dim)
@@ -309,7 +309,7 @@ class Trainer:
         Of a sharded net all processes must ask, and the first gets it.
         """
         if self._data is None:
-            self._data = identity(self.source)
+            self._data = identity(self.dataset)
         state = {
             "format": FORMAT,
             "options": self.options.as_dict(),
@@ -352,7 +352,7 @@ class Trainer:
             )
         else:  # of a version that did not look into the data
             refuse_changes({"data": state["options"]["data"]}, {"data": self.options.data})
-            if getattr(self.source, "renumbered", False):
+            if getattr(self.dataset, "renumbered", False):
                 raise ValueError(
                     "train: data must have the classes that the run began with, got folders named "
                     "by numbers, which the version that began it took in the order 0, 1, 10, 11, "
@@ -369,18 +369,20 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
 
 
-def make_net(options: TrainOptions, source, channels_last: bool = True) -> Precond:
+def make_net(options: TrainOptions, dataset, channels_last: bool = True) -> Precond:
     """The untrained net of a run, its weights drawn from the run's seed, on the CPU.
 
     Args:
-        options, source: of the run.
+        options, dataset: of the run.
         channels_last: the layout of the weights of convolutions.
     """
-    label_dim = source.num_classes if options.labelled else 0
+    label_dim = dataset.num_classes if options.labelled else 0
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(stream(options.seed, 0))
-        net = Precond(source.resolution, image_channels(source), label_dim, **options.net_options())
-    net.encoder = encoders.encoder(source.encoder_name)
+        net = Precond(
+            dataset.resolution, image_channels(dataset), label_dim, **options.net_options()
+        )
+    net.encoder = encoders.encoder(dataset.encoder_name)
     net.run_dtype = _DTYPES[options.precision]
     # As the images are: convolutions then take weights, and give their gradients, without a copy.
     for p in net.parameters():
