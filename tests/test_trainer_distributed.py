@@ -157,14 +157,14 @@ _TAPED = f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from tape import StepTape
-from test_trainer_distributed import Trainer, main
+from test_trainer_distributed import main, trainer_module
 
-tape, real = StepTape(), Trainer.__init__
+tape, real = StepTape(), trainer_module.Trainer.__init__
 
 def taped(self, options, dataset=None, processes=None):
     real(self, options, dataset, processes, tape)
 
-Trainer.__init__ = taped
+trainer_module.Trainer.__init__ = taped
 code = main(["train", *sys.argv[1:]])
 print("replays:", tape.replays)
 sys.exit(code)
