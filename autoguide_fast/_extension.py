@@ -7,7 +7,7 @@ import warnings
 import torch
 
 try:
-    from . import _C
+    from . import _C  # type: ignore[attr-defined]
 except ImportError as error:
     raise ImportError(
         "autoguide_fast's compiled extension does not load for this Python and torch "

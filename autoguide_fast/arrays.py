@@ -1,12 +1,14 @@
 """Arrays of NumPy, CuPy and other libraries as tensors, and tensors as such arrays."""
 
+from typing import Any
+
 import numpy
 import torch
 
 KINDS = ("torch", "numpy", "cupy")
 
 
-def as_tensor(value):
+def as_tensor(value: Any) -> torch.Tensor:
     """Return `value` as a plain dense tensor, where it lies, to be read only: it may share memory.
 
     Takes tensors, NumPy's arrays in any layout and byte order, others' arrays through DLPack,
@@ -61,7 +63,7 @@ def _numbers(array):
     raise TypeError("an array of objects")
 
 
-def as_kind(x, kind):
+def as_kind(x: torch.Tensor, kind: str) -> Any:
     """Return tensor `x` as one of `KINDS`; memory is shared where it can be."""
     if kind == "numpy":
         return x.cpu().numpy()

@@ -1,8 +1,11 @@
 """What stands between a network's samples and images that one can look at."""
 
 import functools
+import os
+from typing import Any
 
 import torch
+from torch import Tensor
 
 STABILITY_VAE = "stabilityai/sd-vae-ft-mse"
 
@@ -16,12 +19,12 @@ class PixelEncoder:
 
     name = "pixels"
 
-    def encode(self, images):
+    def encode(self, images: Tensor) -> Tensor:
         """uint8 `[N, C, H, W]` to float32 in `[-1, 1]`; TypeError for another type."""
         _check_bytes(self, images)
         return images.to(torch.float32) / 127.5 - 1
 
-    def decode(self, x):
+    def decode(self, x: Tensor) -> Tensor:
         """Floating-point samples `[N, C, H, W]` to uint8 images."""
         return (x.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
@@ -48,7 +51,7 @@ class LatentEncoder:
     channels = 4
     pixels = 8  # on a side that become one
 
-    def __init__(self, vae=STABILITY_VAE):
+    def __init__(self, vae: str | os.PathLike = STABILITY_VAE) -> None:
         self.vae = str(vae)
 
     @functools.cached_property
@@ -78,11 +81,11 @@ class LatentEncoder:
             )
         return vae.to(torch.float32).eval().requires_grad_(False)
 
-    def load(self):
+    def load(self) -> Any:
         """Loads the VAE now, so that what is wrong with it shows before any work."""
         return self._autoencoder
 
-    def moments(self, images):
+    def moments(self, images: Tensor) -> Tensor:
         """uint8 `[N, 3, 8H, 8W]` to float32 `[N, 8, H, W]`: 4 means, 4 standard deviations.
 
         Runs on the images' device, in float32 whatever autocast says. Pixels go in as `x / 255`:
@@ -102,7 +105,7 @@ class LatentEncoder:
             drawn_from = vae.encode(images.to(torch.float32) / 255).latent_dist
         return torch.cat([drawn_from.mean, drawn_from.std], dim=1)
 
-    def encode(self, moments, normal=None):
+    def encode(self, moments: Tensor, normal: Tensor | None = None) -> Tensor:
         """Latents drawn from moments `[N, 8, H, W]`, scaled, float32 `[N, 4, H, W]`.
 
         `normal` holds the standard normal numbers to draw them with, `[N, 4, H, W]`; without, they
@@ -116,7 +119,7 @@ class LatentEncoder:
         centre, spread = self._scale(mean.device)
         return (mean + std * normal - centre) * (0.5 / spread)
 
-    def decode(self, x):
+    def decode(self, x: Tensor) -> Tensor:
         """Scaled latents `[N, 4, H, W]` to uint8 images `[N, 3, 8H, 8W]`.
 
         Raises ValueError for another number of channels.
@@ -153,10 +156,12 @@ def _check_bytes(encoder, images):
         )
 
 
-ENCODERS = {each.name: each for each in (PixelEncoder, LatentEncoder)}
+ENCODERS: dict[str, type[PixelEncoder] | type[LatentEncoder]] = {
+    each.name: each for each in (PixelEncoder, LatentEncoder)
+}
 
 
-def encoder(name):
+def encoder(name: str | None) -> PixelEncoder | LatentEncoder | None:
     """The encoder called `name` in a checkpoint; None for no name.
 
     Raises ValueError for an unknown name.

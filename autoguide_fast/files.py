@@ -64,7 +64,7 @@ def reason(error: Exception) -> str:
 
 def remedy(error: Exception) -> str:
     """What a user can do about a failure to write, by its kind: `make room`."""
-    return _REMEDIES.get(_number(error), "choose another place")
+    return _REMEDIES.get(_number(error) or 0, "choose another place")
 
 
 def _number(error: Exception) -> int | None:

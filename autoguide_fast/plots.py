@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Grids enlarge small images until a side has at least this many pixels, so that a person can see.
 _MIN_SIDE = 48
@@ -17,7 +22,7 @@ _MIN_SIDE = 48
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 
 
-def to_image(image):
+def to_image(image: ArrayLike) -> Image.Image:
     """Turn one uint8 image `[C, H, W]`, C = 1 or 3, into a `PIL.Image` of the same pixels.
 
     Raises:
@@ -29,7 +34,9 @@ def to_image(image):
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
 
 
-def image_grid(images, columns: int | None = None, scale: int | None = None, gap: int = 2):
+def image_grid(
+    images: ArrayLike, columns: int | None = None, scale: int | None = None, gap: int = 2
+) -> Image.Image:
     """Arrange images in a grid, row by row, enlarged without smoothing.
 
     Args:
@@ -126,10 +133,10 @@ def comparison_picture(
     # In inches, then as shares of the figure: grids of 3 x 3 with 0.3 between them, and the plot
     # further right, since it has tick labels where the grids have none.
     for index, panel in enumerate(panels):
-        axes = figure.add_axes([(0.25 + 3.25 * index) / 14, 1.35 / 4.8, 3 / 14, 3 / 4.8])
+        axes = figure.add_axes(((0.25 + 3.25 * index) / 14, 1.35 / 4.8, 3 / 14, 3 / 4.8))
         _draw_panel(axes, panel, columns)
     left = 0.25 + 3.25 * len(panels) + 0.6
-    axes = figure.add_axes([left / 14, 1.35 / 4.8, (13.85 - left) / 14, 3 / 4.8])
+    axes = figure.add_axes((left / 14, 1.35 / 4.8, (13.85 - left) / 14, 3 / 4.8))
     _draw_curves(axes, curves, distance_label)
     figure.text(
         0.25 / 14, 0.12 / 4.8, footnote, fontsize=10, color=GREY, va="bottom", linespacing=1.4

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Neither torch nor the extension up here: what writes the source is also run without them.
 
-_modules = {}  # keeps loaded kernels alive, by (kernel, types, device)
+_modules: dict = {}  # keeps loaded kernels alive, by (kernel, types, device)
 _lock = threading.Lock()
 
 

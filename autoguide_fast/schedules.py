@@ -8,7 +8,13 @@ import torch
 from . import arguments
 
 
-def rho_schedule(num_steps=32, sigma_min=0.002, sigma_max=80.0, rho=7.0, dtype=torch.float64):
+def rho_schedule(
+    num_steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    dtype: torch.dtype = torch.float64,
+) -> torch.Tensor:
     """Noise levels from `sigma_max` down to `sigma_min`, then 0.
 
     `sigma_i = (sigma_max^(1/rho) + i / (num_steps - 1) (sigma_min^(1/rho) -
@@ -60,7 +66,7 @@ class Churn:
     S_max: float = math.inf
     S_noise: float = 1.0
 
-    def raised(self, sigma, num_steps):
+    def raised(self, sigma: float, num_steps: int) -> tuple[float, float]:
         """The level `sigma_hat` to which `sigma` is raised, and the std of the added noise."""
         if self.S_churn == 0 or not self.S_min <= sigma <= self.S_max:
             return sigma, 0.0

@@ -1,6 +1,9 @@
 """Per-image random streams: noise, labels and churn that depend on an image's seed alone."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from . import arguments
 
@@ -23,12 +26,12 @@ class StackedRandom:
     Raises TypeError or ValueError for seeds that are no whole numbers >= 0.
     """
 
-    def __init__(self, device, seeds):
+    def __init__(self, device: torch.device | str, seeds: Sequence[int] | Tensor) -> None:
         self.device = torch.device(device)
         seeds = arguments.image_seeds(seeds, "StackedRandom")
         self.generators = [torch.Generator("cpu").manual_seed(s % (1 << 32)) for s in seeds]
 
-    def randn(self, shape, dtype=torch.float32):
+    def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers `[N, *shape]`, each image's from its own stream."""
         return self._stack(
             [
@@ -39,7 +42,7 @@ class StackedRandom:
             dtype,
         )
 
-    def randint(self, high):
+    def randint(self, high: int) -> Tensor:
         """Integers in `[0, high)`, int64 `[N]`, each image's from its own stream."""
         draws = [torch.randint(high, [], generator=g, device="cpu") for g in self.generators]
         return self._stack(draws, [], torch.int64)

@@ -2,6 +2,6 @@
 
 import sys
 
-from autoguide_fast.cli.entry import main
+from .entry import main
 
 sys.exit(main())

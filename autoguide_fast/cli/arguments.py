@@ -6,7 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
-from autoguide_fast.arguments import MOST_IMAGES
+from ..arguments import MOST_IMAGES
 
 
 def integer_ranges(text: str) -> list[int]:

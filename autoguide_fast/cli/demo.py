@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoguide_fast.cli.arguments import (
+from ..digits import NUM_CLASSES
+from .arguments import (
     check_image_count,
     check_output_file,
     guidance_weights,
     positive_integer,
 )
-from autoguide_fast.digits import NUM_CLASSES
 
 if TYPE_CHECKING:
     import torch
 
-    from autoguide_fast.metrics import Quality
+    from ..metrics import Quality
 
 # Far from the seeds of any search for weights, so that nothing shown was picked by its result.
 FIRST_SEED = 50_000_000
@@ -130,9 +130,9 @@ class Comparison:
     """
 
     def __init__(self, weights: Sequence[float] = WEIGHTS, device: str | None = None):
-        from autoguide_fast import load, metrics, plots
-        from autoguide_fast.arguments import present_device
-        from autoguide_fast.digits import load_digits
+        from .. import load, metrics, plots
+        from ..arguments import present_device
+        from ..digits import load_digits
 
         self.weights = weights
         self.device = present_device(device or "cpu")
@@ -185,7 +185,7 @@ class Comparison:
         self, method: Method, weight: float, nimg: int, bar=None
     ) -> tuple[torch.Tensor, float]:
         """Return images uint8 `[nimg, 1, 8, 8]`, classes in turn, and the seconds they took."""
-        from autoguide_fast import sample
+        from .. import sample
 
         def advance(info):
             if bar is not None and info.step == info.num_steps - 1:
@@ -260,7 +260,7 @@ class Comparison:
 
     def write_picture(self, path: Path) -> None:
         """Write the three grids and, beside them, the distance over the weight."""
-        from autoguide_fast import plots
+        from .. import plots
 
         panels = [
             plots.Panel(
@@ -268,7 +268,7 @@ class Comparison:
                 f"$w$ = {method.recommended:g},  FD {quality.frechet:.3f},  "
                 f"class {100 * quality.agreement:.1f} %\n"
                 f"precision {quality.precision:.3f},  recall {quality.recall:.3f}",
-                self._shown(method).images[:LEAST_IMAGES],
+                self._shown(method).images[:LEAST_IMAGES].numpy(),
                 method.color,
             )
             for method, quality in zip(self.methods, self.quality.values(), strict=True)

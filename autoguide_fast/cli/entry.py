@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from autoguide_fast.cli import demo, info, sample
-from autoguide_fast.files import reason, remedy
+from ..files import reason, remedy
+from . import demo, info, sample
 
 PROGRAM = "autoguide-fast"
 PLUGIN_GROUP = "autoguide_fast.commands"

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autoguide_fast import plots
-from autoguide_fast.files import reason, remedy, write_atomically
+from .. import plots
+from ..files import reason, remedy, write_atomically
 
 SETTINGS = "settings.json"
 GRID = "grid.png"

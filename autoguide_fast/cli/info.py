@@ -24,8 +24,8 @@ def collect() -> dict:
     import numpy
     import torch
 
-    from autoguide_fast import runtime_kernels
-    from autoguide_fast._extension import build_info
+    from .. import runtime_kernels
+    from .._extension import build_info
 
     build = dict(build_info())
     return {

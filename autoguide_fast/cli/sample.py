@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from autoguide_fast.cli.arguments import integer_ranges, positive_integer
+from .arguments import integer_ranges, positive_integer
 
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
@@ -155,9 +155,10 @@ def run(arguments: argparse.Namespace) -> int:
     churn = arguments.churn + [0.0, 0.0, math.inf, 1.0][len(arguments.churn) :]
 
     import autoguide_fast
-    from autoguide_fast.cli.image_folder import ImageFolder
-    from autoguide_fast.generate import DEFAULT_BATCH_SIZE
-    from autoguide_fast.locks import sole_writer
+
+    from ..generate import DEFAULT_BATCH_SIZE
+    from ..locks import sole_writer
+    from .image_folder import ImageFolder
 
     seeds, labels = arguments.seeds, None
     if arguments.classes is not None:
@@ -237,7 +238,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _nets(arguments: argparse.Namespace) -> tuple[str, str | None]:
     """Names or paths of the model and, where one runs, of its guide."""
-    from autoguide_fast import checkpoints
+    from .. import checkpoints
 
     guide = None
     if arguments.guidance != 1:
@@ -250,7 +251,7 @@ def _identity(net: str) -> dict[str, str]:
     """A net's name and what tells it from others: its checksum, without reading it all."""
     import hashlib
 
-    from autoguide_fast import checkpoints
+    from .. import checkpoints
 
     path = checkpoints.find(net, "sample: a net")
     digest = checkpoints.read_header(path, "sample").get("checksum")
@@ -265,8 +266,8 @@ def _image_shape(net: str) -> tuple[int, int, int]:
     Raises:
         ValueError: PNGs cannot be made of the net's samples.
     """
-    from autoguide_fast import checkpoints
-    from autoguide_fast.encoders import LatentEncoder, PixelEncoder
+    from .. import checkpoints
+    from ..encoders import LatentEncoder, PixelEncoder
 
     path = checkpoints.find(net, "sample: model")
     header = checkpoints.read_header(path, "sample")

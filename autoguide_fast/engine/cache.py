@@ -14,7 +14,7 @@ from .prepared import device_of
 
 LIMIT = 4  # engines; each holds about what its nets' parameters take
 
-_engines = OrderedDict()
+_engines: OrderedDict = OrderedDict()
 _lock = threading.Lock()  # held for moments
 _making = threading.Lock()  # held while an engine is made, so that none is made twice
 

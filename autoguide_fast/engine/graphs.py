@@ -156,7 +156,8 @@ class _Shared:
             self.done = torch.cuda.Event()  # of the last turn
 
 
-_shared_by_device, _guard = {}, threading.Lock()
+_shared_by_device: dict[torch.device, _Shared] = {}
+_guard = threading.Lock()
 
 
 def _shared(device):

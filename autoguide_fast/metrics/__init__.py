@@ -4,12 +4,12 @@ Everything here runs on the CPU in float64, on NumPy arrays or tensors. A *featu
 that stands for an image; `pixel_features` makes the simplest kind, the pixels themselves.
 """
 
-from autoguide_fast.metrics.classifier import class_agreement, train_classifier
-from autoguide_fast.metrics.features import pixel_features, two_scale_features
-from autoguide_fast.metrics.frechet import feature_statistics, frechet_distance
-from autoguide_fast.metrics.manifold import PrecisionRecall, precision_recall
-from autoguide_fast.metrics.memorisation import Memorisation, memorisation
-from autoguide_fast.metrics.quality import Quality, Reference
+from .classifier import class_agreement, train_classifier
+from .features import pixel_features, two_scale_features
+from .frechet import feature_statistics, frechet_distance
+from .manifold import PrecisionRecall, precision_recall
+from .memorisation import Memorisation, memorisation
+from .quality import Quality, Reference
 
 __all__ = [
     "Memorisation",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import operator
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def pixel_features(images) -> np.ndarray:
+def pixel_features(images: ArrayLike) -> np.ndarray:
     """Flatten images to one vector of pixels each: `x / 127.5 - 1`.
 
     The scale is the one in which pixel models work, so black is -1 and white is +1.
@@ -30,7 +31,7 @@ def pixel_features(images) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1
 
 
-def two_scale_features(images) -> np.ndarray:
+def two_scale_features(images: ArrayLike) -> np.ndarray:
     """Flatten images too large to compare pixel by pixel: what they show, and how fine it is.
 
     That is the image at a quarter of its size, each pixel the mean of 4x4, and its middle 8x8
@@ -59,7 +60,7 @@ def two_scale_features(images) -> np.ndarray:
     return np.concatenate([small.reshape(n, -1), middle.reshape(n, -1)], axis=1)
 
 
-def as_features(values, function: str, argument: str, at_least: int = 1) -> np.ndarray:
+def as_features(values: ArrayLike, function: str, argument: str, at_least: int = 1) -> np.ndarray:
     """Return `values` as a finite float64 matrix `[N, D]`, or raise in the name of `function`.
 
     Raises:
@@ -102,7 +103,7 @@ def check_same_width(function: str, **matrices: np.ndarray) -> None:
             )
 
 
-def to_numpy(values) -> np.ndarray:
+def to_numpy(values: ArrayLike) -> np.ndarray:
     """Return an array or a tensor, on any device, as a NumPy array."""
     if hasattr(values, "detach"):  # a tensor, on any device
         values = values.detach().cpu()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from autoguide_fast.metrics.features import as_features, to_numpy
+from .features import as_features, to_numpy
 
 
-def feature_statistics(features) -> tuple[np.ndarray, np.ndarray]:
+def feature_statistics(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the unbiased covariance of a set of features.
 
     Args:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from autoguide_fast.metrics.features import as_count, as_features, check_same_width
+from .features import as_count, as_features, check_same_width
 
 # Squared distances come from |p|^2 + |q|^2 - 2 p.q in float64; what cancels is of the order of
 # 2^-52 times the squared norms times a few tens. 1e-13 of them is more than rounding and far
@@ -21,7 +22,9 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(real, fake, k: int = 3, chunk: int = 2048) -> PrecisionRecall:
+def precision_recall(
+    real: ArrayLike, fake: ArrayLike, k: int = 3, chunk: int = 2048
+) -> PrecisionRecall:
     """Return the improved precision and recall of generated samples.
 
     The manifold of a set is the union of balls around its points, each reaching to that point's

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from autoguide_fast.metrics.features import as_features, check_same_width
+from .features import as_features, check_same_width
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Memorisation:
         }
 
 
-def memorisation(samples, training, heldout) -> Memorisation:
+def memorisation(samples: ArrayLike, training: ArrayLike, heldout: ArrayLike) -> Memorisation:
     """Compare how near samples and held-out images lie to the training set.
 
     Args:

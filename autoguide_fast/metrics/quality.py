@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from autoguide_fast.metrics.classifier import class_agreement, train_classifier
-from autoguide_fast.metrics.features import as_features, pixel_features
-from autoguide_fast.metrics.frechet import feature_statistics, frechet_distance
-from autoguide_fast.metrics.manifold import precision_recall
+from .classifier import class_agreement, train_classifier
+from .features import as_features, pixel_features
+from .frechet import feature_statistics, frechet_distance
+from .manifold import precision_recall
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,13 @@ class Reference:
         ValueError, TypeError: as the metrics that it prepares.
     """
 
-    def __init__(self, images, labels, k: int = 3, extract=pixel_features):
+    def __init__(
+        self,
+        images: ArrayLike,
+        labels: ArrayLike,
+        k: int = 3,
+        extract: Callable[[ArrayLike], np.ndarray] = pixel_features,
+    ) -> None:
         self.extract = extract
         # Copied: `extract` may return the same buffer every time.
         self.features = as_features(extract(images), "Reference", "extract's features")
@@ -55,11 +63,11 @@ class Reference:
         self.classifier = train_classifier(self.features, labels)
         self.k = k
 
-    def frechet(self, images) -> float:
+    def frechet(self, images: ArrayLike) -> float:
         """Return the Frechet distance between the reference and uint8 images `[M, C, H, W]`."""
         return frechet_distance(feature_statistics(self.extract(images)), self.statistics)
 
-    def quality(self, images, labels) -> Quality:
+    def quality(self, images: ArrayLike, labels: ArrayLike) -> Quality:
         """Judge samples.
 
         Precision and recall want as many samples as there are reference images. If there are

@@ -1,6 +1,8 @@
 """What every operator registers beyond its C++ schema: a fake kernel, derivatives, autocast."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import _C
@@ -13,17 +15,25 @@ _NAMESPACE = "autoguide_fast"
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
-def op(name):
+def op(name: str) -> Any:
     """Return the operator `name` as a callable that goes straight to the dispatcher."""
     return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
 
-def fake(name):
+def fake(name: str) -> Callable:
     """Decorate the function that gives the shapes, dtypes and strides of the results of `name`."""
     return torch.library.register_fake(f"{_NAMESPACE}::{name}")
 
 
-def differentiable(name, plain, backward=None, save=None, *, dtypes=None, constants=()):
+def differentiable(
+    name: str,
+    plain: Callable,
+    backward: Callable | None = None,
+    save: Callable | None = None,
+    *,
+    dtypes: Callable | None = None,
+    constants: Sequence[int] = (),
+) -> None:
     """Register the derivatives of `name`: of every order, in every mode.
 
     The compiled kernels serve values and the first backward pass. The rest (forward mode, a
@@ -83,7 +93,7 @@ def differentiable(name, plain, backward=None, save=None, *, dtypes=None, consta
     _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
 
 
-def promote_in_autocast(name, *places):
+def promote_in_autocast(name: str, *places: int) -> None:
     """Let `name` take tensors of several types under autocast: there it computes in the widest.
 
     Elsewhere other types are refused, for they are a mistake. Under autocast they come about where
@@ -140,7 +150,7 @@ def _wide(x):
     return x.float() if sixteen_bits else x
 
 
-def dense_format(x):
+def dense_format(x: torch.Tensor) -> torch.memory_format:
     """Return the memory format that an operator returns for `x`; twin of csrc/tensor.h."""
     channels_last = x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format

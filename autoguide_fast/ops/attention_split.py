@@ -1,6 +1,7 @@
 """Attention's normalise-and-split: queries, keys and values of unit magnitude per head."""
 
 import torch
+from torch import Tensor
 
 from ._library import dense_empty, differentiable, fake, op
 from .normalize import normalize_gradient, normalize_plain, normalize_reference
@@ -11,7 +12,7 @@ _attention_split_backward = op("attention_split_backward")
 _EPS = 1e-4
 
 
-def attention_split(qkv, num_heads):
+def attention_split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Split the output of attention's first convolution and normalise it, in one pass.
 
     Channel `(head * ch + c) * 3 + part` holds part 0 (query), 1 (key) or 2 (value); each vector of
@@ -33,7 +34,7 @@ def attention_split(qkv, num_heads):
     return _attention_split(qkv, num_heads, _EPS)
 
 
-def attention_split_reference(qkv, num_heads):
+def attention_split_reference(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_split` in plain PyTorch."""
     return _parts(normalize_reference(_vectors(qkv, num_heads), dim=2, eps=_EPS))
 

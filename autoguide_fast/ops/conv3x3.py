@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .._extension import MULTIPLIED, build_info
 from ._library import differentiable, fake, op, promote_in_autocast
@@ -19,7 +20,7 @@ _LEAST_FLOAT32 = 512 if build_info()["isa"] == "avx2" else 2048
 _LEAST_PIXELS = {torch.float32: _LEAST_FLOAT32, torch.bfloat16: _LEAST_FLOAT32 if _WIDENS else 512}
 
 
-def conv3x3(x, weight, widen=_WIDENS):
+def conv3x3(x: Tensor, weight: Tensor, widen: bool = _WIDENS) -> Tensor:
     """Convolve images with a 3x3 kernel, zeros around them, by Winograd's minimal products.
 
     `torch.nn.functional.conv2d(x, weight, padding=1)`; forward and the gradients of images and
@@ -46,12 +47,12 @@ def conv3x3(x, weight, widen=_WIDENS):
     return _conv3x3(x, weight, widen)
 
 
-def conv3x3_reference(x, weight, widen=_WIDENS):
+def conv3x3_reference(x: Tensor, weight: Tensor, widen: bool = _WIDENS) -> Tensor:
     """`conv3x3` in plain PyTorch."""
     return F.conv2d(x, weight, padding=1)
 
 
-def conv3x3_pays(x, weight):
+def conv3x3_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv3x3` can take these, and is faster there than `torch.nn.functional.conv2d`."""
     if x.device.type != "cpu" or x.dtype not in _TILES or weight.shape[2:] != (3, 3):
         return False

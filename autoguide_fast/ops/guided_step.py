@@ -1,12 +1,22 @@
 """The guided Heun step: preconditioning of both nets, guidance and a half step in one pass."""
 
+from torch import Tensor
+
 from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
 _guided_heun_first = op("guided_heun_first")
 _guided_heun_second = op("guided_heun_second")
 
 
-def guided_heun_first(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None):
+def guided_heun_first(
+    x: Tensor,
+    raw: Tensor,
+    guide_raw: Tensor | None,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    guidance: Tensor,
+    sigma_data: float | None = None,
+) -> tuple[Tensor, Tensor]:
     """First half of a guided Heun step: an Euler step along the guided slope (EDM alg. 1).
 
     `D = D0 + w (D1 - D0)` (autoguidance), `slope = (x - D) / sigma`,
@@ -35,8 +45,16 @@ def guided_heun_first(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data
 
 
 def guided_heun_second(
-    x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None
-):
+    x: Tensor,
+    x_next: Tensor,
+    slope: Tensor,
+    raw: Tensor,
+    guide_raw: Tensor | None,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    guidance: Tensor,
+    sigma_data: float | None = None,
+) -> Tensor:
     """Second half of a guided Heun step: the trapezoidal correction (EDM alg. 1).
 
     `x + (sigma_next - sigma) (slope + slope') / 2`, where `slope' = (x_next - D') / sigma_next`
@@ -77,15 +95,31 @@ def _slope(x, raw, guide_raw, sigma, guidance, sigma_data):
     return (x - denoised) / sigma.to(x.dtype)
 
 
-def guided_heun_first_reference(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None):
+def guided_heun_first_reference(
+    x: Tensor,
+    raw: Tensor,
+    guide_raw: Tensor | None,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    guidance: Tensor,
+    sigma_data: float | None = None,
+) -> tuple[Tensor, Tensor]:
     """`guided_heun_first` in plain PyTorch."""
     slope = _slope(x, raw, guide_raw, sigma, guidance, sigma_data)
     return x + (sigma_next - sigma).to(x.dtype) * slope, slope
 
 
 def guided_heun_second_reference(
-    x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data=None
-):
+    x: Tensor,
+    x_next: Tensor,
+    slope: Tensor,
+    raw: Tensor,
+    guide_raw: Tensor | None,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    guidance: Tensor,
+    sigma_data: float | None = None,
+) -> Tensor:
     """`guided_heun_second` in plain PyTorch."""
     slope_next = _slope(x_next, raw, guide_raw, sigma_next, guidance, sigma_data)
     return x + (sigma_next - sigma).to(x.dtype) * 0.5 * (slope + slope_next)

@@ -1,6 +1,7 @@
 """Magnitude-preserving concatenation, alone and with the MP-SiLU that follows it."""
 
 import torch
+from torch import Tensor
 
 from ._library import dense_empty, dense_format, differentiable, fake, op, promote_in_autocast
 from .mp_silu import mp_silu_plain, mp_silu_reference, mp_silu_slope
@@ -10,7 +11,7 @@ _mp_cat_mp_silu = op("mp_cat_mp_silu")
 _mp_cat_backward = op("mp_cat_backward")
 
 
-def mp_cat(a, b, t=0.5):
+def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     """Concatenate channels so that `a` and `b` contribute in the ratio `1 - t` to `t`.
 
     `c [(1 - t) / sqrt(N_a) a, t / sqrt(N_b) b]`, `c = sqrt((N_a + N_b) / ((1 - t)^2 + t^2))`
@@ -32,7 +33,7 @@ def mp_cat(a, b, t=0.5):
     return _mp_cat(a, b, t)
 
 
-def mp_cat_reference(a, b, t=0.5):
+def mp_cat_reference(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     """`mp_cat` in plain PyTorch."""
     factor_a, factor_b = _factors(a, b, t)
     return torch.cat([a * factor_a, b * factor_b], dim=1)
@@ -44,7 +45,7 @@ def _factors(a, b, t):
     return c / n_a**0.5 * (1 - t), c / n_b**0.5 * t
 
 
-def mp_cat_mp_silu(a, b, t=0.5):
+def mp_cat_mp_silu(a: Tensor, b: Tensor, t: float = 0.5) -> tuple[Tensor, Tensor]:
     """`mp_cat` and its `mp_silu`, as a decoder block wants them, in one pass.
 
     Args:
@@ -58,7 +59,7 @@ def mp_cat_mp_silu(a, b, t=0.5):
     return _mp_cat_mp_silu(a, b, t)
 
 
-def mp_cat_mp_silu_reference(a, b, t=0.5):
+def mp_cat_mp_silu_reference(a: Tensor, b: Tensor, t: float = 0.5) -> tuple[Tensor, Tensor]:
     """`mp_cat_mp_silu` in plain PyTorch."""
     y = mp_cat_reference(a, b, t)
     return y, mp_silu_reference(y)

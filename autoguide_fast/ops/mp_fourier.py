@@ -1,13 +1,14 @@
 """Magnitude-preserving Fourier features."""
 
 import torch
+from torch import Tensor
 
 from ._library import differentiable, fake, op
 
 _mp_fourier = op("mp_fourier")
 
 
-def mp_fourier(x, freqs, phases):
+def mp_fourier(x: Tensor, freqs: Tensor, phases: Tensor) -> Tensor:
     """Fourier features of unit magnitude: `sqrt(2) cos(x f + phi)` (EDM2 eq. 75).
 
     Args:
@@ -26,7 +27,7 @@ def mp_fourier(x, freqs, phases):
     return _mp_fourier(x, freqs, phases)
 
 
-def mp_fourier_reference(x, freqs, phases):
+def mp_fourier_reference(x: Tensor, freqs: Tensor, phases: Tensor) -> Tensor:
     """`mp_fourier` in plain PyTorch."""
     return (_angle(x, freqs, phases).cos() * 2**0.5).to(x.dtype)
 

@@ -1,6 +1,7 @@
 """Magnitude-preserving SiLU, alone and after the embedding modulation."""
 
 import torch
+from torch import Tensor
 
 from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
@@ -13,7 +14,7 @@ _modulate_mp_silu_backward = op("modulate_mp_silu_backward")
 MP_SILU_GAIN = 0.596
 
 
-def mp_silu(x):
+def mp_silu(x: Tensor) -> Tensor:
     """SiLU scaled to keep unit magnitude: `silu(x) / 0.596` (EDM2 eq. 81).
 
     Args:
@@ -31,23 +32,23 @@ def mp_silu(x):
     return _mp_silu(x)
 
 
-def mp_silu_reference(x):
+def mp_silu_reference(x: Tensor) -> Tensor:
     """`mp_silu` in plain PyTorch."""
     return torch.nn.functional.silu(x) / MP_SILU_GAIN
 
 
-def mp_silu_plain(x):
+def mp_silu_plain(x: Tensor) -> Tensor:
     """`mp_silu` of what has derivatives of every order: forward mode cannot pass silu's first."""
     return x * x.sigmoid() / MP_SILU_GAIN
 
 
-def mp_silu_slope(x):
+def mp_silu_slope(x: Tensor) -> Tensor:
     """The derivative of `mp_silu_plain`."""
     s = x.sigmoid()
     return s * (1 + x * (1 - s)) / MP_SILU_GAIN
 
 
-def modulate_mp_silu(x, scale):
+def modulate_mp_silu(x: Tensor, scale: Tensor) -> Tensor:
     """Scale each channel by the embedding, then MP-SiLU, in one pass (EDM2 fig. 21).
 
     `mp_silu(x * scale[:, :, None, None])`
@@ -69,7 +70,7 @@ def modulate_mp_silu(x, scale):
     return _modulate_mp_silu(x, scale)
 
 
-def modulate_mp_silu_reference(x, scale):
+def modulate_mp_silu_reference(x: Tensor, scale: Tensor) -> Tensor:
     """`modulate_mp_silu` in plain PyTorch."""
     return mp_silu_reference(x * scale[:, :, None, None])
 

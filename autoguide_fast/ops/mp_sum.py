@@ -1,6 +1,7 @@
 """Magnitude-preserving sum, with the clip that ends a U-Net block."""
 
 import torch
+from torch import Tensor
 
 from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
@@ -8,7 +9,7 @@ _mp_sum = op("mp_sum")
 _mp_sum_backward = op("mp_sum_backward")
 
 
-def mp_sum(a, b, t=0.5, clip=None):
+def mp_sum(a: Tensor, b: Tensor, t: float = 0.5, clip: float | None = None) -> Tensor:
     """Weighted sum that keeps unit magnitude, then an optional clip, in one pass.
 
     `((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)` (EDM2 eq. 88), clamped to `[-clip, clip]`.
@@ -32,7 +33,7 @@ def mp_sum(a, b, t=0.5, clip=None):
     return _mp_sum(a, b, t, clip)
 
 
-def mp_sum_reference(a, b, t=0.5, clip=None):
+def mp_sum_reference(a: Tensor, b: Tensor, t: float = 0.5, clip: float | None = None) -> Tensor:
     """`mp_sum` in plain PyTorch."""
     y = a.lerp(b, t) / _magnitude(t)
     return y if clip is None else y.clamp(-clip, clip)

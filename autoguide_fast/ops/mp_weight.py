@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from ._library import differentiable, fake, op
 from .normalize import normalize_gradient, normalize_plain, normalize_reference
@@ -23,7 +24,9 @@ def _gain_tensor(gain, weight):
     return torch.full((), float(gain), dtype=torch.float64, device=weight.device)
 
 
-def mp_weight(weight, gain=1.0, dtype=None):
+def mp_weight(
+    weight: Tensor, gain: float | Tensor = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
     """Prepare a weight for its convolution or product, in one pass.
 
     `normalize(weight) * gain / sqrt(fan_in)` (EDM2 eq. 47 and 66), cast to `dtype`.
@@ -44,13 +47,17 @@ def mp_weight(weight, gain=1.0, dtype=None):
     return _mp_weight(weight, _gain_tensor(gain, weight), _EPS, dtype)
 
 
-def mp_weight_reference(weight, gain=1.0, dtype=None):
+def mp_weight_reference(
+    weight: Tensor, gain: float | Tensor = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
     """`mp_weight` in plain PyTorch."""
     w = normalize_reference(weight, eps=_EPS) * (gain / weight[0].numel() ** 0.5)
     return w if dtype is None else w.to(dtype)
 
 
-def mp_weight_forced(weight, gain=1.0, dtype=None):
+def mp_weight_forced(
+    weight: Tensor, gain: float | Tensor = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
     """Replace a weight by its normalised self, then prepare it as `mp_weight` does, in one pass.
 
     The forced normalisation of training (EDM2 eq. 66 and the text after it): without it the
@@ -68,7 +75,9 @@ def mp_weight_forced(weight, gain=1.0, dtype=None):
     return _mp_weight_forced(weight, _gain_tensor(gain, weight), _EPS, dtype)
 
 
-def mp_weight_forced_reference(weight, gain=1.0, dtype=None):
+def mp_weight_forced_reference(
+    weight: Tensor, gain: float | Tensor = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
     """`mp_weight_forced` in plain PyTorch."""
     with torch.no_grad():
         weight.copy_(normalize_reference(weight, eps=_EPS))

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from ._library import dense_empty, differentiable, fake, op
 
@@ -10,7 +11,7 @@ _normalize = op("normalize")
 _normalize_backward = op("normalize_backward")
 
 
-def normalize(x, dim=None, eps=1e-4):
+def normalize(x: Tensor, dim: int | None = None, eps: float = 1e-4) -> Tensor:
     """Scale vectors to unit magnitude: `x / (eps + |x| / sqrt(n))` over `n` values.
 
     EDM2 eq. 30 (pixel norm, `dim=1`) and eq. 66 (weights, `dim=None`).
@@ -33,12 +34,12 @@ def normalize(x, dim=None, eps=1e-4):
     return _normalize(x, dim, eps)
 
 
-def normalize_reference(x, dim=None, eps=1e-4):
+def normalize_reference(x: Tensor, dim: int | None = None, eps: float = 1e-4) -> Tensor:
     """`normalize` in plain PyTorch."""
     return x / (eps + _magnitude(x, _dims(x, dim)))
 
 
-def normalize_plain(x, dim, eps):
+def normalize_plain(x: Tensor, dim: int | None, eps: float) -> Tensor:
     """`normalize_reference` with derivatives of every order at zero vectors, too.
 
     There the norm has none; as usual it counts as 0. PyTorch's own second one is NaN.
@@ -46,7 +47,7 @@ def normalize_plain(x, dim, eps):
     return x / (eps + _plain_magnitude(x, _dims(x, dim))[0])
 
 
-def normalize_gradient(grad, x, dim, eps):
+def normalize_gradient(grad: Tensor, x: Tensor, dim: int | None, eps: float) -> Tensor:
     """The gradient of `normalize_plain` in plain PyTorch."""
     dims = _dims(x, dim)
     magnitude, zero = _plain_magnitude(x, dims)

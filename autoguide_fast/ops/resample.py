@@ -1,6 +1,7 @@
 """Resampling by two with the filter [1, 1], alone and fused with pixel norm and MP-SiLU."""
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from ._library import dense_empty, differentiable, fake, op
 from .mp_silu import mp_silu_plain, mp_silu_reference, mp_silu_slope
@@ -21,7 +22,7 @@ def _mode(function, mode):
     return _MODES[mode]
 
 
-def resample(x, mode):
+def resample(x: Tensor, mode: str) -> Tensor:
     """Halve or double an image with the filter [1, 1] (EDM2's U-Net).
 
     `down` is the mean of each 2x2 pixels, `up` repeats each pixel 2x2, `keep` returns `x`.
@@ -43,14 +44,16 @@ def resample(x, mode):
     return x if mode == 0 else _resample(x, mode, 1.0)
 
 
-def resample_reference(x, mode):
+def resample_reference(x: Tensor, mode: str) -> Tensor:
     """`resample` in plain PyTorch."""
     if mode == "up":
         return F.interpolate(x, scale_factor=2, mode="nearest")
     return F.avg_pool2d(x, 2) if mode == "down" else x
 
 
-def resample_normalize_mp_silu(x, mode="keep", eps=1e-4):
+def resample_normalize_mp_silu(
+    x: Tensor, mode: str = "keep", eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
     """Resample, pixel norm and MP-SiLU, as an encoder block begins, in one pass.
 
     Args:
@@ -65,7 +68,9 @@ def resample_normalize_mp_silu(x, mode="keep", eps=1e-4):
     return _resample_normalize_mp_silu(x, _mode("resample_normalize_mp_silu", mode), eps)
 
 
-def resample_normalize_mp_silu_reference(x, mode="keep", eps=1e-4):
+def resample_normalize_mp_silu_reference(
+    x: Tensor, mode: str = "keep", eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
     """`resample_normalize_mp_silu` in plain PyTorch."""
     y = normalize_reference(resample_reference(x, mode), dim=1, eps=eps)
     return y, mp_silu_reference(y)
