@@ -2,9 +2,10 @@
 
 from ._extension import build_info as _build_info
 from .checkpoints import load
+from .diagnosis import Diagnosis, diagnose
 from .engine import Engine
 from .generate import StepInfo, sample
 from .guidance import unlabelled
 
-__all__ = ["Engine", "StepInfo", "load", "sample", "unlabelled"]
+__all__ = ["Diagnosis", "Engine", "StepInfo", "diagnose", "load", "sample", "unlabelled"]
 __version__ = _build_info()["version"]

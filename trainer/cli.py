@@ -98,7 +98,7 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "
 
 def add_command(subparsers) -> None:
     """Adds `train` and what goes with it to the command line."""
-    from . import ema_command, judge, plot, search
+    from . import diagnose, ema_command, judge, plot, search
 
     parser = subparsers.add_parser(
         "train",
@@ -181,7 +181,7 @@ def add_command(subparsers) -> None:
                 help="mirror half of the images left to right",
             )
     parser.set_defaults(run=run)
-    for module in (search, judge, ema_command, plot):
+    for module in (search, judge, diagnose, ema_command, plot):
         module.add_command(subparsers)
 
 
