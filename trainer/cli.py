@@ -7,11 +7,16 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .interruption import EXIT_CODE, patient_terminal
 from .options import DEVICES, PRECISIONS, TrainOptions
 from .presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from .pair import Guide, Result
 
 _EXAMPLES = """\
 examples:
@@ -96,7 +101,7 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` and what goes with it to the command line."""
     from . import diagnose, ema_command, judge, plot, search
 
@@ -185,7 +190,9 @@ def add_command(subparsers) -> None:
         module.add_command(subparsers)
 
 
-def _add_option(group, name: str, default, metavar: str, text: str) -> None:
+def _add_option(
+    group: argparse._ArgumentGroup, name: str, default: Any, metavar: str, text: str
+) -> None:
     """Adds one option; None stands for "not given", so that presets and --resume can tell."""
     if isinstance(default, bool):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
@@ -202,7 +209,7 @@ def _add_option(group, name: str, default, metavar: str, text: str) -> None:
     )
 
 
-def _value_type(default):
+def _value_type(default: Any) -> Callable[[str], Any]:
     kind = type(default[0]) if isinstance(default, tuple) else type(default)
     return _integer if kind is int else kind
 
@@ -260,7 +267,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if result.finished else EXIT_CODE
 
 
-def _summary(result, main: TrainOptions, guide, arguments: argparse.Namespace) -> str:
+def _summary(
+    result: Result, main: TrainOptions, guide: Guide | None, arguments: argparse.Namespace
+) -> str:
     from .pair import GUIDE
     from .snapshots import SNAPSHOTS, average_name
 
@@ -298,7 +307,7 @@ def _summary(result, main: TrainOptions, guide, arguments: argparse.Namespace) -
     return "\n".join(lines)
 
 
-def _job(arguments: argparse.Namespace):
+def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | None]:
     """The options of the main net, and its guide or None.
 
     On resuming, what is not given is as the run in --out has it.
@@ -331,7 +340,7 @@ def _changes(pairs: list[str]) -> dict:
     fields = {f.name: f.default for f in dataclasses.fields(TrainOptions)}
     for shared in ("duration", "batch", "data", *_GROUPS["execution"]):
         fields.pop(shared)
-    changes = {}
+    changes: dict = {}
     for text in pairs:
         name, _, value = text.partition("=")
         name = name.replace("-", "_")
@@ -356,7 +365,7 @@ def _changes(pairs: list[str]) -> dict:
     return changes
 
 
-def _dry_run(main: TrainOptions, guide) -> str:
+def _dry_run(main: TrainOptions, guide: Guide | None) -> str:
     from . import estimate
     from .training_data import shape_of
 

@@ -45,19 +45,16 @@ def draw(
         torch.cat(parts)[part] if len(parts) > 1 else parts[0][part]
         for parts in zip(*blocks, strict=True)
     ]
-    return Draws(*joined) if latents else Draws(*joined, None)
+    return Draws(joined[0], joined[1], joined[2] if latents else None)
 
 
 def _block(seed: int, position: int, shape: tuple[int, ...], latents: bool) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(stream(seed, 1 + position))
-    options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-    drawn = [
-        torch.randn([_BLOCK, 1, 1, 1], **options),
-        torch.randn([_BLOCK, *shape], **options),
+    shapes = [(1, 1, 1), shape, shape] if latents else [(1, 1, 1), shape]
+    return [
+        torch.randn([_BLOCK, *each], generator=generator, dtype=torch.float32, device="cpu")
+        for each in shapes
     ]
-    if latents:
-        drawn.append(torch.randn([_BLOCK, *shape], **options))
-    return drawn
 
 
 def stream(seed: int, *position: int) -> int:

@@ -14,10 +14,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from autoguide_fast.files import publish, reason, remedy
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 KEPT = 2  # checkpoints that are whole: the newest and the one before it
 _NAME = re.compile(r"(\d{9,})-([0-9a-f]{32})\.pt")
@@ -123,7 +127,7 @@ def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None for one that is whole."""
     try:
         if _proven.get(path) != _signature(path):
-            if _digest(path) != _NAME.fullmatch(path.name)[2]:
+            if _digest(path) != path.stem.partition("-")[2]:
                 return "its contents do not have the checksum in its name"
             _proven[path] = _signature(path)
     except OSError as error:
@@ -144,7 +148,7 @@ class _HashingFile(io.BufferedWriter):
         self.hash = hashlib.sha256()
         self.error: OSError | None = None
 
-    def write(self, data) -> int:
+    def write(self, data: Buffer) -> int:
         self.hash.update(data)
         try:
             return super().write(data)

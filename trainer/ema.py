@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -42,6 +43,10 @@ def length_name(sigma_rel: float) -> str:
     return np.format_float_positional(sigma_rel, min_digits=3)
 
 
+@overload
+def sigma_rel_to_gamma(sigma_rel: float) -> float: ...
+@overload
+def sigma_rel_to_gamma(sigma_rel: np.ndarray) -> np.ndarray: ...
 def sigma_rel_to_gamma(sigma_rel: float | np.ndarray) -> float | np.ndarray:
     """Exponent gamma of the profile whose relative width is `sigma_rel` (EDM2 eq. 126, alg. 2).
 
@@ -70,6 +75,10 @@ def _gamma(sigma_rel: float) -> float:
     return sigma_rel_to_gamma(sigma_rel)
 
 
+@overload
+def gamma_to_sigma_rel(gamma: float) -> float: ...
+@overload
+def gamma_to_sigma_rel(gamma: np.ndarray) -> np.ndarray: ...
 def gamma_to_sigma_rel(gamma: float | np.ndarray) -> float | np.ndarray:
     """Relative width `(gamma+1)^(1/2) (gamma+2)^-1 (gamma+3)^(-1/2)` (EDM2 eq. 123).
 

@@ -17,7 +17,7 @@ examples:
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `ema` to the command line."""
     parser = subparsers.add_parser(
         "ema",

@@ -55,7 +55,7 @@ def estimate(
     with torch.device("meta"):
         net = Precond(resolution, channels, label_dim, **options.net_options()).train()
 
-        def images(count):
+        def images(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
             x = torch.empty(count, channels, resolution, resolution)
             labels = torch.empty(count, label_dim) if label_dim else None
             return x, torch.empty(count), labels

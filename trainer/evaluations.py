@@ -22,7 +22,7 @@ def remembering(
         evaluate: called with the coordinates of a point by name; returns figures by name.
     """
     path = out / FILE
-    known = {}
+    known: dict[str, dict[str, float]] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
@@ -30,7 +30,7 @@ def remembering(
         except (ValueError, KeyError, TypeError):
             continue  # cut short when the search was killed, or damaged: computed again
 
-    def evaluated(**point) -> dict[str, float]:
+    def evaluated(**point: float) -> dict[str, float]:
         key = _key(about, point)
         if key not in known:
             known[key] = evaluate(**point)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoguide_fast import plots, sample
+from autoguide_fast.networks import Precond
 
 from .runlog import RunLog
 from .snapshots import Snapshots
 from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 FOLDER = "samples"
 NUM_STEPS = 16
@@ -34,7 +39,7 @@ class Grids:
 
     def __init__(self, out: Path, log: RunLog, count: int, guidance: float) -> None:
         self.out, self.log, self.count, self.guidance = out, log, count, guidance
-        self.guide = None
+        self.guide: Precond | None = None
         self.guide_from: int | None = None
 
     def drawer(self, net: str) -> Callable[[Trainer], None] | None:
@@ -59,7 +64,7 @@ class Grids:
         except (FloatingPointError, OSError) as error:  # a picture is not worth a run
             print(f"train: no samples drawn at {trainer.nimg} images: {error}", file=sys.stderr)
 
-    def _picture(self, net, guide):
+    def _picture(self, net: Precond, guide: Precond | None) -> Picture:
         from PIL import Image
 
         grids = [self._grid(net, None, 1.0)]
@@ -72,7 +77,7 @@ class Grids:
             picture.paste(grid, (i * (grid.width + gap), 0))
         return picture
 
-    def _grid(self, net, guide, guidance: float):
+    def _grid(self, net: Precond, guide: Precond | None, guidance: float) -> Picture:
         pixels = getattr(net.encoder, "name", None) == "pixels"
         images = sample(
             net, guide, guidance, seeds=range(self.count), num_steps=NUM_STEPS, raw=not pixels

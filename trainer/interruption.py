@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TextIO
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped, run the same again with --resume
 
@@ -20,10 +22,10 @@ def interruption() -> Iterator[Callable[[], bool]]:
 
     A signal that is ignored, as `nohup` makes it of SIGHUP, stays so.
     """
-    received = []
-    previous = {}
+    received: list[int] = []
+    previous: dict[int, Any] = {}
 
-    def handle(number, frame):
+    def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, previous[number])
 
@@ -44,7 +46,7 @@ class Terminal:
     A closed terminal, or the end of `tee` behind a pipe, must not end a run that is to be saved.
     """
 
-    def __init__(self, stream) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -62,7 +64,7 @@ class Terminal:
         except OSError:
             self._give_up()
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def _give_up(self) -> None:

@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from autoguide_fast.cli.arguments import check_image_count, check_output_file
 
 from .workers import map_jobs
 from .yardstick import NAMES, yardstick
+
+if TYPE_CHECKING:
+    from autoguide_fast.networks import Precond
 
 FIRST_SEED = 20_000_000
 METHODS = ("none", "CFG", "autoguidance")
@@ -53,7 +57,7 @@ class Job:
     dtype: str = "float32"
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `judge` to the command line."""
     parser = subparsers.add_parser(
         "judge",
@@ -107,10 +111,11 @@ def run(arguments: argparse.Namespace) -> None:
     nets = load_nets(arguments.data, folder)
     methods = arguments.methods or [m for m, role in _GUIDES.items() if role in (None, *nets)]
     for method in methods:
-        if _GUIDES[method] not in (None, *nets):
+        role = _GUIDES[method]
+        if role is not None and role not in nets:
             raise ValueError(
                 f"judge: --methods must be those that there are nets for, got {method} without "
-                f"{yardstick(arguments.data).nets()[_GUIDES[method]]}; leave it out"
+                f"{yardstick(arguments.data).nets()[role]}; leave it out"
             )
         guidance_weight(nets, method)
     jobs = [
@@ -145,20 +150,20 @@ def run(arguments: argparse.Namespace) -> None:
     print(table(rows, arguments.data))
 
 
-def load_nets(data: str, folder: str | os.PathLike | None = None) -> dict[str, object]:
+def load_nets(data: str, folder: str | os.PathLike | None = None) -> dict[str, Precond]:
     """The nets by role, from a folder that `search` wrote or bundled (None); 'uncond' if there."""
     from autoguide_fast import checkpoints, load
 
-    nets = {}
+    nets: dict[str, Precond] = {}
     for role, name in yardstick(data).nets().items():
-        path = Path(folder) / f"{name}.safetensors" if folder else name
-        there = path.exists() if folder else name in checkpoints.BUNDLED
+        file = Path(folder) / f"{name}.safetensors" if folder else None
+        there = file.exists() if file is not None else name in checkpoints.BUNDLED
         if there or role != "uncond":
-            nets[role] = load(path)
+            nets[role] = load(file or name)
     return nets
 
 
-def guidance_weight(nets: dict[str, object], method: str) -> float:
+def guidance_weight(nets: dict[str, Precond], method: str) -> float:
     """The weight that the nets recommend for a method; 1 without guidance.
 
     Raises:
@@ -183,7 +188,8 @@ def judge(job: Job) -> dict:
     from autoguide_fast import Engine, metrics
 
     nets, measure = load_nets(job.data, job.folder), yardstick(job.data)
-    guide, weight = nets.get(_GUIDES[job.method]), guidance_weight(nets, job.method)
+    role, weight = _GUIDES[job.method], guidance_weight(nets, job.method)
+    guide = None if role is None else nets.get(role)
     classes = measure.classes(job.images)
     started = time.perf_counter()
     images = Engine(nets["main"], guide, getattr(torch, job.dtype)).sample(

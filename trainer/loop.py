@@ -165,7 +165,7 @@ def _mend_snapshots(trainer: Trainer, out: Path) -> None:
     for i, wanted in enumerate(processes.sum(*again)):
         if wanted:
             average = trainer.average(i)  # which takes all processes
-            if processes.first:
+            if average is not None:
                 path = save_average(average, out, trainer.nimg, trainer.ema.sigma_rels[i])
                 warn(f"the snapshot {path} was damaged ({damaged.pop(path)}); it is written again")
     for path, damage in damaged.items():
@@ -173,7 +173,16 @@ def _mend_snapshots(trainer: Trainer, out: Path) -> None:
 
 
 def _run(
-    trainer, out, net, within, losses, progress, stop, checkpoint_seconds, on_snapshot, job
+    trainer: Trainer,
+    out: Path,
+    net: str,
+    within: Sitting,
+    losses: list[float],
+    progress: bool,
+    stop: Callable[[int], bool] | None,
+    checkpoint_seconds: float,
+    on_snapshot: Callable[[Trainer], None] | None,
+    job: dict | None,
 ) -> None:
     """`train` between the first step and the last; `losses` are those not yet in the log."""
     options, processes = trainer.options, trainer.processes
@@ -223,7 +232,7 @@ def _run(
             if trainer.nimg in snapshot_marks:
                 for i, sigma_rel in enumerate(trainer.ema.sigma_rels):
                     average = trainer.average(i)  # which takes all processes
-                    if processes.first:
+                    if average is not None:
                         save_average(average, out, trainer.nimg, sigma_rel)
             if wanted or late or done or trainer.nimg in snapshot_marks:
                 state = trainer.state_dict()

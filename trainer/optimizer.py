@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def make_optimizer(
 def _view(p: torch.nn.Parameter) -> torch.Tensor:
     if not is_sharded(p) and p.is_contiguous():
         return p
-    view = _in_memory_order(p.detach(), p)
+    view: Any = _in_memory_order(p.detach(), p)  # a tensor with an attribute of ours
     view.owner = p
     return view
 
@@ -189,8 +190,9 @@ class Update:
         self.norm.copy_(self._norm(gradients))
         if self.scale.dynamic:
             overflow = (~self.norm.isfinite()).to(torch.float32)
-            self.optimizer.found_inf = overflow  # the fused kernels then leave all as it is
-            self.optimizer.step()
+            optimizer: Any = self.optimizer  # whose class does not declare what it looks for
+            optimizer.found_inf = overflow  # the fused kernels then leave all as it is
+            optimizer.step()
             self.scale.adjust(overflow)
             return
         if not self._reads or not math.isfinite(self.norm.item()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .ema import check_sigma_rel
 
@@ -70,7 +71,7 @@ class TrainOptions:
     lr: float = 0.01
     decay: float = 400.0
     rampup: float = 10_000.0
-    betas: tuple[float, ...] = (0.9, 0.99)
+    betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     precision: str = "fp32"
     loss_scale: float = 256.0
@@ -143,7 +144,7 @@ class TrainOptions:
         if self.shard and self.graph:
             self._refuse("shard", "be off with graph", "leave out one of the two")
 
-    def _check_kind(self, name: str, default) -> None:
+    def _check_kind(self, name: str, default: Any) -> None:
         """Raises ValueError where an option is of another kind than its default, or not finite."""
         several = isinstance(default, tuple)
         kind = type(default[0] if several else default)

@@ -32,7 +32,7 @@ from .runlog import last_logged
 from .trainer import Trainer
 
 JOB = "job.json"
-NO_GUIDE = {"guide": None, "preset": None, "guide_set": {}}
+NO_GUIDE: dict = {"guide": None, "preset": None, "guide_set": {}}
 GUIDE = "guide"  # folder of the guide's run, inside that of the main net
 
 _SPEC = re.compile(r"(?:([a-z]+|\d+):)?T(?:/(\d+(?:\.\d+)?))?")
@@ -185,7 +185,7 @@ def train_pair(
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     grid: int = 0,
     grid_guidance: float = 2.0,
-    stop=None,
+    stop: Callable[[int], bool] | None = None,
 ) -> Result:
     """Trains the guide into `out/guide` and then the main net into `out`, with one log in `out`.
 
@@ -235,7 +235,7 @@ def train_pair(
         job = {"main": main.as_dict(), **asked}
         text = json.dumps(job, indent=1) + "\n"
         grids = Grids(out, within.log, grid, grid_guidance)
-        shared = {
+        shared: dict = {
             "progress": progress,
             "processes": processes,
             "within": within,

@@ -25,7 +25,7 @@ examples:
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `plot` to the command line."""
     parser = subparsers.add_parser(
         "plot",

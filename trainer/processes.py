@@ -9,11 +9,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+
+Value = TypeVar("Value")
 
 # How long a process waits for the others before it takes them for lost.
 _TIMEOUT = datetime.timedelta(minutes=30)
@@ -65,7 +68,7 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if dist.is_initialized():
             # After an error, leaving in order would wait for those who will not come.
             with contextlib.suppress(RuntimeError):
@@ -97,7 +100,7 @@ class Processes:
             dist.all_reduce(total)
         return total.tolist()
 
-    def from_first(self, make: Callable[[], object]):
+    def from_first(self, make: Callable[[], Value]) -> Value:
         """What `make` gives in the first process, given, or raised as a ValueError, in all."""
         if self.count == 1:
             return make()
@@ -127,7 +130,7 @@ class Processes:
         self.sum(0.0)
 
     @contextlib.contextmanager
-    def speaking_once(self):
+    def speaking_once(self) -> Iterator[None]:
         """For what fails alike in every process: lets only the first say so.
 
         The others leave a little later, since torchrun ends all when one has gone.
@@ -141,7 +144,7 @@ class Processes:
             raise SystemExit(2) from None
 
     @contextlib.contextmanager
-    def together(self):
+    def together(self) -> Iterator[None]:
         """Turns what a collective operation raises when a process is lost into one sentence."""
         try:
             yield
@@ -156,7 +159,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def _leaving_after(seconds: float):
+def _leaving_after(seconds: float) -> Iterator[None]:
     """Ends this process if what is inside takes longer; nothing else interrupts gloo."""
 
     def leave() -> None:

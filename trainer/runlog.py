@@ -8,12 +8,18 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from autoguide_fast.files import reason, remedy, write_atomically
 
 from .durable import not_written
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
 
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
@@ -33,7 +39,7 @@ class RunLog:
 
     def __init__(self, out: Path, active: bool = True) -> None:
         self.path, self.active = out / LOG, active
-        self._board = None
+        self._board: SummaryWriter | None = None
         if active:
             make_folder(out)
             self._board = _tensorboard(out / TENSORBOARD)
@@ -63,7 +69,7 @@ class RunLog:
         if kept != lines:
             write_atomically(self.path, lambda path: path.write_bytes(b"".join(kept)))
 
-    def write(self, **row) -> None:
+    def write(self, **row: Any) -> None:
         """Appends a line."""
         if not self.active:
             return
@@ -81,7 +87,7 @@ class RunLog:
                 if name not in ("net", "nimg") and value is not None:
                     self._board.add_scalar(f"{row['net']}/{name}", value, row["nimg"])
 
-    def picture(self, net: str, nimg: int, image) -> None:
+    def picture(self, net: str, nimg: int, image: Picture) -> None:
         """Shows a `PIL.Image` of samples in TensorBoard."""
         if self._board is not None:
             import numpy as np
@@ -131,7 +137,7 @@ def last_logged(out: Path, net: str) -> int:
     return max((row["nimg"] for row in rows if row is not None and row["net"] == net), default=0)
 
 
-def progress_bar(net: str, duration: int, nimg: int, show: bool):
+def progress_bar(net: str, duration: int, nimg: int, show: bool) -> tqdm:
     """The bar of one net, with loss, images per second and time left."""
     from tqdm import tqdm
 
@@ -167,7 +173,7 @@ def _parse(line: bytes) -> dict | None:
     return row if whole and isinstance(row.get("nimg"), int) else None
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(folder: Path) -> SummaryWriter | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from autoguide_fast import checkpoints, sample
 from autoguide_fast.files import write_atomically
 from autoguide_fast.locks import sole_writer
+from autoguide_fast.networks import Precond
 
 from .ema import check_sigma_rel, length_name
 from .evaluations import remembering
@@ -43,7 +44,7 @@ examples:
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `search` to the command line."""
     parser = subparsers.add_parser(
         "search",
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _search(arguments: argparse.Namespace, trial: TrialOptions, main: Snapshots, data: str) -> None:
     out = arguments.out
     found, log = search_main(Trial(trial, data), main, arguments.main_ema, out)
-    report = {"data": data, "search": dataclasses.asdict(trial), "main": found, "log": log}
+    report: dict = {"data": data, "search": dataclasses.asdict(trial), "main": found, "log": log}
 
     jobs = [
         GuideJob(
@@ -172,7 +173,9 @@ class Trial:
         """What its figures depend on besides the nets, as plain values."""
         return self._about
 
-    def __call__(self, net, guide=None, weight: float = 1.0) -> dict[str, float]:
+    def __call__(
+        self, net: Precond, guide: Precond | None = None, weight: float = 1.0
+    ) -> dict[str, float]:
         """Quality of the samples: frechet, precision, recall, agreement."""
         images = sample(
             net,
@@ -266,10 +269,7 @@ def descend(
     Returns:
         The best coordinates together with their figures, and every point tried, in order.
     """
-    at = {
-        k: min(range(len(g)), key=lambda i, g=g, k=k: abs(g[i] - start[k]))
-        for k, g in grids.items()
-    }
+    at = {name: _nearest(grid, start[name]) for name, grid in grids.items()}
     tried: dict[tuple[int, ...], dict] = {}
 
     def frechet(indices: dict[str, int]) -> float:
@@ -293,6 +293,10 @@ def descend(
             break
     frechet(at)
     return tried[tuple(at.values())], list(tried.values())
+
+
+def _nearest(grid: Sequence[float], value: float) -> int:
+    return min(range(len(grid)), key=lambda i: abs(grid[i] - value))
 
 
 def _line(row: dict) -> str:

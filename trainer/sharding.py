@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from autoguide_fast import ops
 from autoguide_fast.networks import Block, Precond
 from autoguide_fast.nn import MPConv
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(net: Precond, device: torch.device, count: int) -> None:
@@ -84,10 +88,11 @@ def sharded_norm(gradients: list[torch.Tensor], rank: int) -> torch.Tensor:
     return total.sqrt()
 
 
-def copy_of(net: Precond) -> Precond:
+def copy_of(net: torch.nn.Module) -> torch.nn.Module:
     """A copy of a net in eval mode, without gradients; sharded where the net is."""
     if not any(is_sharded(p) for p in net.parameters()):
         return copy.deepcopy(net).eval().requires_grad_(False)
+    assert isinstance(net, Precond)  # as `shard` takes
     return _net_of({k: v.detach().clone() for k, v in net.state_dict().items()}, net)
 
 
@@ -110,7 +115,7 @@ def _net_of(state: dict, like: Precond) -> Precond:
     return net.eval().requires_grad_(False)
 
 
-def gather(state, first: bool):
+def gather(state: Any, first: bool) -> Any:
     """A state, of dicts and lists, with whole tensors on the CPU in place of shards.
 
     All processes take part, and only the first keeps what was sharded; the others have None there.
@@ -120,7 +125,8 @@ def gather(state, first: bool):
     if isinstance(state, list):
         return [gather(value, first) for value in state]
     if isinstance(state, torch.Tensor) and is_sharded(state):
-        value = state.detach().full_tensor()
+        with torch.no_grad():
+            value = state.full_tensor()
         return value.cpu() if first else None
     return state
 
@@ -134,7 +140,7 @@ def scatter(state: dict, module: torch.nn.Module) -> dict:
     }
 
 
-def is_sharded(t: torch.Tensor) -> bool:
+def is_sharded(t: torch.Tensor) -> TypeGuard[DTensor]:
     """Whether a tensor lies in parts on several processes."""
     return hasattr(t, "device_mesh")  # importing DTensor to ask takes half a second
 
@@ -146,27 +152,27 @@ def local(t: torch.Tensor) -> torch.Tensor:
 
 def rows(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Of a whole tensor those rows that this process has of `like`, as a view."""
-    if not is_sharded(like):
-        return t
-    chunks = t.chunk(like.device_mesh.size())
-    rank = like.device_mesh.get_local_rank()
-    return chunks[rank] if rank < len(chunks) else t[:0]
+    if is_sharded(like):
+        chunks = t.chunk(like.device_mesh.size())
+        rank = like.device_mesh.get_local_rank()
+        return chunks[rank] if rank < len(chunks) else t[:0]
+    return t
 
 
 def as_shard(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The tensor sharded as `like` of which this process has `t`; `t` if that is not sharded."""
-    if not is_sharded(like):
-        return t
-    from torch.distributed.tensor import DTensor
+    if is_sharded(like):
+        from torch.distributed.tensor import DTensor
 
-    return DTensor.from_local(
-        t.to(like.device),
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
+        return DTensor.from_local(
+            t.to(like.device),
+            like.device_mesh,
+            like.placements,
+            run_check=False,
+            shape=like.shape,
+            stride=like.stride(),
+        )
+    return t
 
 
 def _layers(net: torch.nn.Module) -> list[MPConv]:

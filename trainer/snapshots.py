@@ -52,7 +52,7 @@ def save_average(net: Precond, out: Path, nimg: int, sigma_rel: float) -> Path:
     try:
         checkpoints.save(net, path, nimg=nimg, sigma_rel=sigma_rel)
     except OSError as error:
-        cause = error.__cause__ or error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise not_written(f"a snapshot must be written to {path}", cause) from error
     return path
 
@@ -142,7 +142,8 @@ class Snapshots:
             net = Precond(**template.config)
         net.load_state_dict(state, assign=True)
         net.encoder = template.encoder
-        return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        net.eval().requires_grad_(False)
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch lacks it
 
     @functools.cached_property
     def _template(self) -> Precond:

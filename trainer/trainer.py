@@ -6,6 +6,8 @@ import contextlib
 import functools
 import itertools
 import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from autoguide_fast.networks import Precond
 
 from . import sharding
 from .capture import CudaStepRecorder, Recorded, StepRecorder
-from .data import Loader
+from .data import Dataset, Loader
 from .devices import choose_device, compile_net
 from .draws import draw, stream
 from .ema import PowerFunctionEMA
@@ -87,13 +89,17 @@ class Trainer:
         ValueError: options, data, device and number of processes do not fit together.
     """
 
+    _static: Inputs | None  # what the recorded pass reads
+    _recorded_pass: Recorded | None
+    _run_update: Callable[[], None]
+
     # Gradients are on in here, whatever the caller has turned off.
     @torch.inference_mode(False)
     @torch.enable_grad()
     def __init__(
         self,
         options: TrainOptions,
-        dataset=None,
+        dataset: Dataset | None = None,
         processes: Processes | None = None,
         recorder: StepRecorder | None = None,
     ) -> None:
@@ -108,7 +114,8 @@ class Trainer:
             dataset = open_training_data(options)
         else:
             check_training_data(dataset, options)
-        self.dataset, self._data = dataset, None
+        self.dataset = dataset
+        self._data: dict | None = None  # what it holds, once asked
         self.label_dim = dataset.num_classes if options.labelled else 0
         self.sharded = options.shard and self.processes.count > 1
         self.net = make_net(options, dataset, channels_last=not self.sharded)
@@ -177,8 +184,9 @@ class Trainer:
 
     def know_data(self, known: dict | None = None) -> dict:
         """Finds out what the data hold, see `sources.identity`; all processes must ask."""
-        self._data = self.processes.from_first(lambda: identity(self.dataset, known))
-        return self._data
+        held = self.processes.from_first(lambda: identity(self.dataset, known))
+        self._data = held
+        return held
 
     def _read(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """This process's images of the step and their classes, as stored, on the CPU."""
@@ -191,7 +199,7 @@ class Trainer:
         _, images, classes = next(self._loader)
         return images, classes
 
-    def _inputs(self, images, classes, offset: int) -> Inputs:
+    def _inputs(self, images: torch.Tensor, classes: torch.Tensor | None, offset: int) -> Inputs:
         """What the pass over some images needs, those from `offset` of the whole batch on."""
         o, net = self.options, self.net
         shape = (net.img_channels, net.img_resolution, net.img_resolution)
@@ -201,6 +209,7 @@ class Trainer:
         images = encode(self.dataset, self._put(images), normal)
         labels = None
         if self.label_dim:
+            assert classes is not None  # a dataset with classes gives them
             labels = torch.nn.functional.one_hot(self._put(classes), self.label_dim)
             labels = labels.to(torch.float32)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -218,25 +227,26 @@ class Trainer:
         if self._recorder is None:
             self._drop_gradients()
             return
-        parameters = list(self.net.parameters())
-        for p in parameters:
+        gradients = []
+        for p in self.net.parameters():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        torch._foreach_zero_([p.grad for p in parameters])
+            gradients.append(p.grad)
+        torch._foreach_zero_(gradients)
 
     def _drop_gradients(self) -> None:
         """Frees them: those of the parameters, and what the optimiser's views hold of the same."""
         self.net.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _accumulating(self, more: bool):
+    def _accumulating(self, more: bool) -> AbstractContextManager[None]:
         """Holds back the exchange of gradients where more passes of the step follow."""
-        if more and self.model is not self.net:
+        if more and isinstance(self.model, torch.nn.parallel.DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _dropout(self, offset: int):
+    def _dropout(self, offset: int) -> Iterator[None]:
         """Lets dropout draw from the stream of a position."""
         o = self.options
         if not o.dropout:
@@ -250,9 +260,9 @@ class Trainer:
         if self._recorder is None:
             self._pass(inputs)
             return
-        if self._static is None:
+        if self._static is None or self._recorded_pass is None:
             self._static = inputs
-            self._recorded_pass = Recorded(lambda: self._pass(self._static), self._recorder)
+            self._recorded_pass = Recorded(lambda: self._pass(inputs), self._recorder)
         else:
             self._static.copy_(inputs)
         self._recorded_pass()
@@ -276,8 +286,7 @@ class Trainer:
 
     def _record_anew(self) -> None:
         """Forgets what was recorded, whose memory is no longer that of the state."""
-        self._static: Inputs | None = None
-        self._recorded_pass = None
+        self._static = self._recorded_pass = None
         self._run_update = self._update
         if self._recorder is not None:
             self._run_update = Recorded(self._update, self._recorder)
@@ -288,7 +297,9 @@ class Trainer:
         All processes must ask.
         """
         with self.processes.together():
-            return sharding.whole(self.ema.emas[index], self.processes.first, self.device)
+            average = self.ema.emas[index]
+            assert isinstance(average, Precond)  # a copy of `net`
+            return sharding.whole(average, self.processes.first, self.device)
 
     def close(self) -> None:
         """Lets go of the threads that read ahead."""
@@ -369,7 +380,7 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
 
 
-def make_net(options: TrainOptions, dataset, channels_last: bool = True) -> Precond:
+def make_net(options: TrainOptions, dataset: Dataset, channels_last: bool = True) -> Precond:
     """The untrained net of a run, its weights drawn from the run's seed, on the CPU.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 
 from autoguide_fast import encoders
 
-from .data import open_dataset
+from .data import Dataset, open_dataset
 from .options import TrainOptions
 
 _MANY = 20_000  # files, whose reading one may have to wait for
@@ -16,7 +16,7 @@ _MANY = 20_000  # files, whose reading one may have to wait for
 _CONTENTS: dict[str, str] = {}
 
 
-def open_training_data(options: TrainOptions):
+def open_training_data(options: TrainOptions) -> Dataset:
     """The dataset that a run trains on (see `trainer.data`), checked against the run's options.
 
     Raises:
@@ -27,7 +27,7 @@ def open_training_data(options: TrainOptions):
     return dataset
 
 
-def check_training_data(dataset, options: TrainOptions) -> None:
+def check_training_data(dataset: Dataset, options: TrainOptions) -> None:
     """Raises ValueError where a dataset does not fit the options of a run."""
     if options.labelled and not dataset.num_classes:
         raise ValueError(
@@ -60,7 +60,7 @@ def check_training_data(dataset, options: TrainOptions) -> None:
         )
 
 
-def identity(dataset, known: dict | None = None) -> dict:
+def identity(dataset: Dataset, known: dict | None = None) -> dict:
     """What a dataset holds, as plain values; but for `stamp` equal for the same data anywhere.
 
     Args:
@@ -103,12 +103,12 @@ def shape_of(options: TrainOptions) -> tuple[int, int, int]:
     return dataset.resolution, image_channels(dataset), classes
 
 
-def image_channels(dataset) -> int:
+def image_channels(dataset: Dataset) -> int:
     """Channels of what the net sees: a stored latent holds its mean and its deviation."""
     return dataset.channels // 2 if dataset.encoder_name == "latents" else dataset.channels
 
 
-def encode(dataset, images: torch.Tensor, normal: torch.Tensor | None) -> torch.Tensor:
+def encode(dataset: Dataset, images: torch.Tensor, normal: torch.Tensor | None) -> torch.Tensor:
     """What the net is trained on, float32, from what a dataset gives.
 
     Args:
@@ -117,4 +117,7 @@ def encode(dataset, images: torch.Tensor, normal: torch.Tensor | None) -> torch.
         normal: standard normal numbers with which latents are drawn; None for pixels.
     """
     encoder = encoders.encoder(dataset.encoder_name)
-    return encoder.encode(images) if normal is None else encoder.encode(images, normal)
+    assert encoder is not None  # only no name has none
+    if isinstance(encoder, encoders.LatentEncoder):
+        return encoder.encode(images, normal)
+    return encoder.encode(images)

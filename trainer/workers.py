@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -75,12 +75,14 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # returns also where the parent was killed
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # `map_jobs` starts such processes alone
+    parent.join()  # returns also where the parent was killed
     os._exit(1)
 
 
 @contextlib.contextmanager
-def _without_ctrl_c():
+def _without_ctrl_c() -> Iterator[None]:
     """Processes started meanwhile leave Ctrl-C to their parent, which ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,6 +1,6 @@
 """Training data: reading it, serving it in a reproducible order, and preparing it.
 
-A dataset is any object with
+A dataset is any object with (see `Dataset`)
 
     name            str, what messages call it
     resolution      height and width of what it serves, pixels or latents
@@ -23,8 +23,8 @@ by which a resumed run knows its data again; and, where that means to read them 
 `Loader` serve any.
 """
 
-from .datasets import open_dataset
+from .datasets import Dataset, open_dataset
 from .loader import Batch, Loader
 from .order import flips, order
 
-__all__ = ["Batch", "Loader", "flips", "open_dataset", "order"]
+__all__ = ["Batch", "Dataset", "Loader", "flips", "open_dataset", "order"]

@@ -6,12 +6,13 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from autoguide_fast.cli.arguments import positive_integer
 from autoguide_fast.encoders import STABILITY_VAE
 
-from .convert import WHITE
+from .convert import WHITE, Report
 from .crops import TRANSFORMS
 from .errors import printable
 from .threads import available_cores
@@ -76,7 +77,7 @@ examples:
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `dataset` to the command line."""
     dataset = subparsers.add_parser(
         "dataset", help="prepare and inspect training data", description="Prepare training data."
@@ -150,7 +151,14 @@ def add_command(subparsers) -> None:
     _add_running(add)
 
 
-def _command(commands, name: str, text: str, description: str, epilog: str, run):
+def _command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    text: str,
+    description: str,
+    epilog: str,
+    run: Callable[[argparse.Namespace], int | None],
+) -> Callable[..., argparse.Action]:
     parser = commands.add_parser(
         name,
         help=text,
@@ -163,7 +171,7 @@ def _command(commands, name: str, text: str, description: str, epilog: str, run)
     return parser.add_argument
 
 
-def _add_running(add) -> None:
+def _add_running(add: Callable[..., argparse.Action]) -> None:
     cores = available_cores()
     add(
         "--workers",
@@ -238,7 +246,7 @@ def run_encode(arguments: argparse.Namespace) -> int:
     )
 
 
-def _finish(arguments: argparse.Namespace, work) -> int:
+def _finish(arguments: argparse.Namespace, work: Callable[[], Report]) -> int:
     try:
         report = work()
     except KeyboardInterrupt:

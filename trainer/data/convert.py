@@ -6,15 +6,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .crops import TRANSFORMS
 from .digest import digest
 from .errors import BrokenFileError, UnsuitableError
-from .outputs import open_output
+from .outputs import Output, open_output
 from .pictures import encode_png, holds_several, lay_over, open_picture
 from .sources import LATENTS, Origin, Source, open_source
 from .threads import map_ahead
+
+Result = TypeVar("Result")
 
 _MODES = {1: "L", 3: "RGB"}
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -104,7 +106,7 @@ def convert(
             )
     report = Report(len(opened.names), notes=list(opened.notes))
 
-    def make(index: int):
+    def make(index: int) -> Made | BrokenFileError:
         return _convert_one(opened, index, resolution, transform, channels, background)
 
     options = {
@@ -128,7 +130,7 @@ def convert(
     return report
 
 
-def finish(output, opened: Source, report: Report) -> int:
+def finish(output: Output, opened: Source, report: Report) -> int:
     """Finishes an output that holds something; returns the number of files in it."""
     if len(report.broken) == report.total:
         raise UnsuitableError(str(report.broken[0]))
@@ -136,8 +138,12 @@ def finish(output, opened: Source, report: Report) -> int:
 
 
 def show(
-    todo: list[int], results: Iterator, report: Report, progress: bool, title: str
-) -> Iterator[tuple[int, object]]:
+    todo: list[int],
+    results: Iterator[Result | BrokenFileError],
+    report: Report,
+    progress: bool,
+    title: str,
+) -> Iterator[tuple[int, Result]]:
     """Yields (index, result) under a bar; broken files are named there and put into the report."""
     from tqdm import tqdm
 
@@ -167,18 +173,19 @@ def name_broken(report: Report, error: BrokenFileError) -> None:
     tqdm.write(f"broken: {error.where}: {error.reason}", file=sys.stderr)
 
 
-def first_readable(source: Source, read: Callable[[int], object]) -> tuple[int, object]:
+def first_readable(source: Source, read: Callable[[int], Result]) -> tuple[int, Result]:
     """Number i and `read(i)` of the first file that can be read.
 
     Raises:
         BrokenFileError: that of the first file, if there is none.
     """
-    error = None
+    error: BrokenFileError | None = None
     for index in range(len(source.names)):
         try:
             return index, read(index)
         except BrokenFileError as broken:
             error = error or broken
+    assert error is not None  # a source has files
     raise error
 
 
@@ -188,7 +195,14 @@ def fingerprint(source: Source) -> str:
     return f"{len(source.names)} ({digest(names)})"
 
 
-def _convert_one(source: Source, index: int, resolution, transform, channels, background):
+def _convert_one(
+    source: Source,
+    index: int,
+    resolution: tuple[int, int],
+    transform: str | None,
+    channels: int,
+    background: tuple[int, int, int],
+) -> Made | BrokenFileError:
     """The picture as `Made`, or the error of a broken file."""
     where = source.where(index)
     try:
@@ -220,7 +234,7 @@ def _convert_one(source: Source, index: int, resolution, transform, channels, ba
         return BrokenFileError(where, "a picture that can be converted", error)
 
 
-def _check(resolution, transform, channels) -> None:
+def _check(resolution: tuple[int, int] | None, transform: str | None, channels: int) -> None:
     if channels not in _MODES:
         raise ValueError(f"dataset: channels must be 1 or 3, got {channels}; 3 is RGB, 1 is grey")
     if transform is None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
-def center_crop(image, width: int, height: int):
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+def center_crop(image: Picture, width: int, height: int) -> Picture:
     """The largest centred part of the right shape, resized with a Lanczos filter."""
     from PIL import Image
 
@@ -14,7 +19,7 @@ def center_crop(image, width: int, height: int):
     return part.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def center_crop_wide(image, width: int, height: int):
+def center_crop_wide(image: Picture, width: int, height: int) -> Picture:
     """`center_crop` to a wide shape, between black bars that make it a square of `width`."""
     from PIL import Image
 
@@ -23,7 +28,7 @@ def center_crop_wide(image, width: int, height: int):
     return square
 
 
-def center_crop_dhariwal(image, width: int, height: int):
+def center_crop_dhariwal(image: Picture, width: int, height: int) -> Picture:
     """ADM's centre crop of a square (Dhariwal and Nichol, 2021), that of the published nets.
 
     The picture is halved with a box filter while its shorter side is at least twice the target,
@@ -40,7 +45,7 @@ def center_crop_dhariwal(image, width: int, height: int):
     return image.crop((left, top, left + width, top + height))
 
 
-def stretch(image, width: int, height: int):
+def stretch(image: Picture, width: int, height: int) -> Picture:
     """All of the picture, whatever its shape, resized with a Lanczos filter."""
     from PIL import Image
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -13,6 +14,25 @@ from .pictures import decode
 from .sources import Source, open_source
 
 BUNDLED = ("digits", "photos")
+
+
+class Dataset(Protocol):
+    """What training reads, as the package's docstring describes it; `digest`, `stamp` may be there.
+
+    name: str, what messages call it. resolution, channels: of what it serves. num_classes: 0 where
+    there are no labels. encoder_name: 'pixels' or 'latents'.
+    """
+
+    name: str
+    resolution: int
+    channels: int
+    num_classes: int
+    encoder_name: str
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images [n, C, H, W], uint8 or float32, and labels int64 [n], or None."""
 
 
 class FilesData:
@@ -102,7 +122,14 @@ class DigitsData:
         return digest(self.images, self.labels)
 
 
-def open_dataset(source: str | os.PathLike, split: str = "train"):
+def open_bundled(name: str | os.PathLike, split: str = "train") -> DigitsData | PhotosData:
+    """Opens one of `BUNDLED`; raises ValueError where it has no such split."""
+    return DigitsData(split) if name == "digits" else PhotosData(split)
+
+
+def open_dataset(
+    source: str | os.PathLike, split: str = "train"
+) -> DigitsData | PhotosData | FilesData:
     """Opens training data, as the package's docstring describes them.
 
     Args:
@@ -113,10 +140,8 @@ def open_dataset(source: str | os.PathLike, split: str = "train"):
     Raises:
         ValueError: there is no such thing, it is damaged, or its labels do not fit.
     """
-    if source == "digits":
-        return DigitsData(split)
-    if source == "photos":
-        return PhotosData(split)
+    if source in BUNDLED:
+        return open_bundled(source, split)
     if split != "train":
         raise ValueError(
             f"dataset: split must be left out for files, got {split!r} for {source}; name the "

@@ -14,6 +14,6 @@ def digest(*parts: str | np.ndarray | None) -> str:
         if isinstance(part, str):
             data = part.encode(errors="surrogateescape")  # file names need not be UTF-8
         else:
-            data = b"" if part is None else np.ascontiguousarray(part)
+            data = b"" if part is None else np.ascontiguousarray(part).data
         checksum.update(hashlib.sha256(data).digest())  # of its own, so that its end matters
     return checksum.hexdigest()[:16]

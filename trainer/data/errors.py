@@ -1,5 +1,7 @@
 """What can be wrong with one file among many, and with all of them together."""
 
+from __future__ import annotations
+
 
 def printable(text: object) -> str:
     """A path or text as it can be printed: file names need not be UTF-8, what is printed must."""
@@ -19,5 +21,5 @@ class BrokenFileError(ValueError):
         super().__init__(f"dataset: {where} must be {what}, got {reason}; {remedy}")
         self.where, self.reason = where, reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
         return ValueError, (str(self),)

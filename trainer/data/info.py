@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .convert import Report, show
-from .datasets import BUNDLED, open_dataset
+from .datasets import BUNDLED, open_bundled
 from .errors import BrokenFileError
 from .pictures import decode
 from .sources import open_source
 from .threads import map_ahead
 
 SHOWN_CLASSES = 20
+
+Form = tuple[int, int, int, str]  # channels, height, width, encoder
 
 
 def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) -> dict:
@@ -34,19 +37,20 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
         ValueError: it cannot be opened.
     """
     if path in BUNDLED:
-        data = open_dataset(path, "all")
-        forms = {(data.channels, data.resolution, data.resolution, "pixels"): len(data)}
+        data = open_bundled(path, "all")
+        whole = {(data.channels, data.resolution, data.resolution, "pixels"): len(data)}
         return _described(
-            path, "bundled", forms, data.labels, data.num_classes, data.classes, [], []
+            path, "bundled", whole, data.labels, data.num_classes, data.classes, [], []
         )
     source = open_source(path)
 
-    def form(index: int):
+    def form(index: int) -> Form | BrokenFileError:
         try:
             array = decode(source.read(index), source.where(index))
         except BrokenFileError as error:
             return error
-        return *array.shape, "pixels" if array.dtype == np.uint8 else "latents"
+        channels, height, width = array.shape
+        return channels, height, width, "pixels" if array.dtype == np.uint8 else "latents"
 
     report = Report(len(source.names))
     todo = list(range(report.total))
@@ -64,9 +68,18 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
     )
 
 
-def _described(path, kind, forms, labels, num_classes, names, broken, notes) -> dict:
+def _described(
+    path: str | os.PathLike,
+    kind: str,
+    forms: Mapping[Form, int],
+    labels: np.ndarray | None,
+    num_classes: int,
+    names: Sequence[str] | None,
+    broken: list[BrokenFileError],
+    notes: Sequence[str],
+) -> dict:
     counts = [] if labels is None else np.bincount(labels, minlength=num_classes).tolist()
-    names = names or [None] * len(counts)
+    shown: Sequence[str | None] = names or [None] * len(counts)
     fields = ("channels", "height", "width", "encoder")
     return {
         "source": str(path),
@@ -78,7 +91,7 @@ def _described(path, kind, forms, labels, num_classes, names, broken, notes) -> 
         ],
         "classes": [
             {"class": i, "name": name, "images": count}
-            for i, (name, count) in enumerate(zip(names, counts, strict=True))
+            for i, (name, count) in enumerate(zip(shown, counts, strict=True))
         ],
         "broken": [{"file": error.where, "reason": error.reason} for error in broken],
         "notes": list(notes),

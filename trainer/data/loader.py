@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from .datasets import Dataset
 from .order import flips, order
 from .threads import map_ahead
 
@@ -47,7 +49,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset,
+        dataset: Dataset,
         ranges: Iterable[tuple[int, int]],
         seed: int,
         mirror: bool = False,
@@ -85,7 +87,9 @@ class Loader:
             labels = None if labels is None else labels.pin_memory()
         return Batch(start, images, labels)
 
-    def _checked(self, indices, images, labels) -> tuple[np.ndarray, np.ndarray | None]:
+    def _checked(
+        self, indices: np.ndarray, images: np.ndarray, labels: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """What a dataset gave, laid out for PyTorch; raises ValueError where it is wrong."""
         d = self.dataset
         images = _native(images)
@@ -133,7 +137,7 @@ class Loader:
         self.close()
 
 
-def _native(array) -> np.ndarray:
+def _native(array: ArrayLike) -> np.ndarray:
     """An array that may be written to, in this machine's byte order and C's order of elements."""
     array = np.asarray(array)
     return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -87,10 +88,13 @@ class Output:
 
     def _keep(self, name: str) -> bool:
         match = _NUMBERED.fullmatch(name)
-        origin = self._origins.get(int(match[1])) if match else None
+        if match is None:
+            return False
+        index = int(match[1])
+        origin = self._origins.get(index)
         if origin is None:
             return False
-        kept = self._unchanged(int(match[1]), origin)
+        kept = self._unchanged(index, origin)
         self.changed |= not kept
         return kept
 
@@ -206,7 +210,7 @@ def _writable(dest: Path) -> Iterator[None]:
         ) from error
 
 
-def _claim(file, dest: Path) -> None:
+def _claim(file: TextIO, dest: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -216,7 +220,7 @@ def _claim(file, dest: Path) -> None:
         ) from None
 
 
-def _same_options(file, options: dict, partial: Path, record: Path) -> None:
+def _same_options(file: TextIO, options: dict, partial: Path, record: Path) -> None:
     file.seek(0)
     text = file.read()
     if not text:

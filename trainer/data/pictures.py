@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoguide_fast.encoders import LatentEncoder
 
 from .errors import BrokenFileError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 _ARRAY_MAGIC = b"\x93NUMPY"
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -42,7 +46,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     return pixels[None] if image.mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def open_picture(data: bytes, where: str):
+def open_picture(data: bytes, where: str) -> Picture:
     """A `PIL.Image` with its pixels read, the first of several, turned as its EXIF data say.
 
     Raises:
@@ -63,7 +67,7 @@ def open_picture(data: bytes, where: str):
     raise BrokenFileError(where, "a readable image", reason) from None
 
 
-def _turn_upright(image) -> None:
+def _turn_upright(image: Picture) -> None:
     """Turns and mirrors a picture as its EXIF data say, in place; not where they are damaged."""
     from PIL import ImageOps
 
@@ -71,7 +75,7 @@ def _turn_upright(image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def holds_several(image) -> bool:
+def holds_several(image: Picture) -> bool:
     """Whether the file of a `PIL.Image` has more than this picture; may move on to the next."""
     try:
         return getattr(image, "is_animated", False)
@@ -79,12 +83,12 @@ def holds_several(image) -> bool:
         return True
 
 
-def may_be_transparent(image) -> bool:
+def may_be_transparent(image: Picture) -> bool:
     """Whether a `PIL.Image` has transparency, by pixel or by colour."""
     return image.mode in _ALPHA or "transparency" in image.info
 
 
-def lay_over(image, background: tuple[int, int, int]):
+def lay_over(image: Picture, background: tuple[int, int, int]) -> tuple[Picture, bool]:
     """A `PIL.Image` in RGB where it had transparency, composited over a colour; and whether it did.
 
     The colours of transparent pixels, which nobody was meant to see, are gone then. A picture whose
@@ -95,13 +99,13 @@ def lay_over(image, background: tuple[int, int, int]):
     if not may_be_transparent(image):
         return image, False
     image = image.convert("RGBA")
-    if image.getextrema()[3][0] == 255:
+    if image.getchannel("A").getextrema()[0] == 255:
         return image.convert("RGB"), False
     below = Image.new("RGBA", image.size, (*background, 255))
     return Image.alpha_composite(below, image).convert("RGB"), True
 
 
-def encode_png(image) -> bytes:
+def encode_png(image: Picture) -> bytes:
     """A `PIL.Image` as PNG, compressed as little as pays: data are read more often than written.
 
     Its pixels alone: neither profiles nor what else the picture came with.

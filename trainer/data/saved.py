@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +107,7 @@ def is_saved(folder: Path) -> bool:
     return all((folder / mark).is_file() for mark in MARKS)
 
 
-def _library(path: Path):
+def _library(path: Path) -> ModuleType:
     try:
         import datasets
     except ImportError:
@@ -116,7 +118,9 @@ def _library(path: Path):
     return datasets
 
 
-def _labels(datasets, table, path: Path):
+def _labels(
+    datasets: ModuleType, table: Any, path: Path
+) -> tuple[np.ndarray | None, list[str] | None]:
     """Labels and names of classes, from the one column of labels there is."""
     features = table.features
     columns = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]

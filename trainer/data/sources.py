@@ -6,9 +6,10 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -200,7 +201,9 @@ def _not_empty(path: Path, names: list[str]) -> None:
         )
 
 
-def _listed_labels(store, root: str, names: list[str]) -> tuple[list[int] | None, object]:
+def _listed_labels(
+    store: FolderStore | ZipStore, root: str, names: list[str]
+) -> tuple[list[int] | None, object]:
     """Labels in `dataset.json`, in the order of `names`, and what it has as the classes' names."""
     where = store.where(root + LABELS)
     try:
@@ -217,7 +220,8 @@ def _listed_labels(store, root: str, names: list[str]) -> tuple[list[int] | None
             f'dataset: {where} must read {{"labels": [[file name, class], ...]}}, got what cannot '
             f"be read so ({error}); write it again"
         ) from None
-    known, table = set(names), {}
+    known: set[str] = set(names)
+    table: dict[str, Any] = {}
     for name, label in listed:
         if name not in known:
             name = name.replace("\\", "/").removeprefix("./")  # as other systems write it
@@ -258,7 +262,9 @@ def _no_stranger(where: str, rule: str, strangers: list[str], how: str, remedy: 
         )
 
 
-def _checked(where: str, labels, classes) -> tuple[np.ndarray | None, list[str] | None]:
+def _checked(
+    where: str, labels: Sequence[int] | np.ndarray | None, classes: object
+) -> tuple[np.ndarray | None, list[str] | None]:
     """Labels as int64 and the classes' names, or None; raises ValueError where they do not fit."""
     if labels is None:
         return None, None

@@ -14,6 +14,7 @@ import re
 import struct
 import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,10 @@ class FolderStore:
         self.notes: list[str] = []
         self.names = sorted(self._walk())
 
-    def _walk(self):
+    def _walk(self) -> Iterator[str]:
         seen: set[tuple[int, int]] = set()
-        folders, links = [""], []
+        folders: list[str] = [""]
+        links: list[str] = []
         while folders or links:
             links.sort(reverse=True)
             linked = not folders
@@ -238,5 +240,6 @@ class ZipStore:
         self.__dict__.update(state, _opening=threading.Lock(), _file=None)
 
     def __del__(self) -> None:
-        if self.__dict__.get("_file") is not None:
-            os.close(self._file)
+        file = self.__dict__.get("_file")
+        if file is not None:
+            os.close(file)

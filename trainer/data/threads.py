@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 def map_ahead(
     function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(job)` for each job in turn, while threads work on those that follow.
 
     Decoding images and reading files leave Python's lock, so that threads run side by side.
