@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from . import ops, products
+from . import ops, torch_functional
 from .modes import transformed, without_autocast
 from .net_options import check_options, plain
 from .nn import MPConv, MPFourier
@@ -109,7 +109,7 @@ class Block(torch.nn.Module):
     def _attend(self, x):
         """Cosine self-attention over the pixels (EDM2 fig. 21)."""
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
-        y = products.attention(q, k, v)  # [N, heads, H*W, channels]
+        y = torch_functional.attention(q, k, v)  # [N, heads, H*W, channels]
         # Attention leaves a pixel's channels side by side, so that this copies nothing.
         y = y.transpose(1, 2).reshape(x.shape[0], *x.shape[2:], x.shape[1])
         return self.attn_proj(y.permute(0, 3, 1, 2))

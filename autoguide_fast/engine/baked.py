@@ -14,7 +14,7 @@ from ..nn import MPConv
 from . import pack
 from .embedding import Embedding
 from .float8 import Float8Conv, suits_float8
-from .prepared import Snapshot, device_of, no_autocast, refuse_derivatives
+from .prepared import PreparedDenoiser, device_of, no_autocast, refuse_derivatives
 
 # Of channels: a tensor core loads 16 bytes of a pixel at a time. Other numbers make cuDNN copy.
 MULTIPLE = 8
@@ -43,7 +43,7 @@ class BakedConv(torch.nn.Module):
         return F.conv2d(x, self.weight, padding=self.kernel // 2)
 
 
-class BakedNet(Snapshot):
+class BakedNet(PreparedDenoiser):
     """A denoiser `(x, sigma, class_labels) -> D` on baked weights; a snapshot of a `Precond`.
 
     Args:

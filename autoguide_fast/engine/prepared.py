@@ -14,7 +14,7 @@ from ..networks import Precond
 from .embedding import Embedding
 from .lower import lower
 
-CELLS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
+STORAGE_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
 
 # Images that a thread takes through the plan together, and bytes of their maps: with fewer, the
 # weights are read again too often, which costs more than maps that leave the cache.
@@ -43,9 +43,9 @@ class Arena:
             try:
                 self.block = _bytes(size)
             except (RuntimeError, MemoryError) as error:
-                self._make_do(size, threads, error)
+                self._fallback(size, threads, error)
 
-    def _make_do(self, size, threads, error):
+    def _fallback(self, size, threads, error):
         if self.images == 1:
             raise MemoryError(
                 f"Engine: {size / 2**20:.1f} MiB must be free for one image a team of threads, got "
@@ -60,7 +60,7 @@ class Arena:
         self.images //= 2
 
     def release(self):
-        """Give its memory back; to be called with the lock held."""
+        """Release its memory; to be called with the lock held."""
         self.block = _bytes(0)
 
     def __reduce__(self):
@@ -71,12 +71,12 @@ def _bytes(count):
     return torch.empty(count, dtype=torch.uint8, device="cpu")
 
 
-class Snapshot:
+class PreparedDenoiser:
     """What a prepared net keeps of a `Precond` or `Unlabelled` beside its weights.
 
-    A net is its options and tensors, see `objection`: prepared nets are made of `source`, which is
-    built of these alone, so that no attribute, hook or method of a user's net reaches them, and
-    what `cache` compares is all that they can depend on.
+    A net is its options and tensors, see `unsupported_reason`: prepared nets are made of `source`,
+    which is built of these alone, so that no attribute, hook or method of a user's net reaches
+    them, and what `cache` compares is all that they can depend on.
     """
 
     def __init__(self, net):
@@ -93,7 +93,7 @@ class Snapshot:
         return as_built.rebuilt(*as_built.contents(bare(net)))
 
 
-class PreparedNet(Snapshot):
+class PreparedNet(PreparedDenoiser):
     """A denoiser `(x, sigma, class_labels) -> D` that a plan runs; a snapshot of a `Precond`.
 
     `shared` is one of the same net, whose plan and weights it then uses.
@@ -106,7 +106,7 @@ class PreparedNet(Snapshot):
         else:
             with undisturbed("cpu"):
                 net = self.source(net)
-                self.embedding, self.lowered = Embedding(net), lower(net, CELLS[dtype])
+                self.embedding, self.lowered = Embedding(net), lower(net, STORAGE_TYPES[dtype])
         self.arena = arena
 
     @property
@@ -204,8 +204,8 @@ def refuse_derivatives(*arguments):
         )
 
 
-def objection(net):
-    """What keeps `net` from being prepared, as the end of a message, or None.
+def unsupported_reason(net):
+    """Why `net` cannot be prepared, as the end of a message; None where it can.
 
     Only a net that is its options and its tensors, of float32 on one device, can be prepared:
     whatever else a net does (`as_built.differences`) an engine would leave out without a word.
@@ -230,5 +230,5 @@ def objection(net):
 
 
 def device_of(net):
-    """Where a net lies to which there is no objection."""
+    """The device of a net that can be prepared."""
     return bare(net).unet.out_gain.device

@@ -8,7 +8,7 @@ each product.
 import torch
 import torch.nn.functional as F
 
-from ._extension import MULTIPLIED
+from .cpu import native_types
 from .modes import transformed, without_autocast
 
 # Queries up to which attention with all its scores in memory is faster on a CPU than PyTorch's
@@ -21,7 +21,7 @@ _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 def widened(x):
     """Whether products of `x` are computed in float32 though it is of a 16-bit type."""
     # On "meta", where memory is counted ahead of a run, as on a CPU.
-    return x.device.type in ("cpu", "meta") and x.dtype not in MULTIPLIED
+    return x.device.type in ("cpu", "meta") and x.dtype not in native_types()
 
 
 @without_autocast
