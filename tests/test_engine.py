@@ -21,6 +21,7 @@ from autoguide_fast.generate import _check_finite
 from autoguide_fast.networks import Precond
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
+from autoguide_fast.textbook import draw_gains
 
 
 def make_net(channels=16, label_dim=10, seed=0, size=8, images=2, **options):
@@ -28,10 +29,7 @@ def make_net(channels=16, label_dim=10, seed=0, size=8, images=2, **options):
     options = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], **options}
     options = {"channels_per_head": 16, **options}
     net = Precond(size, images, label_dim, model_channels=channels, **options).eval()
-    for name, parameter in net.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.normal_(parameter, 0.8, 0.2)
-    return net.requires_grad_(False)
+    return draw_gains(net).requires_grad_(False)
 
 
 # What a plan can meet: widths that fill panels or do not, one and three panels, sizes that

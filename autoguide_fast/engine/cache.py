@@ -6,7 +6,7 @@ from collections import OrderedDict
 import torch
 
 from .. import as_built, cpu
-from ..guidance import Unlabelled, bare
+from ..guidance import unwrapped
 from .digest import digest
 from .make import make_engine
 from .prepared import device_of
@@ -67,5 +67,6 @@ def _fingerprint(net):
     """What a prepared net is made of, and nothing else is (`prepared.PreparedDenoiser`)."""
     if net is None:
         return None
-    config, tensors = as_built.contents(bare(net))
-    return isinstance(net, Unlabelled), str(device_of(net)), config, digest(tensors)
+    net, unlabelled = unwrapped(net)
+    config, tensors = as_built.contents(net)
+    return unlabelled, str(device_of(net)), config, digest(tensors)

@@ -9,6 +9,7 @@ maps therefore costs a quarter of the result there; a constant for each map does
 import torch
 
 from ..networks import Block
+from ..preconditioning import magnitude
 
 # Noise levels and images that stand for a run; what exceeds the quantile is clipped.
 LEVELS, IMAGES, QUANTILE = (0.005, 0.05, 0.2, 0.5, 1.0, 3.0, 20.0), 4, 0.9999
@@ -49,8 +50,8 @@ def ranges(net):
             classes = torch.arange(first, first + IMAGES, device="cpu") % net.label_dim
             labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
         with torch.no_grad():
-            sigma = torch.tensor(level, dtype=torch.float32, device="cpu")
-            net(x * (level**2 + net.sigma_data**2) ** 0.5, sigma, labels)
+            sigma = torch.tensor(level, dtype=torch.float64, device="cpu")
+            net(x * magnitude(sigma, net.sigma_data).item(), sigma.float(), labels)
     for hook in hooks:
         hook.remove()
     return found

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..preconditioning import c_in
 from ..sampler import Stepper
 from .prepared import refuse_derivatives
 
@@ -30,7 +31,7 @@ class CpuStepper(Stepper):
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         # The last level is 0, where nothing is evaluated.
         levels = levels[:-1].to(torch.float32)
-        self.c_in = (1 / (levels**2 + self.sigma_data**2).sqrt()).tolist()
+        self.c_in = c_in(levels, self.sigma_data).tolist()
         with torch.inference_mode():
             self.modulations = {
                 role: net.modulations(levels, class_labels).unbind(0)

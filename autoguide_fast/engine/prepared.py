@@ -9,8 +9,9 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import as_built
-from ..guidance import Unlabelled, bare
+from ..guidance import Unlabelled, bare, unwrapped
 from ..networks import Precond
+from ..preconditioning import denoised, magnitude
 from .embedding import Embedding
 from .lower import lower
 
@@ -80,9 +81,9 @@ class PreparedDenoiser:
     """
 
     def __init__(self, net):
-        self.unlabelled = isinstance(net, Unlabelled)
         self.encoder = net.encoder
-        options = bare(net).config
+        net, self.unlabelled = unwrapped(net)
+        options = net.config
         self.img_resolution, self.img_channels = options["img_resolution"], options["img_channels"]
         self.label_dim = 0 if self.unlabelled else options["label_dim"]
         self.sigma_data = float(options["sigma_data"])
@@ -126,10 +127,9 @@ class PreparedNet(PreparedDenoiser):
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
             rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
             sigma = sigma.reshape(-1, 1, 1, 1)
-            total = sigma**2 + self.sigma_data**2
             raw = torch.empty_like(x, memory_format=torch.contiguous_format)
-            self.evaluate(x / total.sqrt(), 1.0, rows, raw)
-            return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * raw
+            self.evaluate(x / magnitude(sigma, self.sigma_data), 1.0, rows, raw)
+            return denoised(x, raw, sigma, self.sigma_data)
 
     def modulations(self, levels, class_labels):
         """What noise levels and labels say to the blocks, `[levels, N or 1, modulations]`."""
@@ -210,10 +210,9 @@ def unsupported_reason(net):
     Only a net that is its options and its tensors, of float32 on one device, can be prepared:
     whatever else a net does (`as_built.differences`) an engine would leave out without a word.
     """
-    if isinstance(net, Unlabelled):
-        if type(net) is not Unlabelled or vars(net).keys() != {"net"}:
-            return f"a {type(net).__name__} with methods or attributes of its own; use the first"
-        net = net.net
+    wrapper, (net, unlabelled) = net, unwrapped(net)
+    if unlabelled and (type(wrapper) is not Unlabelled or vars(wrapper).keys() != {"net"}):
+        return f"a {type(wrapper).__name__} with methods or attributes of its own; use the first"
     if not isinstance(net, Precond):
         return f"{type(net).__name__}; sample runs any callable, without an engine"
     if difference := next(as_built.differences(net), None):

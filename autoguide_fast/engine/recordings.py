@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from .. import ops
+from ..preconditioning import c_in
 from ..sampler import Stepper, heun
 
 
@@ -54,7 +55,7 @@ class Evaluations(Stepper):
     def begin(self):
         """Derive from the levels what each evaluation needs; to be recorded first."""
         levels = self.levels.flatten().to(torch.float32)
-        self.c_in = 1 / (levels**2 + self.sigma_data**2).sqrt()
+        self.c_in = c_in(levels, self.sigma_data)
 
     def first(self, x, step):
         """See `sampler.Stepper.first`."""
