@@ -112,7 +112,7 @@ class Stepper(Protocol):
     def whole(
         self, noise: torch.Tensor, randn: Callable[[], torch.Tensor] | None = None
     ) -> torch.Tensor | None:
-        """The result of `heun(self, noise, steps, randn)`, where that is to be had faster.
+        """The result of `heun(self, noise, steps, randn)`, where there is a faster way to it.
 
         None, without a call of `randn`, where it is not. `outputs` may be empty afterwards.
         """

@@ -1,8 +1,8 @@
-"""Products of matrices, convolutions and attention: PyTorch's, as they are fastest.
+"""PyTorch's own matrix products, convolutions and attention, called so that they are fast.
 
-On a processor that does not multiply a 16-bit type PyTorch does so in loops 20 times slower than
-float32's. There data, and what is kept for the backward pass, stay in that type and are widened for
-each product.
+On a processor that has no instructions to multiply a 16-bit type, PyTorch multiplies it in loops 20
+times slower than float32's. There these functions keep data, and what the backward pass needs, in
+the 16-bit type, and convert to float32 for each product.
 """
 
 import torch

@@ -117,6 +117,17 @@ def test_no_imports_run_in_a_circle():
     assert found is None, " -> ".join(found)
 
 
+def test_the_readme_maps_all_modules():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (chart,) = [part for part in text.split("```") if "\nautoguide_fast/ " in part]
+    words = set(chart.split("\nautoguide_fast/ ")[1].split("\ntrainer/ ")[0].split())
+    folder = ROOT / "autoguide_fast"
+    found = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    found |= {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    named = {word for word in words if word.endswith((".py", "/"))}
+    assert named - {"pretrained/"} == found
+
+
 def test_the_readme_says_so():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith("Imports run one way only:")]

@@ -1,9 +1,9 @@
 """The ranges that int8 maps have to cover, measured once on the network itself.
 
 Magnitude preservation keeps activations near unit variance on average, but not each of them at each
-noise level: in the bundled digits network the inputs of second convolutions have standard
-deviations from 0.9 to 5.5, because the embedding's modulation scales them. One constant for all
-maps therefore costs a quarter of the result there; a constant for each map does not.
+noise level: the embedding's modulation scales what second convolutions read, so that in a trained
+network their standard deviations differ several times over. One range for all maps would therefore
+waste most of int8 on the smallest; each map has its own.
 """
 
 import torch

@@ -153,7 +153,7 @@ class Loop:
             nets.begin()
             self.result.copy_(heun(nets, self.x, steps, iter(self.churn).__next__))
 
-        # All steps are alike: one that has both halves meets whatever the others do.
+        # One step with both halves, churn and guide needs every kernel that any of the steps needs.
         whole = replace(
             steps[0],
             sigma_next=1.0,
