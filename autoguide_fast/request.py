@@ -16,7 +16,7 @@ from .schedules import Churn, rho_schedule
 DEFAULT_BATCH_SIZE = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """One call of `sample`, checked: what will be run, and where.
 
