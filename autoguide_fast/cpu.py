@@ -4,17 +4,17 @@ import platform
 
 import torch
 
-from . import _C, _extension
+from ._extension import _C, build_info
 
 _X86 = platform.machine() in ("x86_64", "AMD64")
 
 
-def isa():
+def isa() -> str:
     """The instruction set in use, a name of `build_info()["isa_available"]`."""
     return _isa
 
 
-def native_types():
+def native_types() -> frozenset[torch.dtype]:
     """Floating types that this processor multiplies; in others PyTorch's products are plain loops.
 
     `torch.compile` traces this, and compiles again after `set_isa`.
@@ -22,7 +22,7 @@ def native_types():
     return _native_types
 
 
-def set_isa(isa):
+def set_isa(isa: str) -> None:
     """Use another instruction set from now on, in all threads.
 
     Raises:
@@ -42,5 +42,5 @@ def _native_types_of(isa):
     return frozenset(types)
 
 
-_isa = _extension.build_info()["isa"]
+_isa: str = build_info()["isa"]
 _native_types = _native_types_of(_isa)

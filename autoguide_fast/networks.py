@@ -261,7 +261,8 @@ class Precond(torch.nn.Module):
             to `use_fp16`. Training in mixed precision sets it; it is not stored.
     """
 
-    @functools.wraps(NetConfig.__init__, assigned=())  # its signature, for help() and editors
+    # Its signature, for help() and editors.
+    @functools.wraps(NetConfig.__init__, assigned=())  # type: ignore[misc]
     def __init__(self, *options, **named_options):
         super().__init__()
         config = NetConfig(*options, **named_options)

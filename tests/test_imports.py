@@ -14,6 +14,7 @@ ROOMS = [
     ("trainer", "benchmarks", "tests"),
     ("autoguide_fast/cli",),
     ("autoguide_fast/__init__", "autoguide_fast/facade", "autoguide_fast/metrics"),
+    ("autoguide_fast/diagnosis",),
     ("autoguide_fast/generate", "autoguide_fast/request", "autoguide_fast/plots"),
     ("autoguide_fast/engine",),
     ("autoguide_fast/sampler", "autoguide_fast/schedules", "autoguide_fast/seeds"),
