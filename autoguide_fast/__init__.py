@@ -3,7 +3,7 @@
 from ._extension import build_info as _build_info
 from .checkpoints import load
 from .diagnosis import Diagnosis, diagnose
-from .engine import Engine
+from .facade import Engine
 from .generate import StepInfo, sample
 from .guidance import unlabelled
 

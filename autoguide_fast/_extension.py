@@ -1,6 +1,5 @@
 """Loads the compiled extension, or says in one sentence what to do."""
 
-import platform
 import re
 import warnings
 
@@ -59,15 +58,5 @@ def check_torch(found, oldest, tested):
 _facts = build_info()
 check_torch(torch.__version__, _facts["torch_oldest"], _facts["torch_tested"])
 
-
-# Types that this processor multiplies; in others PyTorch's products are plain loops. A constant,
-# which torch.compile can trace.
-MULTIPLIED = {torch.float32, torch.float64}
-if platform.machine() not in ("x86_64", "AMD64"):
-    MULTIPLIED |= {torch.bfloat16, torch.float16}  # left to PyTorch there
-elif _facts["isa"] == "avx512_bf16":
-    MULTIPLIED |= {torch.bfloat16}
-
-set_isa = _C.set_isa
 Map, Plan = _C.Map, _C.Plan
 _C.set_kernel_loader(runtime_kernels.load)

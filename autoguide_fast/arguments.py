@@ -60,6 +60,15 @@ def flag(name, value, allowed, remedy):
     )
 
 
+def function_or_none(name, function, given):
+    """Check that `function` can be called, where there is one; `given` says with what."""
+    if function is not None and not callable(function):
+        raise TypeError(
+            f"{CALLER}: {name} must be callable, got {type(function).__name__}; it is called "
+            f"with {given}"
+        )
+
+
 def _shown(value):
     """`value` as a message can show it: one short line."""
     try:

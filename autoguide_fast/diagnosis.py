@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import arguments, checkpoints
 from .arrays import as_tensor
-from .engine import cached, pair_objection
+from .engine import cached, pair_unsupported_reason
 from .files import write_atomically
 from .guidance import evaluated, module_of
 from .networks import Precond
@@ -409,8 +409,8 @@ def _ready(model, guides: tuple) -> tuple:
     """The nets, as an engine runs them where it can."""
     if not isinstance(model, Precond):
         return model, *guides
-    ready = [cached(model).model if pair_objection(model, None) is None else model]
+    ready = [cached(model).model if pair_unsupported_reason(model, None) is None else model]
     for guide in guides:
-        fits = pair_objection(guide, None) is None
+        fits = pair_unsupported_reason(guide, None) is None
         ready.append(cached(guide).model if fits else guide)
     return tuple(ready)

@@ -2,22 +2,18 @@
 
 import contextlib
 import math
-import os
 import warnings
 from dataclasses import dataclass
 
 import torch
 
-from . import arguments, arrays, checkpoints
-from .encoders import LatentEncoder
-from .engine import Engine, cached, clear, lacks_memory, pair_objection
+from . import arguments, arrays
+from .engine import cached, clear, lacks_memory, pair_unsupported_reason
 from .guidance import module_of
 from .networks import Precond
-from .sampler import EagerStepper, heun, plan_steps
-from .schedules import Churn, rho_schedule
+from .request import checked
+from .sampler import EagerStepper, heun
 from .seeds import StackedRandom
-
-DEFAULT_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -126,137 +122,81 @@ def sample(
     Nor do torch's default type and device, its grad mode and autocast change the numbers; autocast
     stays on for callables and modules that are not this package's.
     """
-    arguments.state_dtype(dtype)
-    num_steps, sigma_min, sigma_max, rho = arguments.noise_levels(
-        num_steps, sigma_min, sigma_max, rho, dtype
-    )
-    churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
-    interval = arguments.guidance_interval(interval)
-    guidance = arguments.weight(guidance)
-    if batch_size is not None:
-        batch_size = arguments.count("batch_size", batch_size, "leave it out for up to 64")
-    raw = arguments.flag("raw", raw, (True, False, None), "None decodes where there is an encoder")
-    progress = arguments.flag("progress", progress, (True, False), "True shows a bar")
-    if seeds is not None or noise is None:
-        seeds = arguments.image_seeds(seeds)
-    for name, function, given in (
-        ("callback", callback, "a StepInfo after each step"),
-        ("on_batch", on_batch, "indices and images after each batch"),
-    ):
-        if function is not None and not callable(function):
-            raise TypeError(
-                f"sample: {name} must be callable, got {type(function).__name__}; it is called "
-                f"with {given}"
-            )
-    if device is not None:
-        device = arguments.present_device(device)
-    arguments.array_kind(array, device)
+    request = checked(**locals())
+    with torch.no_grad(), _evaluating(request.model, request.guide), _bar(request) as bar:
+        return _run(request, bar)
 
-    engine = model if isinstance(model, Engine) else None
-    if engine is not None:
-        model, guide = _engine_pair(engine, guide, guidance, device)
-        device = engine.device
-    if noise is not None:
-        noise = arguments.tensor_of_noise(noise)
-    names = {"model": _described(model, "model"), "guide": _described(guide, "guide")}
-    given = {"model": model, "guide": guide}
-    model, guide, device = _nets(model, guide, guidance, device, noise)
-    arguments.array_kind(array, device)
-    arguments.nets_agree(model, guide)
-    shape = arguments.image_shape(model, guide)
-    if noise is not None:
-        noise = arguments.given_noise(noise, shape, seeds, dtype)
-    elif shape is None:
-        raise ValueError(
-            "sample: noise must be given for a callable without img_channels and img_resolution, "
-            "got None; pass noise=StackedRandom('cpu', seeds).randn([C, H, W]) of "
-            "autoguide_fast.seeds, or set the two attributes"
-        )
-    num_images = len(seeds if noise is None else noise)
-    label_dim = arguments.label_dim(model, guide)
-    classes = arguments.labels(class_labels, num_images, label_dim)
-    if seeds is None and (churn.S_churn or (classes is None and label_dim)):
-        needed = "churn is added" if churn.S_churn else "classes are drawn"
-        raise ValueError(
-            f"sample: seeds must be given beside noise where {needed}, got None; pass one seed per "
-            "image" + ("" if churn.S_churn else ", or class_labels")
-        )
-    encoder = arguments.decoder(model, raw, shape or noise.shape[1:])
-    if isinstance(encoder, LatentEncoder):
-        encoder.load()
-    if engine is None:
-        for role, net in given.items():  # those that were loaded here have been looked at
-            if (module := module_of(net)) is not None:
-                arguments.finite_weights(names[role], module)
 
-    sigmas = rho_schedule(num_steps, sigma_min, sigma_max, rho, dtype)
-    steps = plan_steps(sigmas, guidance, interval, churn, device)
-    batch_size = batch_size or DEFAULT_BATCH_SIZE
-    batches = [
-        range(start, min(start + batch_size, num_images))
-        for start in range(0, num_images, batch_size)
-    ]
+def _run(request, bar):
+    """Sample what was asked for, batch by batch; returns what `sample` does."""
+    engine = request.engine or _engine(request)
     images = None
-    with torch.no_grad(), _evaluating(model, guide), _bar(progress, batches, steps) as bar:
-        used = (model, guide if guidance != 1 else None)
-        if engine is None:
-            engine = _engine(*used)
-        for number, indices in enumerate(batches):
-            source = indices, seeds, noise, classes, label_dim, shape, device, dtype
-            x, labels, randn = _drawn(*source)
-            if engine is None:
-                stepper = EagerStepper(model, guide, guidance, labels, device)
-            else:
-                stepper = engine.stepper(guidance, labels, steps)
-
-            def on_step(step, x, number=number, indices=indices, stepper=stepper):
-                _check_finite(step, x, stepper, names)
-                bar.update()
-                if callback is not None:
-                    info = StepInfo(
-                        number,
-                        len(batches),
-                        step.index,
-                        num_steps,
-                        step.sigma_next,
-                        indices,
-                        x.clone(),
-                    )
-                    callback(info)
-
-            result = None
-            if hasattr(stepper, "whole") and callback is None and not progress:
-                result = stepper.whole(x, randn)
-                if not torch.isfinite(result).all():
-                    # Once more, step by step, to tell where.
-                    x, _, randn = _drawn(*source)
-                    result = None
-            x = heun(stepper, x, steps, randn, on_step) if result is None else result
-            part = _decoded(encoder, x)
-            # Copied, so that no buffer of an engine or an encoder gets out.
-            if on_batch is not None:
-                on_batch(indices, arrays.as_kind(part.clone(), array))
-                continue
-            if images is None:
-                images = part.new_empty([num_images, *part.shape[1:]])
-            images[indices.start : indices.stop] = part
-    if on_batch is not None:
+    for number, indices in enumerate(request.batches):
+        x, labels, randn = _drawn(request, indices)
+        stepper = _stepper(request, engine, labels)
+        result = None
+        if request.callback is None and not request.progress:
+            result = stepper.whole(x, randn)
+            if result is not None and not torch.isfinite(result).all():
+                # Once more, step by step, to tell where.
+                x, _, randn = _drawn(request, indices)
+                result = None
+        if result is None:
+            watch = _watcher(request, bar, stepper, number, indices)
+            result = heun(stepper, x, request.steps, randn, watch)
+        part = _decoded(request.encoder, result)
+        # Copied, so that no buffer of an engine or an encoder gets out.
+        if request.on_batch is not None:
+            request.on_batch(indices, arrays.as_kind(part.clone(), request.array))
+            continue
+        if images is None:
+            images = part.new_empty([request.num_images, *part.shape[1:]])
+        images[indices.start : indices.stop] = part
+    if request.on_batch is not None:
         return None
     if images is None:
-        empty = torch.empty([0, *(shape or noise.shape[1:])], device=device, dtype=dtype)
-        with torch.no_grad():
-            images = _decoded(encoder, empty)
-    return arrays.as_kind(images, array)
+        shape = 0, *request.image_shape
+        empty = torch.empty(shape, device=request.device, dtype=request.dtype)
+        images = _decoded(request.encoder, empty)
+    return arrays.as_kind(images, request.array)
 
 
-def _engine(*nets):
+def _stepper(request, engine, labels):
+    if engine is not None:
+        return engine.stepper(request.guidance, labels, request.steps)
+    return EagerStepper(request.model, request.guide, request.guidance, labels, request.device)
+
+
+def _watcher(request, bar, stepper, number, indices):
+    """What `heun` calls after each step of one batch."""
+
+    def on_step(step, x):
+        _check_finite(step, x, stepper, request.names)
+        bar.update()
+        if request.callback is not None:
+            info = StepInfo(
+                batch=number,
+                num_batches=len(request.batches),
+                step=step.index,
+                num_steps=len(request.steps),
+                sigma=step.sigma_next,
+                indices=indices,
+                x=x.clone(),
+            )
+            request.callback(info)
+
+    return on_step
+
+
+def _engine(request):
     """The engine of a pair, or None for nets that are evaluated as they are."""
-    if reason := pair_objection(*nets):
+    nets = request.model, request.guide if request.guidance != 1 else None
+    if reason := pair_unsupported_reason(*nets):
         if all(net is None or isinstance(module_of(net), Precond) for net in nets):
             warnings.warn(
                 "sample: evaluating the networks as they are, which is slower: for an engine, "
                 f"{reason}",
-                stacklevel=3,
+                stacklevel=4,
             )
         return None
     for _ in range(2):
@@ -269,107 +209,32 @@ def _engine(*nets):
     warnings.warn(
         "sample: memory does not last for an Engine beside the networks; evaluating them as they "
         "are, which is slower",
-        stacklevel=3,
+        stacklevel=4,
     )
     return None
 
 
-def _engine_pair(engine, guide, guidance, device):
-    if device is not None and device != engine.device:
-        raise ValueError(
-            f"sample: device must be {engine.device} for this Engine, got {device}; pass the "
-            "networks themselves"
-        )
-    if guide is not None:
-        raise ValueError(
-            "sample: guide must be left out for an Engine, which has its own, got "
-            f"{type(guide).__name__}; make Engine(model, guide)"
-        )
-    if engine.guide is None and guidance != 1:
-        raise ValueError(
-            f"sample: guidance must be 1 for an Engine without a guide, got {guidance:g}; make "
-            "Engine(model, guide)"
-        )
-    return engine.model, engine.guide
-
-
-def _described(net, role):
-    return f"{role} {os.fspath(net)!r}" if isinstance(net, (str, os.PathLike)) else role
-
-
-def _nets(model, guide, guidance, device, noise):
-    """The two nets as callables on one device, which is returned too; loads names and paths."""
-    if isinstance(model, (str, os.PathLike)) and guide is None and guidance != 1:
-        guide = checkpoints.bundled_guide(model)
-    elif isinstance(guide, str):
-        guide = checkpoints.bundled_guide(guide) or guide
-    if guide is None and guidance != 1:
-        raise ValueError(
-            f"sample: guide must be given where guidance is not 1, got None at guidance "
-            f"{guidance:g}; pass a worse version of the model, or unlabelled(model) for CFG"
-        )
-    nets = {"model": model, "guide": guide}
-    for role, net in nets.items():
-        if isinstance(net, (str, os.PathLike)):
-            nets[role] = checkpoints.find(net, f"sample: {role}")
-        elif (not callable(net) or isinstance(net, type)) and not (role == "guide" and net is None):
-            raise TypeError(
-                f"sample: {role} must be a name, a path or a callable (x, sigma, class_labels) -> "
-                f"D, got {type(net).__name__}; load a checkpoint with autoguide_fast.load"
-            )
-
-    modules = {role: module_of(net) for role, net in nets.items()}
-    found = {
-        role: next((p.device for p in module.parameters()), None)
-        for role, module in modules.items()
-        if module is not None
-    }
-    if device is None:
-        device = found.get("model") or found.get("guide")
-        if device is not None:
-            arguments.present_device(device, argument="the networks' device")
-    if device is None and noise is not None:
-        device = noise.device
-    if device is None:
-        named = any(isinstance(net, os.PathLike) for net in nets.values())
-        device = "cuda" if named and torch.cuda.is_available() else "cpu"
-        device = arguments.present_device(device)
-    for role, place in found.items():
-        if place is not None and place != device:
-            raise ValueError(
-                f"sample: {role} must be on {device}, got one on {place}; move it there with "
-                f".to({str(device)!r}), or pass device={str(place)!r}"
-            )
-    for role, net in nets.items():
-        if isinstance(net, os.PathLike):
-            nets[role] = checkpoints.load(net, device)
-    return nets["model"], nets["guide"], device
-
-
-def _drawn(indices, seeds, noise, given, label_dim, shape, device, dtype):
-    """Noise, labels and the source of churn noise for the images `indices`.
-
-    `given` are the labels of all images as `arguments.labels` returns them.
-    """
-    part = slice(indices.start, indices.stop)
-    shape = shape or noise.shape[1:]
+def _drawn(request, indices):
+    """Noise, labels and the source of churn noise for the images `indices`."""
+    part, shape = slice(indices.start, indices.stop), request.image_shape
+    label_dim = request.label_dim
     x, labels, randn = None, None, None
-    if seeds is not None:
-        streams = StackedRandom(device, seeds[part])
+    if request.seeds is not None:
+        streams = StackedRandom(request.device, request.seeds[part])
         x = streams.randn(shape)
         if label_dim:
             labels = streams.randint(label_dim)
 
         def randn():
-            return streams.randn(shape, dtype)
+            return streams.randn(shape, request.dtype)
 
-    if noise is not None:
-        x = noise[part].to(device)
-    if given is not None:
-        labels = given[part].to(device)
+    if request.noise is not None:
+        x = request.noise[part].to(request.device)
+    if request.classes is not None:
+        labels = request.classes[part].to(request.device)
     if label_dim and labels.ndim == 1:
         labels = arguments.one_hot(labels, label_dim)
-    return x.to(dtype), labels, randn
+    return x.to(request.dtype), labels, randn
 
 
 def _decoded(encoder, x):
@@ -400,10 +265,11 @@ def _evaluating(*nets):
             module.training = True
 
 
-def _bar(progress, batches, steps):
+def _bar(request):
     from tqdm import tqdm
 
-    return tqdm(total=len(batches) * len(steps), unit="step", disable=not progress)
+    total = len(request.batches) * len(request.steps)
+    return tqdm(total=total, unit="step", disable=not request.progress)
 
 
 def _check_finite(step, x, stepper, names):

@@ -60,9 +60,15 @@ def unlabelled(net):
     return net if isinstance(net, Unlabelled) else Unlabelled(net)
 
 
+def unwrapped(net):
+    """`net` without an `unlabelled` around it, and whether there was one."""
+    found = isinstance(net, Unlabelled)
+    return (net.net if found else net), found
+
+
 def bare(net):
     """`net` without an `unlabelled` around it."""
-    return net.net if isinstance(net, Unlabelled) else net
+    return unwrapped(net)[0]
 
 
 def module_of(net):

@@ -1,11 +1,13 @@
 """The EDM2 denoiser: U-Net (EDM2 fig. 21, configuration G), preconditioning (EDM table 1)."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
-from . import ops, products
+from . import ops, preconditioning, torch_functional
 from .modes import transformed, without_autocast
-from .net_options import check_options, plain
+from .net_config import NetConfig
 from .nn import MPConv, MPFourier
 
 
@@ -18,53 +20,46 @@ class Block(torch.nn.Module):
     clip to `+-clip_act`.
 
     Args:
-        in_channels, out_channels, emb_channels (int): Widths of the input (after concatenation), of
-            the output, and of the embedding.
+        in_channels, out_channels (int): Widths of the input (after concatenation) and the output.
+        config (NetConfig): Of these options: `channels_per_head`, `dropout`, `res_balance`,
+            `attn_balance`, `clip_act`, `concat_balance` (used where `skip` is given), and what
+            makes the embedding's width.
         flavor ({"enc", "dec"})
         resample_mode ({"keep", "up", "down"})
         attention (bool): Whether to end in self-attention with `out_channels // channels_per_head`
             heads. As in the published networks, a block narrower than `channels_per_head` has no
             attention.
-        concat_balance (float): Weight of the encoder's feature map in the concatenation (used where
-            `skip` is given).
-        dropout, res_balance, attn_balance, clip_act: As in `Precond`.
     """
 
     def __init__(
         self,
         in_channels,
         out_channels,
-        emb_channels,
+        config,
         flavor="enc",
         resample_mode="keep",
         attention=False,
-        channels_per_head=64,
-        dropout=0.0,
-        res_balance=0.3,
-        attn_balance=0.3,
-        clip_act=256,
-        concat_balance=0.5,
     ):
         super().__init__()
         self.flavor = flavor
         self.resample_mode = resample_mode
-        self.num_heads = out_channels // channels_per_head if attention else 0
+        self.num_heads = out_channels // config.channels_per_head if attention else 0
         if self.num_heads and out_channels % self.num_heads:
             raise ValueError(
                 "Block: channels_per_head must split the width into equal heads, got "
-                f"channels_per_head={channels_per_head} for {out_channels} channels; choose a "
-                "divisor of the width"
+                f"channels_per_head={config.channels_per_head} for {out_channels} channels; choose "
+                "a divisor of the width"
             )
-        self.dropout = dropout
-        self.res_balance = res_balance
-        self.attn_balance = attn_balance
-        self.clip_act = clip_act
-        self.concat_balance = concat_balance
+        self.dropout = config.dropout
+        self.res_balance = config.res_balance
+        self.attn_balance = config.attn_balance
+        self.clip_act = config.clip_act
+        self.concat_balance = config.concat_balance
 
         self.emb_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
         branch_in = out_channels if flavor == "enc" else in_channels
         self.conv_res0 = MPConv(branch_in, out_channels, kernel=[3, 3])
-        self.emb_linear = MPConv(emb_channels, out_channels, kernel=[])
+        self.emb_linear = MPConv(config.emb_channels, out_channels, kernel=[])
         self.conv_res1 = MPConv(out_channels, out_channels, kernel=[3, 3])
         self.conv_skip = None
         if in_channels != out_channels:
@@ -109,61 +104,38 @@ class Block(torch.nn.Module):
     def _attend(self, x):
         """Cosine self-attention over the pixels (EDM2 fig. 21)."""
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
-        y = products.attention(q, k, v)  # [N, heads, H*W, channels]
+        y = torch_functional.attention(q, k, v)  # [N, heads, H*W, channels]
         # Attention leaves a pixel's channels side by side, so that this copies nothing.
         y = y.transpose(1, 2).reshape(x.shape[0], *x.shape[2:], x.shape[1])
         return self.attn_proj(y.permute(0, 3, 1, 2))
 
 
 class UNet(torch.nn.Module):
-    """The raw network F(x, c_noise, label) of EDM2 fig. 21; `Precond` documents the options."""
+    """The raw network F(x, c_noise, label) of EDM2 fig. 21, for a `NetConfig`."""
 
-    def __init__(
-        self,
-        img_resolution,
-        img_channels,
-        label_dim,
-        model_channels=192,
-        channel_mult=(1, 2, 3, 4),
-        channel_mult_noise=None,
-        channel_mult_emb=None,
-        num_blocks=3,
-        attn_resolutions=(16, 8),
-        label_balance=0.5,
-        concat_balance=0.5,
-        **block_options,
-    ):
+    def __init__(self, config):
         super().__init__()
-        widths = [model_channels * m for m in channel_mult]
-        noise_channels = _multiple(model_channels, channel_mult_noise, widths[0])
-        emb_channels = _multiple(model_channels, channel_mult_emb, max(widths))
-        self.label_balance = label_balance
+        widths, num_blocks = config.widths, config.num_blocks
+        self.label_balance = config.label_balance
         self.out_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
 
         # Embedding of noise level and class.
-        self.emb_fourier = MPFourier(noise_channels)
-        self.emb_noise = MPConv(noise_channels, emb_channels, kernel=[])
-        self.emb_label = MPConv(label_dim, emb_channels, kernel=[]) if label_dim else None
+        self.emb_fourier = MPFourier(config.noise_channels)
+        self.emb_noise = MPConv(config.noise_channels, config.emb_channels, kernel=[])
+        self.emb_label = None
+        if config.label_dim:
+            self.emb_label = MPConv(config.label_dim, config.emb_channels, kernel=[])
 
         def block(flavor, c_in, c_out, resolution, mode="keep", attention=None):
             if attention is None:
-                attention = resolution in attn_resolutions
-            return Block(
-                c_in,
-                c_out,
-                emb_channels,
-                flavor,
-                mode,
-                attention,
-                concat_balance=concat_balance,
-                **block_options,
-            )
+                attention = resolution in config.attn_resolutions
+            return Block(c_in, c_out, config, flavor, mode, attention)
 
         # Encoder: one more input channel, of ones, stands in for biases.
         self.enc = torch.nn.ModuleDict()
-        width, skips = img_channels + 1, []
+        width, skips = config.img_channels + 1, []
         for level, c_out in enumerate(widths):
-            res = img_resolution >> level
+            res = config.img_resolution >> level
             if level == 0:
                 self.enc[f"{res}x{res}_conv"] = MPConv(width, c_out, kernel=[3, 3])
                 width = c_out
@@ -179,7 +151,7 @@ class UNet(torch.nn.Module):
         # Decoder.
         self.dec = torch.nn.ModuleDict()
         for level, c_out in reversed(list(enumerate(widths))):
-            res = img_resolution >> level
+            res = config.img_resolution >> level
             if level == len(widths) - 1:
                 self.dec[f"{res}x{res}_in0"] = block("dec", width, width, res, attention=True)
                 self.dec[f"{res}x{res}_in1"] = block("dec", width, width, res, attention=False)
@@ -190,7 +162,7 @@ class UNet(torch.nn.Module):
                 c_in = width + skips.pop()
                 self.dec[f"{res}x{res}_block{i}"] = block("dec", c_in, c_out, res)
                 width = c_out
-        self.out_conv = MPConv(width, img_channels, kernel=[3, 3])
+        self.out_conv = MPConv(width, config.img_channels, kernel=[3, 3])
 
     def embed(self, c_noise, class_labels):
         """Embedding `[N or 1, emb_channels]` of `c_noise [N or 1]` and labels (or None)."""
@@ -235,9 +207,7 @@ def _option(name):
     """The entry `name` of a `Precond`'s `config`, as an attribute that may be set."""
 
     def set_option(net, value):
-        config = net.config | {name: plain(value)}
-        check_options(config)
-        net.config = config
+        net.config = NetConfig(**{**net.config, name: value}).as_dict()
 
     return property(lambda net: net.config[name], set_option)
 
@@ -280,9 +250,9 @@ class Precond(torch.nn.Module):
             float32, and so does everything on other devices.
 
     Attributes:
-        config (dict): All constructor arguments, ready for JSON: `Precond(**net.config)` is the
-            same network. Layers are built from it: of its entries only `sigma_data` and `use_fp16`
-            may be set afterwards, as attributes of the net.
+        config (dict): All constructor arguments, as of `NetConfig.as_dict`, ready for JSON:
+            `Precond(**net.config)` is the same network. Layers are built from it: of its entries
+            only `sigma_data` and `use_fp16` may be set afterwards, as attributes of the net.
         info (dict): What else a checkpoint recorded about the network; empty for one that was not
             loaded.
         encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
@@ -291,43 +261,21 @@ class Precond(torch.nn.Module):
             to `use_fp16`. Training in mixed precision sets it; it is not stored.
     """
 
-    def __init__(
-        self,
-        img_resolution,
-        img_channels,
-        label_dim,
-        model_channels=192,
-        channel_mult=(1, 2, 3, 4),
-        channel_mult_noise=None,
-        channel_mult_emb=None,
-        num_blocks=3,
-        attn_resolutions=(16, 8),
-        label_balance=0.5,
-        concat_balance=0.5,
-        resample_filter=(1, 1),
-        channels_per_head=64,
-        dropout=0.0,
-        res_balance=0.3,
-        attn_balance=0.3,
-        clip_act=256,
-        sigma_data=0.5,
-        logvar_channels=128,
-        use_fp16=False,
-    ):
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+    # Its signature, for help() and editors.
+    @functools.wraps(NetConfig.__init__, assigned=())  # type: ignore[misc]
+    def __init__(self, *options, **named_options):
         super().__init__()
-        self.config = {k: plain(v) for k, v in config.items()}
-        check_options(self.config)
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.label_dim = label_dim
+        config = NetConfig(*options, **named_options)
+        self.config = config.as_dict()
+        self.img_resolution = config.img_resolution
+        self.img_channels = config.img_channels
+        self.label_dim = config.label_dim
         self.encoder = None
         self.info = {}
         self.run_dtype = None
-        outside = ("resample_filter", "sigma_data", "logvar_channels", "use_fp16")
-        self.unet = UNet(**{k: v for k, v in self.config.items() if k not in outside})
-        self.logvar_fourier = MPFourier(logvar_channels)
-        self.logvar_linear = MPConv(logvar_channels, 1, kernel=[])
+        self.unet = UNet(config)
+        self.logvar_fourier = MPFourier(config.logvar_channels)
+        self.logvar_linear = MPConv(config.logvar_channels, 1, kernel=[])
 
     # Options that nothing was built from, so that they may be changed later.
     sigma_data = _option("sigma_data")
@@ -354,12 +302,10 @@ class Precond(torch.nn.Module):
         """
         x, sigma = self._inputs(x, sigma)
         raw = self._raw(x, sigma, class_labels)
-        sd = self.sigma_data
-        var = sigma**2 + sd**2
-        denoised = (sd**2 / var) * x + (sigma * sd / var.sqrt()) * raw
+        denoised = preconditioning.denoised(x, raw, sigma, self.sigma_data)
         if not return_logvar:
             return denoised
-        c_noise = sigma.flatten().log() / 4
+        c_noise = preconditioning.c_noise(sigma.flatten())
         logvar = self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
         return denoised, logvar
 
@@ -375,8 +321,8 @@ class Precond(torch.nn.Module):
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
         dtype = self.run_dtype or dtype
         labels = self._labels(x, class_labels, torch.float32)
-        c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
-        c_noise = sigma.flatten().log() / 4
+        c_in = preconditioning.c_in(sigma, self.sigma_data)
+        c_noise = preconditioning.c_noise(sigma.flatten())
         # Embedded in float32: in bfloat16 neighbouring noise levels would become one.
         modulations = [m.to(dtype) for m in self.unet.modulations(c_noise, labels)]
         return self.unet.run((c_in * x).to(dtype), modulations).float()
@@ -425,7 +371,3 @@ def _check_tensor(name, value):
         raise TypeError(
             f"Precond: {name} must be a tensor, got {type(value).__name__}; use torch.as_tensor"
         )
-
-
-def _multiple(model_channels, mult, default):
-    return default if mult is None else model_channels * mult

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from . import ops, products
+from . import ops, torch_functional
 
 
 class MPConv(torch.nn.Module):
@@ -44,13 +44,15 @@ class MPConv(torch.nn.Module):
         if channels_last:
             weight = weight.permute(0, 3, 1, 2)
         if weight.ndim == 2:
-            return products.linear(x, weight)
+            return torch_functional.linear(x, weight)
         if weight.shape[-1] == 1 and x.stride(1) == 1:
             # On channels-last images a product of matrices, which libraries run faster.
-            return products.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+            return torch_functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(
+                0, 3, 1, 2
+            )
         if self.training and ops.conv3x3_pays(x, weight):
             return ops.conv3x3(x, weight)
-        return products.conv2d(x, weight)
+        return torch_functional.conv2d(x, weight)
 
     def extra_repr(self):
         return f"weight={list(self.weight.shape)}"

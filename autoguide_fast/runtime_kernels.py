@@ -95,13 +95,13 @@ def load(kernel, types, device):
             return _modules[key].kernel.ptr
 
 
-def route():
-    """Return in words how CUDA kernels are compiled here, or why they are not."""
+def route(architectures):
+    """Return in words how CUDA kernels are compiled here, or why they are not.
+
+    `architectures` are those for which nvcc compiled them, of `build_info()`.
+    """
     import torch
 
-    from ._extension import build_info
-
-    architectures = build_info()["cuda_architectures"]
     if architectures:
         return f"compiled by nvcc for sm_{', sm_'.join(architectures.split(';'))}"
     if torch.version.cuda is None:

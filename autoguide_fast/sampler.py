@@ -1,13 +1,15 @@
 """Heun's method for the probability flow, written once, for any denoiser (EDM alg. 1 and 2).
 
 `plan_steps` settles on the host all that a run's noise levels decide: where to churn, where the
-guide runs. `heun` is the one loop; it asks a *stepper* for the first and the second half of each
+guide runs. `heun` is the one loop; it asks a `Stepper` for the first and the second half of each
 step. `EagerStepper` evaluates any callables; other steppers may run the same loop, and record it
 as a CUDA graph: noise levels are device tensors and nothing is read back.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -67,15 +69,64 @@ def plan_steps(sigmas, guidance=1.0, interval=None, churn=None, device="cpu"):
     ]
 
 
+class Stepper(Protocol):
+    """What takes the steps of one run, for a pair of nets, a guidance weight and labels.
+
+    `heun` calls `first` for each step, in order, then `second` for each but the last; `sample` may
+    call `whole` instead of `heun`, and begin anew with `heun` after it. The state is
+    `[N, C, H, W]`, float32 or float64, of one shape, type and device during a run; so are all
+    tensors that pass here. A stepper may keep what it returned and write to it again in the steps
+    that follow: what `first` returns holds until the next `first`, what `second` returns until the
+    next but one `second`, what the last step returns for good. It does not write to what it is
+    given. One thread at a time calls it.
+
+    Attributes:
+        outputs: pairs of role ("model", "guide", "state") and tensor of the step under way, in the
+            order in which they came to be, for whoever asks which of them became non-finite first:
+            `first` empties it, then `first` and `second` add what the nets returned, and `first`
+            the state after it. The last state is not in it. Of any floating type.
+    """
+
+    outputs: list[tuple[str, torch.Tensor]]
+
+    def first(self, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """Euler's step from `x` at `step.level` to `step.level_next`.
+
+        Returns:
+            The state at `step.level_next`, and the slope dx/dsigma at `step.level`, both like `x`.
+        """
+        ...
+
+    def second(
+        self, x: torch.Tensor, x_next: torch.Tensor, slope: torch.Tensor, step: Step
+    ) -> torch.Tensor:
+        """Heun's correction of `x_next` by the slope found there; never called for the last step.
+
+        `x` is what `first` was given for this step, `x_next` and `slope` what it returned.
+
+        Returns:
+            The corrected state at `step.level_next`, like `x`.
+        """
+        ...
+
+    def whole(
+        self, noise: torch.Tensor, randn: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor | None:
+        """The result of `heun(self, noise, steps, randn)`, where there is a faster way to it.
+
+        None, without a call of `randn`, where it is not. `outputs` may be empty afterwards.
+        """
+        return None
+
+
 def heun(stepper, noise, steps, randn=None, on_step=None):
     """Integrate from pure noise to an image.
 
     Args:
-        stepper (object): `first(x, step) -> (x_next, slope)` is Euler's half, `second(x, x_next,
-            slope, step) -> x_new` Heun's correction; `EagerStepper` is one.
+        stepper (Stepper): Takes the two halves of each step.
         noise (Tensor [N, C, H, W], float32 or float64): Standard normal noise; its type is that of
             the state.
-        steps (list of Step): From `plan_steps`, on the device of `noise`.
+        steps (sequence of Step): From `plan_steps`, on the device of `noise`.
         randn (callable, optional): Called without arguments for the churn noise, shaped and typed
             as `noise`; needed where a step has `churn_std > 0`.
         on_step (callable, optional): `on_step(step, x)` after each step, to look at the state: a
@@ -98,7 +149,7 @@ def heun(stepper, noise, steps, randn=None, on_step=None):
     return x
 
 
-class EagerStepper:
+class EagerStepper(Stepper):
     """Evaluates model and guide as they are, then takes the fused half step.
 
     Autocast is left on for a callable that is not ours, whose author may count on it; a `Precond`
@@ -120,10 +171,10 @@ class EagerStepper:
             for role, net in self.nets.items()
         }
         self.guidance = torch.tensor(guidance, dtype=torch.float64, device="cpu").to(device)
-        self.outputs = []  # (role, tensor) of the step under way, in order of appearance
+        self.outputs = []
 
     def first(self, x, step):
-        """Euler's step from `step.level` to `step.level_next`."""
+        """See `Stepper.first`."""
         self.outputs.clear()
         denoised = self._evaluate(x, step.level, step.guided)
         x_next, slope = ops.guided_heun_first(
@@ -133,7 +184,7 @@ class EagerStepper:
         return x_next, slope
 
     def second(self, x, x_next, slope, step):
-        """Heun's correction with the slope found at the end of Euler's step."""
+        """See `Stepper.second`."""
         denoised = self._evaluate(x_next, step.level_next, step.guided_next)
         return ops.guided_heun_second(
             x, x_next, slope, *denoised, step.level, step.level_next, self.guidance

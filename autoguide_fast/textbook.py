@@ -7,6 +7,7 @@ eagerly and under `torch.compile`.
 import torch
 import torch.nn.functional as F
 
+from . import preconditioning
 from .ops import (
     attention_split_reference,
     mp_cat_reference,
@@ -17,6 +18,17 @@ from .ops import (
     normalize_reference,
     resample_reference,
 )
+
+
+def draw_gains(net, mean=0.8, std=0.2):
+    """Draw the gains of an untrained `Precond`, which are 0, and return it; on its own device.
+
+    With gains of 0 it returns `c_skip x`; tests and benchmarks want all of it to matter.
+    """
+    for name, parameter in net.named_parameters():
+        if name.endswith("gain"):
+            torch.nn.init.normal_(parameter, mean, std)
+    return net
 
 
 class TextbookPrecond(torch.nn.Module):
@@ -52,12 +64,9 @@ class TextbookPrecond(torch.nn.Module):
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device).reshape(-1, 1, 1, 1)
 
-        # EDM table 1.
-        sd = self.sigma_data
-        c_skip = sd**2 / (sigma**2 + sd**2)
-        c_out = sigma * sd / (sigma**2 + sd**2).sqrt()
-        c_in = 1 / (sigma**2 + sd**2).sqrt()
-        c_noise = sigma.flatten().log() / 4
+        c_skip, c_out = preconditioning.c_skip_and_c_out(sigma, self.sigma_data)
+        c_in = preconditioning.c_in(sigma, self.sigma_data)
+        c_noise = preconditioning.c_noise(sigma.flatten())
         if class_labels is None and self.label_dim:
             class_labels = torch.zeros([1, self.label_dim], device=x.device)
         if class_labels is not None:

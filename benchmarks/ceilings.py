@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autoguide_fast._extension import MULTIPLIED
+from autoguide_fast.cpu import native_types
 
 GFLOPS = "GFLOP/s"
 # 256 -> 256 channels at 64x64, channels-last; and a product of squares.
@@ -41,7 +41,7 @@ def arithmetic(dtype):
 
     A floating type that this processor does not multiply has float32's ceiling.
     """
-    if dtype.is_floating_point and dtype not in MULTIPLIED:
+    if dtype.is_floating_point and dtype not in native_types():
         dtype = torch.float32
     made = {torch.int8: _int8}.get(dtype, _floating)(dtype)
     return max(made, key=_speed, default=None)

@@ -13,11 +13,11 @@ import statistics
 import sys
 import time
 
+import pairs
 import rivals
 import torch
 
 from autoguide_fast import Engine
-from autoguide_fast.networks import Precond
 from autoguide_fast.textbook import TextbookPrecond
 
 GUIDANCE = 2.0
@@ -52,11 +52,7 @@ PAIRS = {
 def random_net(options, device):
     """A net with random weights, and all gains away from zero so that all of it matters."""
     with torch.device(device):
-        net = Precond(**options).eval().requires_grad_(False)
-    for name, parameter in net.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.normal_(parameter, 0.7, 0.1)
-    return net
+        return pairs.random_net(options).requires_grad_(False)
 
 
 class Reference:

@@ -7,6 +7,7 @@ import torch
 
 import autoguide_fast
 from autoguide_fast.networks import Precond
+from autoguide_fast.textbook import draw_gains
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,12 @@ def pair(name):
     guide_options = {**options, "model_channels": options["model_channels"] // 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _random_net(options), _random_net(guide_options)
+        return random_net(options), random_net(guide_options)
 
 
-def _random_net(options):
+def random_net(options):
     """A net with random weights, and all gains away from zero so that all of it matters."""
-    net = Precond(**options).eval()
-    for name, parameter in net.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.normal_(parameter, 0.7, 0.1)
-    return net
+    return draw_gains(Precond(**options).eval(), mean=0.7, std=0.1)
 
 
 def inputs(net, batch):

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_split(const Tensor& qkv, int64_t nu
   const Tensor in = dense(qkv, s.format);
   const auto part = [&] { return empty(s.sizes(), qkv.scalar_type(), Format::contiguous, qkv); };
   Tensor q = part(), k = part(), v = part();
-  if (on_cuda(qkv)) {
+  if (runs_cuda_kernels(qkv)) {
     launch(qkv,
            cuda::AttentionSplit{in.const_data_ptr(), q.mutable_data_ptr(), k.mutable_data_ptr(),
                                 v.mutable_data_ptr(), eps, s.qkv(), s.qkv().lanes()},
@@ -61,7 +61,7 @@ Tensor attention_split_backward(const Tensor& grad_q, const Tensor& grad_k, cons
   const Tensor in = dense(qkv, s.format), q = dense(grad_q, Format::contiguous);
   const Tensor k = dense(grad_k, Format::contiguous), v = dense(grad_v, Format::contiguous);
   Tensor grad = empty_like(qkv, s.format);
-  if (on_cuda(qkv)) {
+  if (runs_cuda_kernels(qkv)) {
     launch(qkv,
            cuda::AttentionSplitBackward{q.const_data_ptr(), k.const_data_ptr(), v.const_data_ptr(),
                                         in.const_data_ptr(), grad.mutable_data_ptr(), eps, s.qkv(),

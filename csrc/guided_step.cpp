@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> guided_heun_first(const Tensor& x, const Tensor& raw,
                           sigma_data);
   const Tensor in = dense(x, a.format);
   Tensor x_next = empty_like(x, a.format), slope = empty_like(x, a.format);
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     launch(x,
            cuda::GuidedHeunFirst{in.const_data_ptr(), a.raw.const_data_ptr(), a.guide_data(),
                                  x_next.mutable_data_ptr(), slope.mutable_data_ptr(),
@@ -87,7 +87,7 @@ Tensor guided_heun_second(const Tensor& x, const Tensor& x_next, const Tensor& s
   const Tensor in = dense(x, a.format), next = dense(x_next, a.format);
   const Tensor d = dense(slope, a.format);
   Tensor x_new = empty_like(x, a.format);
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     launch(x,
            cuda::GuidedHeunSecond{in.const_data_ptr(), next.const_data_ptr(), d.const_data_ptr(),
                                   a.raw.const_data_ptr(), a.guide_data(), x_new.mutable_data_ptr(),

@@ -40,7 +40,7 @@ Tensor run(const char* function, const Tensor& a, const Tensor& b, double t, Ten
   const Tensor p = dense(a, s.format), q = dense(b, s.format);
   Tensor y = empty(s.sizes, a.scalar_type(), s.format, a);
   if (silu) *silu = empty(s.sizes, a.scalar_type(), s.format, a);
-  if (on_cuda(a)) {
+  if (runs_cuda_kernels(a)) {
     launch(a,
            cuda::MpCat{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(),
                        silu ? silu->mutable_data_ptr() : nullptr, s.outer, s.length_a, s.length_b,
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> mp_cat_backward(const Tensor& grad, std::optional<Ten
   const Tensor g = dense(grad, s.format), p = dense(a, s.format), q = dense(b, s.format);
   if (grad_silu) grad_silu = dense(*grad_silu, s.format);
   Tensor grad_a = empty_like(a, s.format), grad_b = empty_like(b, s.format);
-  if (on_cuda(a)) {
+  if (runs_cuda_kernels(a)) {
     launch(a,
            cuda::MpCatBackward{
                g.const_data_ptr(), grad_silu ? grad_silu->const_data_ptr() : nullptr,

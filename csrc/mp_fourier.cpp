@@ -21,7 +21,7 @@ Tensor mp_fourier(const Tensor& x, const Tensor& freqs, const Tensor& phases) {
   const Tensor in = dense(x, Format::contiguous), f = prepared(freqs), phi = prepared(phases);
   const int64_t N = x.size(0), F = f.size(0);
   Tensor y = empty({N, F}, x.scalar_type(), Format::contiguous, x);
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     launch(x,
            cuda::MpFourier{in.const_data_ptr(), f.const_data_ptr(), phi.const_data_ptr(),
                            y.mutable_data_ptr(), N, F},

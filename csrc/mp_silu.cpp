@@ -9,7 +9,7 @@ Tensor mp_silu(const Tensor& x) {
   const Format format = dense_format(x);
   const Tensor in = dense(x, format);
   Tensor y = empty_like(x, format);
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     launch(x, cuda::MpSilu{in.const_data_ptr(), y.mutable_data_ptr(), x.numel()}, dtype);
     return y;
   }
@@ -25,7 +25,7 @@ Tensor mp_silu_backward(const Tensor& grad, const Tensor& x) {
   const Format format = dense_format(x);
   const Tensor g = dense(grad, format), in = dense(x, format);
   Tensor grad_x = empty_like(x, format);
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     launch(x,
            cuda::MpSiluBackward{g.const_data_ptr(), in.const_data_ptr(), grad_x.mutable_data_ptr(),
                                 x.numel()},
@@ -57,7 +57,7 @@ Tensor modulate_mp_silu(const Tensor& x, const Tensor& scale) {
   Tensor y = empty_like(x, format);
   const Image image(x);
   const bool rows = format == Format::channels_last;
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     const auto run = [&](auto kernel) {
       kernel = {
           in.const_data_ptr(), s.const_data_ptr(), y.mutable_data_ptr(), image.N, image.C, image.S};
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> modulate_mp_silu_backward(const Tensor& grad, const T
   Tensor grad_scale = empty_like(scale, Format::contiguous);
   const Image image(x);
   const bool rows = format == Format::channels_last;
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     const auto run = [&](auto kernel) {
       kernel = {g.const_data_ptr(),
                 in.const_data_ptr(),

@@ -21,7 +21,7 @@ Tensor mp_sum(const Tensor& a, const Tensor& b, double t, std::optional<double> 
   const Format format = dense_format(a);
   const Tensor p = dense(a, format), q = dense(b, format);
   Tensor y = empty_like(a, format);
-  if (on_cuda(a)) {
+  if (runs_cuda_kernels(a)) {
     launch(a,
            cuda::MpSum{p.const_data_ptr(), q.const_data_ptr(), y.mutable_data_ptr(), weights.a,
                        weights.b, weights.limit, a.numel()},
@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> mp_sum_backward(const Tensor& grad, const Tensor& a, 
   const Format format = dense_format(a);
   const Tensor g = dense(grad, format), p = dense(a, format), q = dense(b, format);
   Tensor grad_a = empty_like(a, format), grad_b = empty_like(a, format);
-  if (on_cuda(a)) {
+  if (runs_cuda_kernels(a)) {
     launch(a,
            cuda::MpSumBackward{g.const_data_ptr(), p.const_data_ptr(), q.const_data_ptr(),
                                grad_a.mutable_data_ptr(), grad_b.mutable_data_ptr(), weights.a,

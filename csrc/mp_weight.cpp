@@ -40,7 +40,7 @@ Tensor run(const char* function, const Tensor& weight, const std::optional<Tenso
   const int64_t K = check_weight(function, weight);
   const Tensor in = dense(weight, Format::contiguous);
   Tensor y = empty(sizes_of(weight), y_type, Format::contiguous, weight);
-  if (on_cuda(weight)) {
+  if (runs_cuda_kernels(weight)) {
     launch(weight,
            cuda::MpWeight{in.mutable_data_ptr(), forced, y.mutable_data_ptr(), g, eps,
                           fan_in_scale(K), weight.size(0), K},
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> mp_weight_backward(const Tensor& grad, const Tensor& 
   const ScalarType gain_type = gain ? gain->scalar_type() : ScalarType::Double;
   Tensor grad_gain =
       empty(gain ? sizes_of(*gain) : std::vector<int64_t>{}, gain_type, Format::contiguous, weight);
-  if (on_cuda(weight)) {
+  if (runs_cuda_kernels(weight)) {
     const int64_t rows = weight.size(0);
     Tensor sums = empty({rows}, ScalarType::Double, Format::contiguous, weight);
     double* row_sums = static_cast<double*>(sums.mutable_data_ptr());

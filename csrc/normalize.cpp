@@ -10,7 +10,7 @@ namespace {
 void run(Dtype dtype, Resample mode, const Tensor& in, const Tensor& y, const Tensor* silu,
          double eps, bool rows, int64_t N, int64_t C, int64_t H, int64_t W) {
   void* silu_data = silu ? silu->mutable_data_ptr() : nullptr;
-  if (on_cuda(in)) {
+  if (runs_cuda_kernels(in)) {
     const cuda::Resampled source{in.const_data_ptr(), static_cast<int>(mode), N, C, H, W};
     if (rows) {
       launch(in, cuda::NormalizeRows{source, y.mutable_data_ptr(), silu_data, eps}, dtype);
@@ -78,7 +78,7 @@ Tensor backward(const char* function, const Tensor& grad, const Tensor* grad_sil
     g_silu = dense(*grad_silu, format);
   }
   Tensor grad_x = empty_like(x, format);
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     const void* silu_data = g_silu ? g_silu->const_data_ptr() : nullptr;
     if (s.rows) {
       launch(x,

@@ -11,7 +11,7 @@ Tensor resample(const Tensor& x, int64_t mode, double gain) {
   const Tensor in = dense(x, format);
   Tensor y = empty(shape.sizes(), x.scalar_type(), format, x);
   const bool rows = format == Format::channels_last;
-  if (on_cuda(x)) {
+  if (runs_cuda_kernels(x)) {
     const cuda::Resampled source{
         in.const_data_ptr(), static_cast<int>(shape.mode), shape.N, shape.C, shape.H, shape.W};
     if (rows) {

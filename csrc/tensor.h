@@ -148,8 +148,9 @@ struct Image {
 };
 
 // Every operator has one implementation for both kinds of device, which checks, allocates, and
-// then either launches a CUDA kernel or loops on the CPU.
-inline bool on_cuda(const Tensor& x) {
+// then either launches a CUDA kernel or loops on the CPU. CUDA kernels also take tensors of the CPU
+// while the tests simulate a GPU.
+inline bool runs_cuda_kernels(const Tensor& x) {
   return x.device().type() == torch::headeronly::DeviceType::CUDA || cuda::simulating();
 }
 

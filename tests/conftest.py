@@ -7,7 +7,8 @@ import pytest
 import simulator
 import torch
 
-from autoguide_fast._extension import build_info, set_isa
+from autoguide_fast._extension import build_info
+from autoguide_fast.cpu import set_isa
 
 # The networks of the tests are tiny: more threads would only wait for each other. Tests that are
 # about threads set their own number.

@@ -7,7 +7,7 @@ from tape import Tape
 from tolerances import assert_as_exact
 
 import autoguide_fast
-from autoguide_fast.engine.graph_engine import GraphEngine
+from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.sampler import plan_steps
 from autoguide_fast.schedules import rho_schedule
 
@@ -25,7 +25,7 @@ PAIRS = {
 
 def make(case="labelled", dtype=torch.float32, **options):
     model, guide, labels = PAIRS[case]
-    return GraphEngine(model, guide, dtype, **{"recorder": Tape(), **options}), labels
+    return GpuEngine(model, guide, dtype, **{"recorder": Tape(), **options}), labels
 
 
 def plan(num_steps=5, guidance=1.7, sigma_max=80.0, **options):

@@ -3,6 +3,7 @@
 import torch
 
 from autoguide_fast.networks import Precond
+from autoguide_fast.textbook import draw_gains
 
 
 def tiny(label_dim=5, seed=0, model_channels=8, **options):
@@ -10,8 +11,4 @@ def tiny(label_dim=5, seed=0, model_channels=8, **options):
     torch.manual_seed(seed)
     options = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], **options}
     options = {"channels_per_head": model_channels, **options}
-    net = Precond(8, 2, label_dim, model_channels=model_channels, **options).eval()
-    for name, parameter in net.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.normal_(parameter, 0.8, 0.2)
-    return net
+    return draw_gains(Precond(8, 2, label_dim, model_channels=model_channels, **options).eval())

@@ -6,7 +6,7 @@ import torch
 from tolerances import assert_as_exact
 
 from autoguide_fast import sample
-from autoguide_fast.guidance import Unlabelled, unlabelled
+from autoguide_fast.guidance import unlabelled, unwrapped
 from autoguide_fast.sampler import EagerStepper, heun
 from autoguide_fast.textbook import TextbookPrecond
 
@@ -18,9 +18,9 @@ def textbook(net, dtype=torch.float64):
     """
     if net is None:
         return None
-    if isinstance(net, Unlabelled):
-        return unlabelled(textbook(net.net, dtype))
-    return TextbookPrecond(copy.deepcopy(net).to(dtype))
+    net, without_labels = unwrapped(net)
+    net = TextbookPrecond(copy.deepcopy(net).to(dtype))
+    return unlabelled(net) if without_labels else net
 
 
 def assert_denoised(value, net, *arguments):

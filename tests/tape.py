@@ -92,8 +92,8 @@ class Tape:
     name, multiprocessors = "a tape", 0
 
     def __init__(self, memory=None, shortage=None, launches=False):
-        self.lock, self.inside, self.is_apart = threading.RLock(), 0, False
-        self.recorded, self.kernels, self.parallel, self.given_back = 0, [], 0, 0
+        self.lock, self.inside, self.on_private_stream = threading.RLock(), 0, False
+        self.recorded, self.kernels, self.parallel, self.released = 0, [], 0, 0
         self.memory, self.launches = memory, launches
         out = "CUDA out of memory. Tried to allocate 2 GiB."
         self.shortage = torch.OutOfMemoryError(out) if shortage is None else shortage
@@ -102,7 +102,7 @@ class Tape:
         return Tape, (self.memory, self.shortage, self.launches)
 
     @contextlib.contextmanager
-    def turn(self):
+    def exclusive(self):
         with self.lock:
             self.inside += 1
             try:
@@ -111,16 +111,16 @@ class Tape:
                 self.inside -= 1
 
     @contextlib.contextmanager
-    def apart(self):
-        assert self.inside and not self.is_apart
-        self.is_apart = True
+    def private_stream(self):
+        assert self.inside and not self.on_private_stream
+        self.on_private_stream = True
         try:
             yield
         finally:
-            self.is_apart = False
+            self.on_private_stream = False
 
     def record(self, function, warm_up):
-        assert self.is_apart
+        assert self.on_private_stream
         warm_up()
         with Recording() as tape:
             function()
@@ -140,16 +140,16 @@ class Tape:
 
         return play
 
-    def together(self, first, second):
+    def run_concurrently(self, first, second):
         self.parallel += 1
         second()
         first()
 
-    def settle(self):
+    def synchronize(self):
         pass
 
-    def give_back(self):
-        self.given_back += 1
+    def release_memory(self):
+        self.released += 1
 
     def mark(self):
         return time.perf_counter()

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import autoguide_fast
-from autoguide_fast import as_built, checkpoints, engine
-from autoguide_fast.engine import Engine, prepared
+from autoguide_fast import Engine, as_built, checkpoints, engine
+from autoguide_fast.engine import prepared
 from autoguide_fast.networks import Block, Precond
 from autoguide_fast.nn import MPConv
 

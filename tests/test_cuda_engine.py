@@ -9,8 +9,9 @@ from references import assert_sample, assert_sampled
 from tolerances import BAKED, relative_error
 
 import autoguide_fast
-from autoguide_fast.engine import Engine, clear
-from autoguide_fast.engine.graph_engine import GraphEngine
+from autoguide_fast import Engine
+from autoguide_fast.engine import clear
+from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.sampler import heun, plan_steps
 from autoguide_fast.schedules import Churn, rho_schedule
 from conftest import needs_cuda
@@ -56,7 +57,7 @@ def assert_samples(value, nets, steps):
 def test_replays_agree_with_the_networks(options, overlap):
     model, guide = pair()
     steps = plan(**options)
-    stepper = GraphEngine(model, guide, overlap=overlap).stepper(1.7, LABELS.cuda(), steps)
+    stepper = GpuEngine(model, guide, overlap=overlap).stepper(1.7, LABELS.cuda(), steps)
     whole = stepper.whole(noise(), churn())
     assert_samples(whole, (model, guide), steps)
     assert_samples(heun(stepper, noise(), steps, churn()), (model, guide), steps)
@@ -68,7 +69,7 @@ def test_replays_agree_with_the_networks(options, overlap):
 def test_evaluation(dtype):
     model, _ = pair()
     engine = Engine(model, dtype=dtype)
-    assert isinstance(engine, GraphEngine) and engine.device.type == "cuda"
+    assert isinstance(engine._engine, GpuEngine) and engine.device.type == "cuda"
     arguments = noise(), torch.tensor(0.7, device="cuda"), LABELS.cuda()
     assert relative_error(engine.model(*arguments), model(*arguments)) < BAKED[dtype]
 
@@ -79,7 +80,7 @@ def test_evaluation_in_float8():
             Engine(pair()[0], dtype=torch.float8_e4m3fn)
         pytest.skip("no FP8 on this device")
     model, _ = pair()
-    baked = GraphEngine(model, dtype=torch.float8_e4m3fn, float8_width=0).model
+    baked = GpuEngine(model, dtype=torch.float8_e4m3fn, float8_width=0).model
     arguments = noise(), torch.tensor(0.7, device="cuda"), LABELS.cuda()
     assert relative_error(baked(*arguments), model(*arguments)) < BAKED[torch.float8_e4m3fn]
 
@@ -165,7 +166,7 @@ def test_a_recording_outlives_the_workspaces_of_libraries():
     assert not any(other.any() for other in others)
 
 
-def test_memory_is_given_back():
+def test_memory_is_released():
     model, guide = pair()
     torch.cuda.synchronize()
     Engine(model, guide).stepper(1.7, None, plan(2)).whole(noise())  # libraries' workspaces
@@ -187,12 +188,16 @@ def test_memory_is_given_back():
 def test_a_capture_that_fails_leaves_the_device_usable():
     model, guide = pair()
     engine, steps = Engine(model, guide), plan(2)
-    recorder = engine.recorder
-    with recorder.turn(), recorder.apart(), pytest.raises(RuntimeError, match="memory"):
+    recorder = engine._engine.recorder
+    with (
+        recorder.exclusive(),
+        recorder.private_stream(),
+        pytest.raises(RuntimeError, match="memory"),
+    ):
         recorder.record(
             lambda: torch.empty(1 << 50, dtype=torch.uint8, device="cuda"), lambda: None
         )
-    with recorder.turn(), recorder.apart(), pytest.raises(ValueError, match="mine"):
+    with recorder.exclusive(), recorder.private_stream(), pytest.raises(ValueError, match="mine"):
         recorder.record(lambda: _raise(noise()), lambda: None)
     stepper = engine.stepper(1.7, LABELS.cuda(), steps)
     assert_samples(stepper.whole(noise()), (model, guide), steps)

@@ -15,13 +15,13 @@ from references import assert_sampled, textbook
 from tolerances import ENGINE, relative_error
 
 import autoguide_fast
-from autoguide_fast import engine
+from autoguide_fast import Engine, engine
 from autoguide_fast._extension import build_info
-from autoguide_fast.engine import Engine
 from autoguide_fast.generate import _check_finite
 from autoguide_fast.networks import Precond
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
+from autoguide_fast.textbook import draw_gains
 
 
 def make_net(channels=16, label_dim=10, seed=0, size=8, images=2, **options):
@@ -29,10 +29,7 @@ def make_net(channels=16, label_dim=10, seed=0, size=8, images=2, **options):
     options = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], **options}
     options = {"channels_per_head": 16, **options}
     net = Precond(size, images, label_dim, model_channels=channels, **options).eval()
-    for name, parameter in net.named_parameters():
-        if name.endswith("gain"):
-            torch.nn.init.normal_(parameter, 0.8, 0.2)
-    return net.requires_grad_(False)
+    return draw_gains(net).requires_grad_(False)
 
 
 # What a plan can meet: widths that fill panels or do not, one and three panels, sizes that
@@ -210,7 +207,7 @@ def test_a_forked_child_starts_its_own_threads(threads):
 
 BOUND = """
 import os, torch
-from autoguide_fast.engine import Engine
+from autoguide_fast import Engine
 from autoguide_fast.networks import Precond
 
 core = min(os.sched_getaffinity(0))
@@ -354,7 +351,7 @@ def test_steady_state_allocates_nothing():
     pair = Engine(model, guide)
     noise = torch.randn(3, 2, 8, 8)
     run(pair.stepper(1.7, labels, STEPS))
-    block, counts = pair._arena.block, []
+    block, counts = pair._engine._arena.block, []
     for num_steps in (2, 6):
         steps = plan_steps(rho_schedule(num_steps), guidance=1.7)
         stepper = pair.stepper(1.7, labels, steps)
@@ -368,7 +365,7 @@ def test_steady_state_allocates_nothing():
         counts.append(sum(size > noise.nbytes // 2 for size in sizes))
     # Noise times sigma, the next state, its slope, two states in turn, two outputs of each net.
     assert counts == [9, 9]
-    assert pair._arena.block is block
+    assert pair._engine._arena.block is block
 
 
 def test_states_that_are_kept_stay_as_they_were():
@@ -391,7 +388,7 @@ def test_states_that_are_kept_stay_as_they_were():
 
 
 def test_a_step_leaves_the_state_before_it():
-    """What `second` returns holds until the step after the next, as `EngineStepper` says."""
+    """What `second` returns holds until the step after the next, as `CpuStepper` says."""
     model, guide, labels = PAIRS["labelled"]
     stepper, x = Engine(model, guide).stepper(1.7, labels, STEPS), start() * STEPS[0].sigma
     for step in STEPS[:-1]:
@@ -419,7 +416,7 @@ def test_memory_is_bounded_and_known(threads):
     images = (4 + 2) * 4 * (640 - 64) * 2 * 8 * 8  # the state, and the net's two outputs
     assert many - few == images
     pair.model(*evaluation(net, 64))
-    block = pair._arena.block
+    block = pair._engine._arena.block
     assert block.numel() + pair.model.weight_bytes <= few
     pair.model(*evaluation(net, 64))
-    assert pair._arena.block is block
+    assert pair._engine._arena.block is block

@@ -213,8 +213,8 @@ def test_threads_that_want_the_same_engine_wait_for_one(monkeypatch):
         time.sleep(0.2)
         return make(*arguments)
 
-    make = cache.Engine
-    monkeypatch.setattr(cache, "Engine", slow)
+    make = cache.make_engine
+    monkeypatch.setattr(cache, "make_engine", slow)
     nets = [tiny() for _ in range(4)]
     threads = [
         threading.Thread(target=lambda net=net: found.append(engine.cached(net))) for net in nets
@@ -233,10 +233,10 @@ def test_weights_that_change_while_an_engine_is_made(monkeypatch):
         negated(net)
         return make(*arguments)
 
-    make = cache.Engine
-    monkeypatch.setattr(cache, "Engine", disturbed)
+    make = cache.make_engine
+    monkeypatch.setattr(cache, "make_engine", disturbed)
     engine.cached(net)
-    monkeypatch.setattr(cache, "Engine", make)
+    monkeypatch.setattr(cache, "make_engine", make)
     negated(net)
     value = sampled(net)
     engine.clear()

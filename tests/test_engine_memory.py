@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 BEGIN = """
 import ctypes, re, resource, warnings
 import torch
-from autoguide_fast.engine import Engine
+from autoguide_fast import Engine
 from autoguide_fast.networks import Precond
 
 MIB = 2**20

@@ -13,8 +13,9 @@ from tape import Tape
 from tolerances import BAKED, GOLDEN_SAMPLES, relative_error
 
 import autoguide_fast
-from autoguide_fast.engine import Engine, graph_stepper
-from autoguide_fast.engine.graph_engine import GraphEngine
+from autoguide_fast import Engine
+from autoguide_fast.engine import gpu_stepper
+from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.networks import Block
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import Churn, rho_schedule
@@ -46,7 +47,7 @@ def test_evaluation(name, dtype):
         "plain": {"label_dim": 0, "attn_resolutions": [], "clip_act": None},
     }
     net = tiny(**nets[name])
-    baked = GraphEngine(net, None, dtype, recorder=Tape(), float8_width=0).model
+    baked = GpuEngine(net, None, dtype, recorder=Tape(), float8_width=0).model
     labels = LABELS if net.label_dim else None
     for sigma in (torch.tensor(0.7), torch.tensor([0.1, 1.0, 9.0]), 2.0):
         for rows in (labels, None if labels is None else labels[:1], None):
@@ -62,7 +63,7 @@ def test_float8_is_what_multiplies():
     net = tiny(model_channels=16)
 
     def kinds(**options):
-        unet = GraphEngine(net, None, torch.float8_e4m3fn, recorder=Tape(), **options).model.unet
+        unet = GpuEngine(net, None, torch.float8_e4m3fn, recorder=Tape(), **options).model.unet
         blocks = [b for b in unet.modules() if isinstance(b, Block)]
         return {str(c.weight.dtype) for b in blocks for c in b.children()}
 
@@ -70,7 +71,7 @@ def test_float8_is_what_multiplies():
     assert kinds() == {"torch.float16"}  # all too narrow for it to pay
     errors = {}
     for dtype, options in ((torch.float16, {}), (torch.float8_e4m3fn, {"float8_width": 0})):
-        baked = GraphEngine(net, None, dtype, recorder=Tape(), **options).model
+        baked = GpuEngine(net, None, dtype, recorder=Tape(), **options).model
         expected = net(noise(), torch.tensor(0.7), LABELS)
         errors[dtype] = relative_error(baked(noise(), torch.tensor(0.7), LABELS), expected)
     assert errors[torch.float8_e4m3fn] > 5 * errors[torch.float16]
@@ -112,24 +113,24 @@ def test_samples_in_half_precision(dtype):
 def test_bundled_pair_in_half_precision():
     """What `Engine(dtype="auto")` is on a GPU, over a whole run of the trained pair."""
     model, guide = autoguide_fast.load("digits"), autoguide_fast.load("digits-guide")
-    engine = GraphEngine(model, guide, "auto", recorder=Tape())
+    engine = GpuEngine(model, guide, "auto", recorder=Tape())
     options = {"guidance": 1.7, "seeds": range(4), "raw": True, "num_steps": 12}
     assert engine.dtype == torch.float16
     expected = autoguide_fast.sample(model, guide, **options)
-    error = (engine.sample(**options) - expected).norm() / expected.norm()
+    error = (autoguide_fast.sample(engine, **options) - expected).norm() / expected.norm()
     assert error < 2e-2
 
 
 def test_golden_samples():
     data = golden("guided_sampling")
     model, guide = golden_net("guided_sampling", "net/"), golden_net("guided_sampling", "gnet/")
-    engine = GraphEngine(model, guide, recorder=Tape())
+    engine = GpuEngine(model, guide, recorder=Tape())
     options = {"S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003, "num_steps": 8}
     for name, more in (
         ("sample_autoguidance_w1.7_steps32", {"guidance": 1.7}),
         ("sample_churn40_w2.1_steps8", {"guidance": 2.1, **options}),
     ):
-        result = engine.sample(seeds=data["seeds"], **more)
+        result = autoguide_fast.sample(engine, seeds=data["seeds"], **more)
         assert relative_error(result, data[name]) < GOLDEN_SAMPLES
 
 
@@ -168,7 +169,7 @@ def test_a_tape_is_no_function_that_runs_again():
     def function():
         out.copy_(buffer.view(3, 1).squeeze(1) * 2 + number)
 
-    with tape.turn(), tape.apart():
+    with tape.exclusive(), tape.private_stream():
         play = tape.record(function, function)
         buffer.fill_(5.0)
         number = 100.0
@@ -212,7 +213,7 @@ def test_outside_the_interval_the_guide_is_not_in_the_recording():
     model, guide, labels = PAIRS["labelled"]
     sizes = {}
     for guided in (True, False):
-        engine = GraphEngine(model, guide if guided else None, recorder=Tape())
+        engine = GpuEngine(model, guide if guided else None, recorder=Tape())
         steps = plan(guidance=1.7 if guided else 1.0)
         engine.stepper(1.0, labels, steps).whole(noise())
         sizes[guided] = engine.recorder.kernels[0]
@@ -228,7 +229,7 @@ def test_outside_the_interval_the_guide_is_not_in_the_recording():
 
 
 def test_long_runs_are_recorded_half_by_half(monkeypatch):
-    monkeypatch.setattr(graph_stepper, "LONGEST", 3)
+    monkeypatch.setattr(gpu_stepper, "LONGEST", 3)
     engine, labels = make()
     steps = plan()
     value = engine.stepper(1.7, labels, steps).whole(noise())
@@ -254,19 +255,21 @@ def test_nets_run_beside_each_other_where_one_leaves_room():
 
 def test_sample_takes_a_graph_engine():
     model, guide, _ = PAIRS["labelled"]
-    engine = GraphEngine(model, guide, recorder=Tape())
+    engine = GpuEngine(model, guide, recorder=Tape())
     infos = []
     options = {"guidance": 1.7, "seeds": range(5), "num_steps": 4, "S_churn": 6, "batch_size": 2}
-    whole = engine.sample(**options)
+    whole = autoguide_fast.sample(engine, **options)
     assert {key[0] for key in engine._recordings} == {"whole"}
     watched = autoguide_fast.sample(engine, callback=infos.append, **options)
-    barred = engine.sample(progress=True, **options)
+    barred = autoguide_fast.sample(engine, progress=True, **options)
     assert_sample(whole, model, guide, **options)
     assert torch.equal(watched, whole) and torch.equal(barred, whole)
     assert torch.equal(torch.cat([info.x for info in infos[3::4]]), whole)
     few = {**options, "seeds": [3]}
-    assert_sample(engine.sample(**few), model, guide, **few)  # whatever it was recorded with
-    assert engine.sample(seeds=[]).shape == (0, 2, 8, 8)
+    assert_sample(
+        autoguide_fast.sample(engine, **few), model, guide, **few
+    )  # whatever it was recorded with
+    assert autoguide_fast.sample(engine, seeds=[]).shape == (0, 2, 8, 8)
     assert not any(name.startswith("emb") for name, _ in engine.model.unet.named_children())
 
 
@@ -274,9 +277,11 @@ def test_sample_takes_a_graph_engine():
 def test_overflow_is_noticed_and_named(callback):
     guide = tiny(seed=1)
     guide.unet.out_gain.fill_(1e7)  # more than float16 holds
-    engine = GraphEngine(tiny(), guide, torch.float16, recorder=Tape())
+    engine = GpuEngine(tiny(), guide, torch.float16, recorder=Tape())
     with pytest.raises(FloatingPointError, match=r"guide must be finite, .* in step 1 of 3"):
-        engine.sample(guidance=1.5, seeds=range(2), num_steps=3, S_churn=3, callback=callback)
+        autoguide_fast.sample(
+            engine, guidance=1.5, seeds=range(2), num_steps=3, S_churn=3, callback=callback
+        )
 
 
 def test_threads_share_an_engine():
@@ -310,11 +315,11 @@ def test_profile():
 def test_bad_input():
     model, guide, _ = PAIRS["labelled"]
     with pytest.raises(ValueError, match=r"Engine: dtype must be torch.float16, .* got torch.int8"):
-        GraphEngine(model, guide, torch.int8, recorder=Tape())
+        GpuEngine(model, guide, torch.int8, recorder=Tape())
     with pytest.raises(ValueError, match="Engine: guide must be a plain float32 Precond"):
-        GraphEngine(model, lambda x, sigma, labels: x, recorder=Tape())
+        GpuEngine(model, lambda x, sigma, labels: x, recorder=Tape())
     with pytest.raises(ValueError, match="Engine: guide must have the model's sigma_data"):
-        GraphEngine(model, tiny(sigma_data=0.7), recorder=Tape())
+        GpuEngine(model, tiny(sigma_data=0.7), recorder=Tape())
     assert not Engine.runs(model, tiny().to("meta"))
 
 

@@ -12,8 +12,8 @@ from tape import Tape
 
 import autoguide_fast
 from autoguide_fast import generate
-from autoguide_fast.engine import graph_engine
-from autoguide_fast.engine.graph_engine import GraphEngine
+from autoguide_fast.engine import gpu_engine
+from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.sampler import heun
 from autoguide_fast.schedules import Churn
 
@@ -84,9 +84,9 @@ def test_an_engine_for_which_memory_does_not_last_leaves_the_recorder_free(name,
 
     tape = Tape()
     with monkeypatch.context() as patch, pytest.raises(type(SHORTAGES[name])):
-        patch.setattr(graph_engine, "BakedNet", full)
+        patch.setattr(gpu_engine, "BakedNet", full)
         make(recorder=tape)
-    assert not tape.inside and not tape.is_apart
+    assert not tape.inside and not tape.on_private_stream
     engine, labels = make(recorder=tape)
     value = engine.stepper(1.7, labels, plan()).whole(noise())
     assert_samples(value, plan())
@@ -104,7 +104,7 @@ def test_sample_goes_on_without_an_engine_where_memory_does_not_last(name, monke
     assert_sample(value, net, **options)
 
 
-def test_what_was_recorded_is_given_back():
+def test_what_was_recorded_is_released():
     engine, labels = make()
     steps = plan()
     with engine:
@@ -113,7 +113,7 @@ def test_what_was_recorded_is_given_back():
         buffer = weakref.ref(loop.result)
         del loop
     gc.collect()
-    assert buffer() is None and engine.recorder.given_back == 1
+    assert buffer() is None and engine.recorder.released == 1
     assert torch.equal(engine.stepper(1.7, labels, steps).whole(noise()), first)
     alive, tape = weakref.ref(engine), engine.recorder
     del engine
@@ -122,7 +122,7 @@ def test_what_was_recorded_is_given_back():
 
 
 def test_the_last_recordings_are_kept(monkeypatch):
-    monkeypatch.setattr(graph_engine, "RECORDINGS", 2)
+    monkeypatch.setattr(gpu_engine, "RECORDINGS", 2)
     engine, _ = make()
     steps = plan(2)
     for images in (1, 2, 1, 3, 1, 2):
@@ -133,7 +133,7 @@ def test_the_last_recordings_are_kept(monkeypatch):
 
 def test_the_engine_is_a_snapshot_and_shares_weights_of_one_net():
     net = tiny()
-    engine = GraphEngine(net, autoguide_fast.unlabelled(net), recorder=Tape())
+    engine = GpuEngine(net, autoguide_fast.unlabelled(net), recorder=Tape())
     assert engine.guide.unet is engine.model.unet and engine.guide.label_dim == 0
     steps = plan()
     before = engine.stepper(1.7, LABELS, steps).whole(noise())

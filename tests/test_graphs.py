@@ -16,24 +16,24 @@ def cuda(monkeypatch):
 
 def test_turns_follow_each_other_on_whatever_streams(cuda):
     recorders = graphs.CudaGraphs("cuda:0"), graphs.CudaGraphs("cuda:0")
-    with recorders[0].turn():
+    with recorders[0].exclusive():
         first = cuda.current.work()
     other = Stream()
     with cuda.stream(other):
         assert not other.after(first)
-        with recorders[1].turn():
+        with recorders[1].exclusive():
             assert other.after(first)
 
 
 def test_memory_taken_apart_is_ready_for_turns_and_waits_for_those_before(cuda):
     recorder, other = graphs.CudaGraphs("cuda:0"), Stream()
-    with recorder.turn(), recorder.apart():
+    with recorder.exclusive(), recorder.private_stream():
         made, home = cuda.current.work(), cuda.current
-    with cuda.stream(other), recorder.turn():
+    with cuda.stream(other), recorder.exclusive():
         assert other.after(made)
         used = other.work()
     assert not home.after(used)
-    with recorder.turn(), recorder.apart():
+    with recorder.exclusive(), recorder.private_stream():
         # What was made may have been let go meanwhile, and be had again here.
         assert cuda.current is home and home.after(used)
 
@@ -47,7 +47,7 @@ def test_two_functions_run_beside_each_other(cuda):
         assert not any(cuda.current.after(work) for work in done)
         done.append(cuda.current.work())
 
-    recorder.together(run, run)
+    recorder.run_concurrently(run, run)
     assert len(done) == 2 and all(cuda.current.after(work) for work in done)
 
 
@@ -61,13 +61,13 @@ def test_two_functions_are_joined_where_one_fails(cuda):
 
     for pair in ((fail, lambda: None), (lambda: None, fail)):
         with pytest.raises(ValueError, match="mine"):
-            recorder.together(*pair)
+            recorder.run_concurrently(*pair)
         assert cuda.current.after(done[-1])
 
 
 def record(cuda, function, warm_up=lambda: None):
     recorder = graphs.CudaGraphs("cuda:0")
-    with recorder.turn(), recorder.apart():
+    with recorder.exclusive(), recorder.private_stream():
         return recorder.record(function, warm_up)
 
 

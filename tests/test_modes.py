@@ -12,7 +12,7 @@ from op_samples import SAMPLES
 from test_ops import as_tuple
 from tolerances import GOLDEN_NETWORK, OP, relative_error
 
-from autoguide_fast import ops, products
+from autoguide_fast import ops, torch_functional
 from autoguide_fast.networks import Precond
 from autoguide_fast.nn import MPConv, MPFourier
 from autoguide_fast.textbook import TextbookPrecond
@@ -97,9 +97,9 @@ def test_layers(mode, kernel, training):
 
 def test_attention(mode):
     qkv = torch.randn(3, 2, 2, 100, 8)
-    expected = products.attention(*qkv)
+    expected = torch_functional.attention(*qkv)
     with mode():
-        assert torch.equal(products.attention(*qkv), expected)
+        assert torch.equal(torch_functional.attention(*qkv), expected)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from autoguide_fast import products
+from autoguide_fast import cpu
 from autoguide_fast.textbook import TextbookPrecond
 
 
@@ -135,7 +135,7 @@ def test_every_mode(mode, training):
 @pytest.mark.parametrize("mode", ["jvp", "second_order", "vmap", "per_sample_gradients"])
 def test_training_in_16_bits(mode, monkeypatch):
     """A net that widens its products, as on processors that do not multiply the type."""
-    monkeypatch.setattr(products, "MULTIPLIED", {torch.float32})
+    monkeypatch.setattr(cpu, "_native_types", {torch.float32})
     net = tiny(channel_mult=[1], attn_resolutions=[8])
     expected = MODES[mode](Case(net))
     net.run_dtype = torch.bfloat16

@@ -1,8 +1,11 @@
 """The denoiser: golden values, every option, its calls, gradients, compilation, bad input."""
 
 import copy
+import dataclasses
+import inspect
 import json
 
+import numpy
 import pytest
 import torch
 from golden import golden, golden_net, state_dict
@@ -10,7 +13,9 @@ from nets import tiny
 from references import assert_denoised, assert_gradients, gradients, textbook
 from tolerances import GOLDEN_NETWORK, OP, assert_as_exact, relative_error
 
+from autoguide_fast.net_config import NetConfig
 from autoguide_fast.networks import Block, Precond
+from autoguide_fast.trainer.options import TrainOptions
 
 NAMES = ("denoiser_conditional", "denoiser_unconditional")
 
@@ -354,6 +359,46 @@ def test_what_is_not_a_tensor():
 def test_bad_options(options, message):
     with pytest.raises((ValueError, TypeError), match=f"^Precond: .*{message}|^Block: .*{message}"):
         tiny(**{"channels_per_head": 8, **options})
+
+
+def test_options_are_one_list():
+    """`NetConfig` has them all, and a training run all that are not its data's."""
+    config = NetConfig(8, 2, label_dim=0, channel_mult=[1, 2], num_blocks=numpy.int64(1))
+    assert list(inspect.signature(Precond).parameters) == list(config.as_dict())
+    assert (
+        Precond(**config.as_dict()).config
+        == config.as_dict()
+        == Precond(8, 2, 0, channel_mult=(1, 2), num_blocks=1).config
+    )
+    assert type(config.num_blocks) is int and config.channel_mult == (1, 2)
+    hash(config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.label_dim = 3
+    with pytest.raises(TypeError, match="unexpected keyword argument 'width'"):
+        Precond(8, 2, 0, width=3)
+    data = {"img_resolution": 16, "img_channels": 3, "label_dim": 7}
+    others = {
+        "channels": 12,
+        "noise_channels": 3,
+        "emb_channels": 2,
+        "channel_mult": (1, 1, 2),
+        "num_blocks": 2,
+        "attn_resolutions": (8,),
+        "channels_per_head": 6,
+        "label_balance": 0.1,
+        "concat_balance": 0.2,
+        "res_balance": 0.4,
+        "attn_balance": 0.6,
+        "clip_act": 9.0,
+        "logvar_channels": 32,
+        "dropout": 0.2,
+        "sigma_data": 0.7,
+    }
+    trained = NetConfig(**data, **TrainOptions(**others).net_options()).as_dict()
+    usual = NetConfig(**data).as_dict()
+    assert {k for k in usual if trained[k] == usual[k]} == {*data, "resample_filter", "use_fp16"}
+    none = TrainOptions(clip_act=0.0, noise_channels=0).net_options()
+    assert none["clip_act"] is None and none["channel_mult_noise"] is None
 
 
 def test_options_must_be_plain():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from op_samples import level
 
-from autoguide_fast import _extension, ops, runtime_kernels
+from autoguide_fast import ops, runtime_kernels
 
 ROOT = runtime_kernels.header_folder()
 KERNELS = re.findall(r"AGF_KERNEL\((\w+), (\w+)\);", (ROOT / "cuda" / "kernels.h").read_text())
@@ -58,10 +58,9 @@ def test_without_cupy_the_error_names_the_remedy(monkeypatch):
     ],
 )
 def test_the_route_is_named(monkeypatch, architectures, toolkit, cupy, expected):
-    monkeypatch.setattr(_extension, "build_info", lambda: {"cuda_architectures": architectures})
     monkeypatch.setattr(torch.version, "cuda", toolkit)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: cupy or None)
-    assert runtime_kernels.route().startswith(expected)
+    assert runtime_kernels.route(architectures).startswith(expected)
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -455,3 +455,11 @@ def test_compiled_model():
 def test_public_face():
     assert {"sample", "load", "unlabelled", "StepInfo"} <= set(autoguide_fast.__all__)
     assert autoguide_fast.__version__
+
+
+def test_warnings_point_at_who_called():
+    net = tiny()
+    net.register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="evaluating the networks as they are") as caught:
+        sample(net, seeds=[0], num_steps=1)
+    assert [w.filename for w in caught] == [__file__]

@@ -8,6 +8,7 @@ import torch
 from golden import golden, golden_net
 from nets import tiny
 from references import assert_sample, textbook
+from tape import Tape
 from tolerances import (
     GOLDEN_SAMPLES,
     GOLDEN_SAMPLES_FLOAT64_STATE,
@@ -16,8 +17,10 @@ from tolerances import (
 )
 
 from autoguide_fast import sample, unlabelled
+from autoguide_fast.engine.cpu_engine import CpuEngine
+from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.guidance import guided_denoiser
-from autoguide_fast.sampler import EagerStepper, heun, plan_steps
+from autoguide_fast.sampler import EagerStepper, Stepper, heun, plan_steps
 from autoguide_fast.schedules import Churn, rho_schedule
 from autoguide_fast.seeds import StackedRandom
 
@@ -135,6 +138,65 @@ def test_plan_of_steps():
     assert [s.churn_std for s in steps] == [6, 0, 0]
     assert [(s.level.item(), s.level_next.item()) for s in steps] == [(10, 4), (4, 2), (2, 0)]
     assert all(s.level.dtype == torch.float64 and s.level.ndim == 0 for s in steps)
+
+
+class Noted(Stepper):
+    """Notes what it is asked for; its state is the number of calls."""
+
+    def __init__(self):
+        self.calls, self.outputs = [], []
+
+    def first(self, x, step):
+        self.calls.append(("first", step.index, x.item()))
+        return x + 1, x - 1
+
+    def second(self, x, x_next, slope, step):
+        self.calls.append(("second", step.index, x.item(), x_next.item(), slope.item()))
+        return x_next + 1
+
+
+def test_what_a_stepper_is_asked_for():
+    """What `Stepper` promises whoever writes one."""
+    stepper, steps = Noted(), plan_steps([1.0, 0.5, 0.2, 0.0])
+    seen = []
+    result = heun(stepper, torch.zeros(1), steps, on_step=lambda step, x: seen.append(x.item()))
+    assert stepper.calls == [
+        ("first", 0, 0),
+        ("second", 0, 0, 1, -1),
+        ("first", 1, 2),
+        ("second", 1, 2, 3, 1),
+        ("first", 2, 4),
+    ]
+    assert seen == [2, 4, 5] and result == 5
+    assert stepper.whole(torch.zeros(1), None) is None  # nothing faster than `heun`, unless said
+
+
+def test_all_steppers_keep_the_protocol():
+    model, guide = tiny(), tiny(seed=1)
+    steps = plan_steps([2.0, 1.0, 0.0], guidance=1.5)
+    noise = torch.randn(2, 2, 8, 8)
+    steppers = [
+        EagerStepper(model, guide, 1.5, torch.eye(5)[:2]),
+        CpuEngine(model, guide).stepper(1.5, torch.eye(5)[:2], steps),
+        GpuEngine(model, guide, torch.float32, Tape()).stepper(1.5, torch.eye(5)[:2], steps),
+    ]
+    x = 2.0 * noise
+    for stepper in steppers:
+        given = x.clone()
+        with torch.no_grad():
+            x_next, slope = stepper.first(given, steps[0])
+            assert [role for role, _ in stepper.outputs] == ["model", "guide", "state"]
+            kept = x_next.clone(), slope.clone()
+            corrected = stepper.second(given, x_next, slope, steps[0])
+            roles = ["model", "guide", "state", "model", "guide"]
+            assert [role for role, _ in stepper.outputs] == roles
+            assert all(map(torch.equal, (x_next, slope, given), (*kept, x)))
+            after = corrected.clone()
+            stepper.first(corrected, steps[1])
+            assert [role for role, _ in stepper.outputs] == ["model", "guide", "state"]
+        assert torch.equal(corrected, after)
+        for value in (x_next, slope, corrected):
+            assert value.shape == x.shape and value.dtype == x.dtype
 
 
 def test_the_loop_is_differentiable():

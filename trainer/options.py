@@ -7,11 +7,23 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autoguide_fast.net_config import NetConfig
+
 from .ema import check_sigma_rel
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 DEVICES = ("auto", "cpu", "cuda")
+
+# What a run calls options of the network otherwise than `NetConfig`; which of them are None for 0;
+# and which are the data's, or the same for every run.
+_NET_NAMES = {
+    "model_channels": "channels",
+    "channel_mult_noise": "noise_channels",
+    "channel_mult_emb": "emb_channels",
+}
+_NONE_IF_0 = ("noise_channels", "emb_channels", "clip_act")
+_NOT_OF_THE_RUN = ("img_resolution", "img_channels", "label_dim", "resample_filter", "use_fp16")
 
 # May differ when a run is resumed: its length, how a step is cut into passes, what runs it, and
 # where the data lie, since `Trainer` compares what they hold.
@@ -208,23 +220,14 @@ class TrainOptions:
 
     def net_options(self) -> dict:
         """The part that `Precond` takes as keyword options."""
-        return {
-            "model_channels": self.channels,
-            "channel_mult": list(self.channel_mult),
-            "channel_mult_noise": self.noise_channels or None,
-            "channel_mult_emb": self.emb_channels or None,
-            "num_blocks": self.num_blocks,
-            "attn_resolutions": list(self.attn_resolutions),
-            "channels_per_head": self.channels_per_head,
-            "label_balance": self.label_balance,
-            "concat_balance": self.concat_balance,
-            "res_balance": self.res_balance,
-            "attn_balance": self.attn_balance,
-            "clip_act": self.clip_act or None,
-            "logvar_channels": self.logvar_channels,
-            "dropout": self.dropout,
-            "sigma_data": self.sigma_data,
-        }
+        options = {}
+        for field in dataclasses.fields(NetConfig):
+            name = _NET_NAMES.get(field.name, field.name)
+            if field.name not in _NOT_OF_THE_RUN:
+                value = getattr(self, name)
+                value = list(value) if isinstance(value, tuple) else value
+                options[field.name] = (value or None) if name in _NONE_IF_0 else value
+        return options
 
     def as_dict(self) -> dict:
         """Plain values, ready for JSON."""

@@ -41,7 +41,7 @@ def collect() -> dict:
         "compiler": build.get("compiler"),
         "cuda": build.get("cuda"),
         "cuda_architectures": build.get("cuda_architectures"),
-        "cuda_kernels": runtime_kernels.route(),
+        "cuda_kernels": runtime_kernels.route(build.get("cuda_architectures")),
         "isa": build.get("isa"),
         "isa_available": build.get("isa_available"),
         "threads": torch.get_num_threads(),

@@ -156,8 +156,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     import autoguide_fast
 
-    from ..generate import DEFAULT_BATCH_SIZE
     from ..locks import sole_writer
+    from ..request import DEFAULT_BATCH_SIZE
     from .image_folder import ImageFolder
 
     seeds, labels = arguments.seeds, None

@@ -1,8 +1,17 @@
-"""The engine: a trained pair made ready once, to be run many times."""
+"""The engines: a trained pair made ready once, to be run many times, on a CPU or on a GPU."""
 
+from .base_engine import BaseEngine, pair_unsupported_reason
 from .cache import cached, clear
-from .engine import Engine, pair_objection
 from .graphs import lacks_memory
+from .make import make_engine
 from .profile import Profile
 
-__all__ = ["Engine", "Profile", "cached", "clear", "lacks_memory", "pair_objection"]
+__all__ = [
+    "BaseEngine",
+    "Profile",
+    "cached",
+    "clear",
+    "lacks_memory",
+    "make_engine",
+    "pair_unsupported_reason",
+]

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from .. import ops
 from ..networks import Block
 from ..nn import MPConv
+from ..preconditioning import denoised, magnitude
 from . import pack
 from .embedding import Embedding
 from .float8 import Float8Conv, suits_float8
-from .prepared import Snapshot, device_of, no_autocast, refuse_derivatives
+from .prepared import PreparedDenoiser, device_of, no_autocast, refuse_derivatives
 
 # Of channels: a tensor core loads 16 bytes of a pixel at a time. Other numbers make cuDNN copy.
 MULTIPLE = 8
@@ -43,7 +44,7 @@ class BakedConv(torch.nn.Module):
         return F.conv2d(x, self.weight, padding=self.kernel // 2)
 
 
-class BakedNet(Snapshot):
+class BakedNet(PreparedDenoiser):
     """A denoiser `(x, sigma, class_labels) -> D` on baked weights; a snapshot of a `Precond`.
 
     Args:
@@ -121,11 +122,10 @@ class BakedNet(Snapshot):
             rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
             modulations = self._by_block(rows.expand(len(x), -1)[None])[0]
             sigma = sigma.reshape(-1, 1, 1, 1)
-            total = sigma**2 + self.sigma_data**2
             image = self.image(len(x))
-            image[:, : self.img_channels] = x / total.sqrt()
+            image[:, : self.img_channels] = x / magnitude(sigma, self.sigma_data)
             raw = self.run(image, modulations).float()
-            return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * raw
+            return denoised(x, raw, sigma, self.sigma_data)
 
     def _by_block(self, rows):
         """`[L, N, modulations]` -> `[L, -1]`, so that each block's rows lie side by side."""

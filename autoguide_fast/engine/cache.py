@@ -5,11 +5,10 @@ from collections import OrderedDict
 
 import torch
 
-from .. import as_built
-from .._extension import build_info
-from ..guidance import Unlabelled, bare
+from .. import as_built, cpu
+from ..guidance import unwrapped
 from .digest import digest
-from .engine import Engine
+from .make import make_engine
 from .prepared import device_of
 
 LIMIT = 4  # engines; each holds about what its nets' parameters take
@@ -35,7 +34,7 @@ def cached(model, guide=None):
     with _making:
         if engine := _kept(key):
             return engine
-        engine = Engine(model, guide, dtype)
+        engine = make_engine(model, guide, dtype)
         for net in (engine.model, engine.guide):
             if net is not None:
                 net.encoder = None
@@ -61,12 +60,13 @@ def _kept(key):
 
 
 def _key(model, guide, dtype):
-    return dtype, build_info()["isa"], _fingerprint(model), _fingerprint(guide)
+    return dtype, cpu.isa(), _fingerprint(model), _fingerprint(guide)
 
 
 def _fingerprint(net):
-    """What a prepared net is made of, and nothing else is (`prepared.Snapshot`)."""
+    """What a prepared net is made of, and nothing else is (`prepared.PreparedDenoiser`)."""
     if net is None:
         return None
-    config, tensors = as_built.contents(bare(net))
-    return isinstance(net, Unlabelled), str(device_of(net)), config, digest(tensors)
+    net, unlabelled = unwrapped(net)
+    config, tensors = as_built.contents(net)
+    return unlabelled, str(device_of(net)), config, digest(tensors)

@@ -1,14 +1,15 @@
 """The ranges that int8 maps have to cover, measured once on the network itself.
 
 Magnitude preservation keeps activations near unit variance on average, but not each of them at each
-noise level: in the bundled digits network the inputs of second convolutions have standard
-deviations from 0.9 to 5.5, because the embedding's modulation scales them. One constant for all
-maps therefore costs a quarter of the result there; a constant for each map does not.
+noise level: the embedding's modulation scales what second convolutions read, so that in a trained
+network their standard deviations differ several times over. One range for all maps would therefore
+waste most of int8 on the smallest; each map has its own.
 """
 
 import torch
 
 from ..networks import Block
+from ..preconditioning import magnitude
 
 # Noise levels and images that stand for a run; what exceeds the quantile is clipped.
 LEVELS, IMAGES, QUANTILE = (0.005, 0.05, 0.2, 0.5, 1.0, 3.0, 20.0), 4, 0.9999
@@ -49,8 +50,8 @@ def ranges(net):
             classes = torch.arange(first, first + IMAGES, device="cpu") % net.label_dim
             labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
         with torch.no_grad():
-            sigma = torch.tensor(level, dtype=torch.float32, device="cpu")
-            net(x * (level**2 + net.sigma_data**2) ** 0.5, sigma, labels)
+            sigma = torch.tensor(level, dtype=torch.float64, device="cpu")
+            net(x * magnitude(sigma, net.sigma_data).item(), sigma.float(), labels)
     for hook in hooks:
         hook.remove()
     return found

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .. import ops
+from .. import ops, preconditioning
 from ..networks import Block
 from . import pack
 
@@ -44,7 +44,7 @@ class Embedding:
             Tensor [levels, rows, modulations] float32, in the order of the plan; one row where
             the net has no labels or got none.
         """
-        c_noise = levels.to(torch.float32).log() / 4
+        c_noise = preconditioning.c_noise(levels.to(torch.float32))
         emb = F.linear(ops.mp_fourier(c_noise, self.freqs, self.phases), self.noise)[:, None]
         if self.label is not None:
             if class_labels is None:

@@ -2,9 +2,9 @@
 
 Magnitude preservation is what makes this possible without calibration: maps have about unit
 magnitude everywhere (EDM2), e4m3 reaches from 0.002 to 448, and a prepared weight is one of unit
-magnitude times a number that is known. Possible is not free: with all blocks' convolutions in FP8
-an evaluation of the bundled digits net errs by 3.6e-2 (float16: 5e-4), and the Fréchet distance of
-10,000 guided images grows from 0.088 to 0.130. "auto" never chooses it.
+magnitude times a number that is known. Possible is not free: with three bits of mantissa an
+evaluation errs tens of times as much as in float16 (tests/tolerances.py bounds both). "auto" never
+chooses it.
 
 torch has no FP8 convolution, but products of FP8 matrices (`torch._scaled_mm`, which needs
 compute capability 8.9; a CPU has it too, in slow motion). A 3x3 convolution becomes one by

@@ -15,9 +15,9 @@ import torch
 class CudaGraphs:
     """Records functions as CUDA graphs of one device and runs them, one at a time.
 
-    The graphs share a pool of memory, which is theirs alone: they never run at the same time, and
-    what lasts longer than one of them lies outside. Streams of different threads take turns, and so
-    do all recorders of a device, because libraries keep one workspace for a stream.
+    The graphs of a recorder share one pool of memory: they never run at the same time, and what has
+    to outlast a replay is allocated outside of it. Threads exclude each other, and so do all
+    recorders of a device, because libraries keep one workspace for a stream.
 
     Args:
         device (torch.device)
@@ -42,8 +42,11 @@ class CudaGraphs:
         return torch.cuda.get_device_name(self.device)
 
     @contextlib.contextmanager
-    def turn(self):
-        """The time in which the caller may use buffers and graphs, on its current stream."""
+    def exclusive(self):
+        """While inside, the caller alone may use buffers and graphs, on its current stream.
+
+        What it launches runs after whatever was launched inside before, on any stream.
+        """
         with self._shared.lock, torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._shared.done)
@@ -53,11 +56,12 @@ class CudaGraphs:
                 self._shared.done.record(stream)
 
     @contextlib.contextmanager
-    def apart(self):
-        """The time in which what is allocated may be let go at any time; inside a `turn`.
+    def private_stream(self):
+        """While inside, the current stream is the recorders' own; use it inside `exclusive`.
 
-        torch returns memory to the stream on which it was taken. That is a stream of the recorders'
-        own here, so whoever gets it next is `apart` too, thus after all turns before.
+        For what is allocated once and may be freed at any time. torch hands freed memory to the
+        next allocation on the same stream. On this stream that happens inside `exclusive` only,
+        thus after all work that may still use the memory.
         """
         current = torch.cuda.current_stream()
         self._shared.stream.wait_stream(current)
@@ -68,11 +72,11 @@ class CudaGraphs:
             current.wait_stream(self._shared.stream)
 
     def record(self, function, warm_up):
-        """Return a callable that launches again what `function()` launches; to be called `apart`.
+        """Return a callable that launches again what `function()` launches.
 
-        `warm_up()` runs before, outside the graph: libraries choose algorithms by measurement and
-        load kernels in it, so it must meet each shape that `function` does. An exception of either
-        leaves the device usable.
+        To be called on `private_stream`. `warm_up()` runs before, outside the graph: libraries
+        choose algorithms by measurement and load kernels in it, so it must meet each shape that
+        `function` does. An exception of either leaves the device usable.
         """
         graph, failure = torch.cuda.CUDAGraph(), None
         with _measured_choice():
@@ -103,10 +107,10 @@ class CudaGraphs:
                 failure = None  # or this frame would keep itself, and what memory it holds
         return graph.replay
 
-    def together(self, first, second):
+    def run_concurrently(self, first, second):
         """Run two functions on two streams, both after what is under way and before what follows.
 
-        What they allocate must not outlast them.
+        What they allocate must be freed before they return.
         """
         stream = torch.cuda.current_stream()
         self._shared.side.wait_stream(stream)
@@ -117,11 +121,11 @@ class CudaGraphs:
         finally:
             stream.wait_stream(self._shared.side)
 
-    def settle(self):
+    def synchronize(self):
         """Wait until nothing that was recorded runs any more, so that it may be forgotten."""
         self._shared.done.synchronize()
 
-    def give_back(self):
+    def release_memory(self):
         """Return memory that torch keeps, that of forgotten graphs included, to the device."""
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
@@ -153,7 +157,7 @@ class _Shared:
         self.lock = threading.RLock()
         with torch.cuda.device(device):
             self.stream, self.side = torch.cuda.Stream(), torch.cuda.Stream()
-            self.done = torch.cuda.Event()  # of the last turn
+            self.done = torch.cuda.Event()  # of what was launched inside the last `exclusive`
 
 
 _shared_by_device: dict[torch.device, _Shared] = {}

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .. import ops
-from .._extension import Map, Plan, build_info
+from .. import cpu, ops
+from .._extension import Map, Plan
 from . import arena, calibrate, pack
 
 
@@ -213,7 +213,7 @@ def lower(net, storage="f32"):
     record = Recorder(storage)
     if storage == "u8":
         record.ranges = calibrate.ranges(net)
-        record.mixed = build_info()["isa"] == "avx512_bf16"
+        record.mixed = cpu.isa() == "avx512_bf16"
     unet = net.unet
     size = net.img_resolution
     image = record.map(size, (net.img_channels + 1,), border=1)

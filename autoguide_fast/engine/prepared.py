@@ -9,12 +9,13 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import as_built
-from ..guidance import Unlabelled, bare
+from ..guidance import Unlabelled, bare, unwrapped
 from ..networks import Precond
+from ..preconditioning import denoised, magnitude
 from .embedding import Embedding
 from .lower import lower
 
-CELLS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
+STORAGE_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
 
 # Images that a thread takes through the plan together, and bytes of their maps: with fewer, the
 # weights are read again too often, which costs more than maps that leave the cache.
@@ -43,9 +44,9 @@ class Arena:
             try:
                 self.block = _bytes(size)
             except (RuntimeError, MemoryError) as error:
-                self._make_do(size, threads, error)
+                self._fallback(size, threads, error)
 
-    def _make_do(self, size, threads, error):
+    def _fallback(self, size, threads, error):
         if self.images == 1:
             raise MemoryError(
                 f"Engine: {size / 2**20:.1f} MiB must be free for one image a team of threads, got "
@@ -60,7 +61,7 @@ class Arena:
         self.images //= 2
 
     def release(self):
-        """Give its memory back; to be called with the lock held."""
+        """Release its memory; to be called with the lock held."""
         self.block = _bytes(0)
 
     def __reduce__(self):
@@ -71,18 +72,18 @@ def _bytes(count):
     return torch.empty(count, dtype=torch.uint8, device="cpu")
 
 
-class Snapshot:
+class PreparedDenoiser:
     """What a prepared net keeps of a `Precond` or `Unlabelled` beside its weights.
 
-    A net is its options and tensors, see `objection`: prepared nets are made of `source`, which is
-    built of these alone, so that no attribute, hook or method of a user's net reaches them, and
-    what `cache` compares is all that they can depend on.
+    A net is its options and tensors, see `unsupported_reason`: prepared nets are made of `source`,
+    which is built of these alone, so that no attribute, hook or method of a user's net reaches
+    them, and what `cache` compares is all that they can depend on.
     """
 
     def __init__(self, net):
-        self.unlabelled = isinstance(net, Unlabelled)
         self.encoder = net.encoder
-        options = bare(net).config
+        net, self.unlabelled = unwrapped(net)
+        options = net.config
         self.img_resolution, self.img_channels = options["img_resolution"], options["img_channels"]
         self.label_dim = 0 if self.unlabelled else options["label_dim"]
         self.sigma_data = float(options["sigma_data"])
@@ -93,7 +94,7 @@ class Snapshot:
         return as_built.rebuilt(*as_built.contents(bare(net)))
 
 
-class PreparedNet(Snapshot):
+class PreparedNet(PreparedDenoiser):
     """A denoiser `(x, sigma, class_labels) -> D` that a plan runs; a snapshot of a `Precond`.
 
     `shared` is one of the same net, whose plan and weights it then uses.
@@ -106,7 +107,7 @@ class PreparedNet(Snapshot):
         else:
             with undisturbed("cpu"):
                 net = self.source(net)
-                self.embedding, self.lowered = Embedding(net), lower(net, CELLS[dtype])
+                self.embedding, self.lowered = Embedding(net), lower(net, STORAGE_TYPES[dtype])
         self.arena = arena
 
     @property
@@ -126,10 +127,9 @@ class PreparedNet(Snapshot):
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
             rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
             sigma = sigma.reshape(-1, 1, 1, 1)
-            total = sigma**2 + self.sigma_data**2
             raw = torch.empty_like(x, memory_format=torch.contiguous_format)
-            self.evaluate(x / total.sqrt(), 1.0, rows, raw)
-            return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * raw
+            self.evaluate(x / magnitude(sigma, self.sigma_data), 1.0, rows, raw)
+            return denoised(x, raw, sigma, self.sigma_data)
 
     def modulations(self, levels, class_labels):
         """What noise levels and labels say to the blocks, `[levels, N or 1, modulations]`."""
@@ -204,16 +204,15 @@ def refuse_derivatives(*arguments):
         )
 
 
-def objection(net):
-    """What keeps `net` from being prepared, as the end of a message, or None.
+def unsupported_reason(net):
+    """Why `net` cannot be prepared, as the end of a message; None where it can.
 
     Only a net that is its options and its tensors, of float32 on one device, can be prepared:
     whatever else a net does (`as_built.differences`) an engine would leave out without a word.
     """
-    if isinstance(net, Unlabelled):
-        if type(net) is not Unlabelled or vars(net).keys() != {"net"}:
-            return f"a {type(net).__name__} with methods or attributes of its own; use the first"
-        net = net.net
+    wrapper, (net, unlabelled) = net, unwrapped(net)
+    if unlabelled and (type(wrapper) is not Unlabelled or vars(wrapper).keys() != {"net"}):
+        return f"a {type(wrapper).__name__} with methods or attributes of its own; use the first"
     if not isinstance(net, Precond):
         return f"{type(net).__name__}; sample runs any callable, without an engine"
     if difference := next(as_built.differences(net), None):
@@ -230,5 +229,5 @@ def objection(net):
 
 
 def device_of(net):
-    """Where a net lies to which there is no objection."""
+    """The device of a net that can be prepared."""
     return bare(net).unet.out_gain.device

@@ -10,25 +10,27 @@ from dataclasses import replace
 import torch
 
 from .. import ops
-from ..sampler import heun
+from ..preconditioning import c_in
+from ..sampler import Stepper, heun
 
 
-class Evaluations:
+class Evaluations(Stepper):
     """Evaluations of model and guide at given levels, and the half steps that follow them.
 
-    A stepper for `sampler.heun`, as long as `step.index` counts from 0.
+    For steps whose `index` counts from 0. What it records, nobody looks at between the steps:
+    `outputs` stays empty, and `raws` holds what the nets return.
 
     Args:
         pair (dict of str to BakedNet): "model", and "guide" where it is used.
-        together (callable): Runs two functions, see `graphs.CudaGraphs`.
+        run_both (callable): Runs two functions, one after the other or concurrently.
         images (int)
         dtype (torch.dtype): Of the state.
         levels (int): At how many noise levels the nets are evaluated.
     """
 
-    def __init__(self, pair, together, images, dtype, levels):
+    def __init__(self, pair, run_both, images, dtype, levels):
         model = pair["model"]
-        self.pair, self.together, self.sigma_data = pair, together, model.sigma_data
+        self.pair, self.run_both, self.sigma_data = pair, run_both, model.sigma_data
         self.channels = model.img_channels
         size = images, model.img_channels, model.img_resolution, model.img_resolution
         self.device = model.device
@@ -41,6 +43,7 @@ class Evaluations:
         # Of a step: from where to where.
         self.levels = buffer(-(-levels // 2), 2, dtype=torch.float64)
         self.image = model.image(images)
+        self.outputs = []
         self.raws = {role: buffer(*size, dtype=model.dtype) for role in pair}
         self.modulations = {
             role: buffer(
@@ -52,17 +55,17 @@ class Evaluations:
     def begin(self):
         """Derive from the levels what each evaluation needs; to be recorded first."""
         levels = self.levels.flatten().to(torch.float32)
-        self.c_in = 1 / (levels**2 + self.sigma_data**2).sqrt()
+        self.c_in = c_in(levels, self.sigma_data)
 
     def first(self, x, step):
-        """Euler's step, see `sampler.heun`."""
+        """See `sampler.Stepper.first`."""
         raws = self._evaluate(x, 2 * step.index, step.guided)
         return ops.guided_heun_first(
             x, *raws, step.level, step.level_next, self.guidance, self.sigma_data
         )
 
     def second(self, x, x_next, slope, step):
-        """Heun's correction, see `sampler.heun`."""
+        """See `sampler.Stepper.second`."""
         raws = self._evaluate(x_next, 2 * step.index + 1, step.guided_next)
         return ops.guided_heun_second(
             x, x_next, slope, *raws, step.level, step.level_next, self.guidance, self.sigma_data
@@ -79,7 +82,7 @@ class Evaluations:
         if not guided:
             run("model")
             return self.raws["model"], None
-        self.together(lambda: run("model"), lambda: run("guide"))
+        self.run_both(lambda: run("model"), lambda: run("guide"))
         return self.raws["model"], self.raws["guide"]
 
 
@@ -88,13 +91,13 @@ class Half:
 
     Args:
         recorder: A `graphs.CudaGraphs`, or what stands for it.
-        pair, together, images, dtype: As for `Evaluations`.
+        pair, run_both, images, dtype: As for `Evaluations`.
         step (sampler.Step): One of the steps that this half serves.
         second (bool): Which half.
     """
 
-    def __init__(self, recorder, pair, together, images, dtype, step, second):
-        nets = self.nets = Evaluations(pair, together, images, dtype, levels=1)
+    def __init__(self, recorder, pair, run_both, images, dtype, step, second):
+        nets = self.nets = Evaluations(pair, run_both, images, dtype, levels=1)
         nets.levels[0, 0], nets.levels[0, 1] = 2.0, 1.0  # levels are divided by, while warming up
         step = replace(step, index=0, level=nets.levels[0, 0], level_next=nets.levels[0, 1])
         self.x, self.x_next, self.slope, self.result = (nets.buffer(*nets.shape) for _ in range(4))
@@ -129,13 +132,13 @@ class Loop:
     """The whole of `sampler.heun`.
 
     Args:
-        recorder, pair, together, images, dtype: As for `Half`.
+        recorder, pair, run_both, images, dtype: As for `Half`.
         steps (list of sampler.Step): Steps like those that will be run: as many of them, guided and
             churned at the same places.
     """
 
-    def __init__(self, recorder, pair, together, images, dtype, steps):
-        nets = self.nets = Evaluations(pair, together, images, dtype, levels=2 * len(steps) - 1)
+    def __init__(self, recorder, pair, run_both, images, dtype, steps):
+        nets = self.nets = Evaluations(pair, run_both, images, dtype, levels=2 * len(steps) - 1)
         falling = torch.arange(2 * len(steps), 0, -1.0, dtype=torch.float64, device=nets.device)
         nets.levels.copy_(falling.view(-1, 2))  # as in `Half`
         self.x, self.result = nets.buffer(*nets.shape), nets.buffer(*nets.shape)
@@ -150,7 +153,7 @@ class Loop:
             nets.begin()
             self.result.copy_(heun(nets, self.x, steps, iter(self.churn).__next__))
 
-        # All steps are alike: one that has both halves meets whatever the others do.
+        # One step with both halves, churn and guide needs every kernel that any of the steps needs.
         whole = replace(
             steps[0],
             sigma_next=1.0,

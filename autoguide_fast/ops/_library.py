@@ -96,8 +96,8 @@ def differentiable(
 def promote_in_autocast(name: str, *places: int) -> None:
     """Let `name` take tensors of several types under autocast: there it computes in the widest.
 
-    Elsewhere other types are refused, for they are a mistake. Under autocast they come about where
-    a product gave 16 bits and what it meets was not one; PyTorch's own sums take them there.
+    Elsewhere mixed types are refused, for they are a mistake. Under autocast they are usual: one
+    operand comes from a product, in 16 bits, the other does not. PyTorch's own sums take them too.
     """
     operator = op(name)
 

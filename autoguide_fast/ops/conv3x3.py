@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._extension import MULTIPLIED, build_info
+from .. import cpu
 from ._library import differentiable, fake, op, promote_in_autocast
 
 _conv3x3 = op("conv3x3")
@@ -12,15 +12,9 @@ _conv3x3_backward_x = op("conv3x3_backward_x")
 _conv3x3_backward_weight = op("conv3x3_backward_weight")
 
 _CHANNELS = 16  # of which the operator takes multiples
-_WIDENS = torch.bfloat16 not in MULTIPLIED
-_TILES = {torch.float32: 4, torch.bfloat16: 4 if _WIDENS else 2}  # in pixels
-# Fewer pixels do not make up for the transforms of the weights, which are several times their size;
-# in float32 beside oneDNN's convolutions for AVX-512 sooner than beside those for AVX2.
-_LEAST_FLOAT32 = 512 if build_info()["isa"] == "avx2" else 2048
-_LEAST_PIXELS = {torch.float32: _LEAST_FLOAT32, torch.bfloat16: _LEAST_FLOAT32 if _WIDENS else 512}
 
 
-def conv3x3(x: Tensor, weight: Tensor, widen: bool = _WIDENS) -> Tensor:
+def conv3x3(x: Tensor, weight: Tensor, widen: bool | None = None) -> Tensor:
     """Convolve images with a 3x3 kernel, zeros around them, by Winograd's minimal products.
 
     `torch.nn.functional.conv2d(x, weight, padding=1)`; forward and the gradients of images and
@@ -32,8 +26,8 @@ def conv3x3(x: Tensor, weight: Tensor, widen: bool = _WIDENS) -> Tensor:
         x: `[N, C, H, W]` float32 or bfloat16, on the CPU; C divisible by 16, H and W by 4 or, in
             products of bfloat16, by 2.
         weight: `[K, C, 3, 3]` of the same dtype, K divisible by 16.
-        widen: whether bfloat16 is multiplied as float32 is, by F(4x4, 3x3), and rounded once; by
-            default where the processor does not multiply it.
+        widen: whether bfloat16 is multiplied as float32 is, by F(4x4, 3x3), and rounded once; None
+            for where the processor does not multiply it.
 
     Returns:
         `[N, K, H, W]`, channels-last.
@@ -44,21 +38,33 @@ def conv3x3(x: Tensor, weight: Tensor, widen: bool = _WIDENS) -> Tensor:
 
     Differentiable.
     """
-    return _conv3x3(x, weight, widen)
+    return _conv3x3(x, weight, _widens() if widen is None else widen)
 
 
-def conv3x3_reference(x: Tensor, weight: Tensor, widen: bool = _WIDENS) -> Tensor:
+def conv3x3_reference(x: Tensor, weight: Tensor, widen: bool | None = None) -> Tensor:
     """`conv3x3` in plain PyTorch."""
     return F.conv2d(x, weight, padding=1)
 
 
 def conv3x3_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv3x3` can take these, and is faster there than `torch.nn.functional.conv2d`."""
-    if x.device.type != "cpu" or x.dtype not in _TILES or weight.shape[2:] != (3, 3):
+    if x.device.type != "cpu" or weight.shape[2:] != (3, 3):
         return False
-    (n, c, h, w), k, tile = x.shape, weight.shape[0], _TILES[x.dtype]
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    # Fewer pixels do not make up for the transforms of the weights, which are several times their
+    # size; in float32 beside oneDNN's convolutions for AVX-512 later than beside those for AVX2.
+    tile, least_pixels = 4, 512 if cpu.isa() == "avx2" else 2048
+    if x.dtype == torch.bfloat16 and not _widens():
+        tile, least_pixels = 2, 512
+    (n, c, h, w), k = x.shape, weight.shape[0]
     fits = c % _CHANNELS == k % _CHANNELS == h % tile == w % tile == 0
-    return fits and x.stride(1) == 1 and n * h * w >= _LEAST_PIXELS[x.dtype]
+    return fits and x.stride(1) == 1 and n * h * w >= least_pixels
+
+
+def _widens():
+    """Whether bfloat16 is multiplied as float32 is, because the processor does not multiply it."""
+    return torch.bfloat16 not in cpu.native_types()
 
 
 def _channels_last(shape, like):

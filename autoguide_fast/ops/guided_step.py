@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..preconditioning import c_skip_and_c_out
 from ._library import dense_empty, differentiable, fake, op, promote_in_autocast
 
 _guided_heun_first = op("guided_heun_first")
@@ -82,8 +83,7 @@ def _coefficients(sigma, sigma_data, dtype):
     """Return c_skip and c_out of EDM table 1, or 0 and 1 for nets that return D itself."""
     if sigma_data is None:
         return 0.0, 1.0
-    total = sigma**2 + sigma_data**2
-    return (sigma_data**2 / total).to(dtype), (sigma * sigma_data / total.sqrt()).to(dtype)
+    return tuple(c.to(dtype) for c in c_skip_and_c_out(sigma, sigma_data))
 
 
 def _slope(x, raw, guide_raw, sigma, guidance, sigma_data):

@@ -1,13 +1,80 @@
-"""What the options of a net may be: checked before anything is built of them."""
+"""`NetConfig`: the one list of a network's options, checked before anything is built of them."""
 
 import math
 import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
-def plain(value):
+@dataclass(frozen=True)
+class NetConfig:
+    """The options of a `networks.Precond`, which says what each of them means.
+
+    Values are plain: what numpy's numbers or lists stand for, sequences as tuples.
+
+    Raises:
+        TypeError: a value that JSON could not hold.
+        ValueError: one that no network has; names option and remedy.
+    """
+
+    img_resolution: int
+    img_channels: int
+    label_dim: int
+    model_channels: int = 192
+    channel_mult: Sequence[int] = (1, 2, 3, 4)
+    channel_mult_noise: int | None = None
+    channel_mult_emb: int | None = None
+    num_blocks: int = 3
+    attn_resolutions: Sequence[int] = (16, 8)
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    resample_filter: Sequence[int] = (1, 1)
+    channels_per_head: int = 64
+    dropout: float = 0.0
+    res_balance: float = 0.3
+    attn_balance: float = 0.3
+    clip_act: float | None = 256
+    sigma_data: float = 0.5
+    logvar_channels: int = 128
+    use_fp16: bool = False
+
+    def __post_init__(self):
+        options = {name: _plain(value) for name, value in vars(self).items()}
+        _check(options)
+        for name, value in options.items():
+            value = tuple(value) if isinstance(value, list) else value
+            object.__setattr__(self, name, value)
+
+    def as_dict(self):
+        """The options by name, ready for JSON, which has lists for tuples."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+        }
+
+    @property
+    def widths(self):
+        """Channels of each level, highest resolution first."""
+        return [self.model_channels * multiple for multiple in self.channel_mult]
+
+    @property
+    def noise_channels(self):
+        """Width of the Fourier features."""
+        return self._multiple(self.channel_mult_noise, self.widths[0])
+
+    @property
+    def emb_channels(self):
+        """Width of the embedding."""
+        return self._multiple(self.channel_mult_emb, max(self.widths))
+
+    def _multiple(self, multiple, default):
+        return default if multiple is None else self.model_channels * multiple
+
+
+def _plain(value):
     """`value` as JSON would give it back: lists for tuples, plain numbers for numpy's."""
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [_plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, numbers.Integral):
@@ -20,8 +87,8 @@ def plain(value):
     )
 
 
-def check_options(config):
-    """Raise ValueError, naming option and remedy, where `config` is not one of a net."""
+def _check(config):
+    """Raise ValueError, naming option and remedy, where these are not the options of a net."""
     for name, (fits, rule, remedy) in _RULES.items():
         if not fits(config[name]):
             raise ValueError(f"Precond: {name} must {rule}, got {config[name]!r}; {remedy}")

@@ -8,22 +8,22 @@ from tolerances import GRADIENT, OP, relative_error
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoguide_fast import products
+from autoguide_fast import cpu, torch_functional
 from autoguide_fast.networks import Precond
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Attention is fused or not by the number of queries.
 CALLS = {
-    "linear": (products.linear, F.linear, [(2, 5, 3, 16), (24, 16)]),
-    "conv_1x1": (products.conv2d, F.conv2d, [(2, 16, 5, 3), (24, 16, 1, 1)]),
+    "linear": (torch_functional.linear, F.linear, [(2, 5, 3, 16), (24, 16)]),
+    "conv_1x1": (torch_functional.conv2d, F.conv2d, [(2, 16, 5, 3), (24, 16, 1, 1)]),
     "conv_3x3": (
-        products.conv2d,
+        torch_functional.conv2d,
         lambda x, w: F.conv2d(x, w, padding=1),
         [(2, 16, 5, 3), (24, 16, 3, 3)],
     ),
     **{
         f"attention_{side}x{side}": (
-            products.attention,
+            torch_functional.attention,
             F.scaled_dot_product_attention,
             [(2, 3, side * side, 16)] * 3,
         )
@@ -43,7 +43,7 @@ def passes(function, tensors, grad):
 def widens(request, monkeypatch):
     """A processor that multiplies all types, and one that multiplies no 16-bit type."""
     multiplied = {torch.float32, torch.float64} | set(() if request.param else TYPES)
-    monkeypatch.setattr(products, "MULTIPLIED", multiplied)
+    monkeypatch.setattr(cpu, "_native_types", multiplied)
     return request.param
 
 
@@ -52,7 +52,7 @@ def widens(request, monkeypatch):
 @pytest.mark.parametrize("call", CALLS)
 def test_value_and_gradients(call, dtype, layout, widens):
     function, reference, shapes = CALLS[call]
-    if function is products.attention and layout != "contiguous":
+    if function is torch_functional.attention and layout != "contiguous":
         pytest.skip("attention takes contiguous tensors")
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(s, generator=generator).to(dtype) for s in shapes]
@@ -60,7 +60,7 @@ def test_value_and_gradients(call, dtype, layout, widens):
     expected = passes(reference, [t.double() for t in tensors], grad.double())
     found = passes(function, [lay_out(t, layout) for t in tensors], lay_out(grad, layout))
     # What is computed in float32 is rounded once, attention's result once more on its way back.
-    exact = widens and function is not products.attention
+    exact = widens and function is not torch_functional.attention
     bound = OP[dtype] / 2 if exact and dtype != torch.float32 else GRADIENT[dtype]
     for value, wanted in zip(found, expected, strict=True):
         assert value.dtype == dtype and value.shape == wanted.shape
@@ -117,7 +117,7 @@ def test_derivatives(call, dtype, mode, widens):
 @pytest.mark.parametrize("wanted", [0, 1])
 @pytest.mark.parametrize("call", ["linear", "conv_3x3"])
 def test_one_gradient_alone(call, wanted, monkeypatch):
-    monkeypatch.setattr(products, "MULTIPLIED", {torch.float32})
+    monkeypatch.setattr(cpu, "_native_types", {torch.float32})
     function, _, shapes = CALLS[call]
     tensors = [torch.randn(s).to(torch.bfloat16) for s in shapes]
     grad = torch.ones_like(function(*tensors))
@@ -129,7 +129,7 @@ def test_one_gradient_alone(call, wanted, monkeypatch):
 
 def test_only_data_of_their_own_type_are_kept(monkeypatch):
     """Widened copies must not outlive the product that they are made for."""
-    monkeypatch.setattr(products, "MULTIPLIED", {torch.float32})
+    monkeypatch.setattr(cpu, "_native_types", {torch.float32})
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         for function, _, shapes in CALLS.values():

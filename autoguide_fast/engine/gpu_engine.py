@@ -1,4 +1,4 @@
-"""`GraphEngine`: what `Engine` is on a GPU."""
+"""`GpuEngine`: a pair on a CUDA device, samplings replayed as CUDA graphs."""
 
 import contextlib
 from collections import OrderedDict
@@ -9,8 +9,8 @@ from ..guidance import bare
 from ..networks import Block
 from ..sampler import plan_steps
 from .baked import BakedNet
-from .engine import Engine, check_pair
-from .graph_stepper import GraphStepper
+from .base_engine import BaseEngine, check_pair
+from .gpu_stepper import GpuStepper
 from .graphs import CudaGraphs
 from .prepared import device_of, no_autocast
 from .profile import Profile
@@ -22,11 +22,11 @@ DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn
 RECORDINGS = 8
 
 
-class GraphEngine(Engine):
-    """`Engine` for nets on a CUDA device: baked weights, and samplings replayed as CUDA graphs.
+class GpuEngine(BaseEngine):
+    """A pair on a CUDA device: baked weights, and samplings replayed as CUDA graphs.
 
     Args:
-        model, guide, dtype: As for `Engine`.
+        model, guide, dtype: As for `autoguide_fast.Engine`.
         recorder (optional): What records, by default the device's `CudaGraphs`.
         overlap (bool, optional): Whether model and guide run on two streams. By default they do
             where the model's first map has fewer than two tiles of 128x128 for each multiprocessor,
@@ -59,7 +59,7 @@ class GraphEngine(Engine):
                 )
         self.dtype, self.overlap, self.largest = dtype, overlap, None
         self.recorder = recorder or CudaGraphs(self.device)
-        with self.turn(), self.recorder.apart():
+        with self.exclusive(), self.recorder.private_stream():
             self.model, self.guide = BakedNet(model, dtype, **float8_options), None
             if guide is not None:
                 shared = self.model if bare(guide) is bare(model) else None
@@ -79,42 +79,44 @@ class GraphEngine(Engine):
         return {"model": self.model} | ({} if self.guide is None else {"guide": self.guide})
 
     def stepper(self, guidance, class_labels, steps):
-        """As `Engine.stepper`; the stepper's `whole` runs all steps at once."""
-        return GraphStepper(self, guidance, class_labels, steps)
+        """See `BaseEngine.stepper`."""
+        return GpuStepper(self, guidance, class_labels, steps)
 
     @contextlib.contextmanager
-    def turn(self):
-        """The time in which the caller may make and use recordings, whatever mode torch is in."""
+    def exclusive(self):
+        """While inside, the caller alone may make and use recordings, whatever mode torch is in."""
         modes = torch.inference_mode(False), torch.no_grad(), no_autocast(self.device.type)
-        with self.recorder.turn(), modes[0], modes[1], modes[2]:
+        with self.recorder.exclusive(), modes[0], modes[1], modes[2]:
             yield
 
     def recording(self, key, make, guided):
-        """The recording `key`, made now or kept; to be called within a `turn`.
+        """The recording `key`, made now or kept; to be called inside `exclusive`.
 
-        `make` is called with recorder, pair, and how the pair's nets run beside each other. What
-        is recorded stays as precise and deterministic as torch was told to be; told something else,
-        it is recorded again.
+        `make` is called with recorder, pair, and how the pair's two nets are run. What is recorded
+        stays as precise and deterministic as torch was told to be; told something else, it is
+        recorded again.
         """
         key = (*key, _settings())
         if key not in self._recordings:
             pair = self.pair if guided else {"model": self.model}
-            together = self.recorder.together if self._overlaps(key[1]) else _one_after_the_other
-            with self.recorder.apart():
-                made = make(self.recorder, pair, together)
+            run_both = (
+                self.recorder.run_concurrently if self._overlaps(key[1]) else _one_after_the_other
+            )
+            with self.recorder.private_stream():
+                made = make(self.recorder, pair, run_both)
             while len(self._recordings) >= RECORDINGS:
-                self.recorder.settle()
+                self.recorder.synchronize()
                 self._recordings.popitem(last=False)
             self._recordings[key] = made
         self._recordings.move_to_end(key)
         return self._recordings[key]
 
     def close(self):
-        """Give back what running took: graphs, their pool and buffers. It may be run again."""
-        with self.turn():
-            self.recorder.settle()
+        """Release what running took: graphs, their pool and buffers. It may be run again."""
+        with self.exclusive():
+            self.recorder.synchronize()
             self._recordings.clear()
-            self.recorder.give_back()
+            self.recorder.release_memory()
 
     def peak_memory(self, batch, threads=None):
         """Bytes that torch holds at most on the device while this records and runs, measured.
@@ -128,11 +130,11 @@ class GraphEngine(Engine):
     def profile(self, batch=1, repeats=20):
         """Measure where the time of an evaluation goes, net by net; returns a `Profile`.
 
-        As for `Engine`, with the convolutions and, in each block, what lies between them. Launched
-        one by one, not replayed: where the device waits for Python, the wait is counted.
+        As for `CpuEngine`, with the convolutions and, in each block, what lies between them.
+        Launched one by one, not replayed: where the device waits for Python, the wait is counted.
         """
         rows = []
-        with self.turn():
+        with self.exclusive():
             for role, net in self.pair.items():
                 rows += _timed(role, net, self.recorder, batch, repeats)
         return Profile(rows, batch, self.recorder.name)

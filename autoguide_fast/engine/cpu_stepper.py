@@ -1,18 +1,20 @@
-"""The engine's stepper: prepared nets and the fused half step in one call."""
+"""The CPU engine's stepper: prepared nets and the fused half step in one call."""
 
 import torch
 
+from ..preconditioning import c_in
+from ..sampler import Stepper
 from .prepared import refuse_derivatives
 
 
-class EngineStepper:
-    """Runs prepared nets and the fused half steps; a stepper for `sampler.heun`.
+class CpuStepper(Stepper):
+    """Runs prepared nets and the fused half steps.
 
     Args:
         model, guide (PreparedNet): `guide` may be None where no step is guided.
         guidance (float): The weight w.
         class_labels (Tensor [N or 1, label_dim] or None)
-        steps (list of sampler.Step): The steps that will be run; their modulations are computed
+        steps (sequence of sampler.Step): The steps that will be run; their modulations are computed
             here, all at once.
 
     All tensors are allocated in the first step and written again in those after it: what `first`
@@ -29,17 +31,17 @@ class EngineStepper:
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         # The last level is 0, where nothing is evaluated.
         levels = levels[:-1].to(torch.float32)
-        self.c_in = (1 / (levels**2 + self.sigma_data**2).sqrt()).tolist()
+        self.c_in = c_in(levels, self.sigma_data).tolist()
         with torch.inference_mode():
             self.modulations = {
                 role: net.modulations(levels, class_labels).unbind(0)
                 for role, net in self.nets.items()
             }
         self.state = None
-        self.outputs = []  # (role, tensor) of the step under way, in order of appearance
+        self.outputs = []
 
     def first(self, x, step):
-        """Euler's step from `step.level` to `step.level_next`."""
+        """See `sampler.Stepper.first`."""
         refuse_derivatives(x)
         self.outputs.clear()
         x = x.contiguous()
@@ -53,7 +55,7 @@ class EngineStepper:
         return x_next, slope
 
     def second(self, x, x_next, slope, step):
-        """Heun's correction with the slope found at the end of Euler's step."""
+        """See `sampler.Stepper.second`."""
         out = self.state.other(x)
         self._half(1, x.contiguous(), x_next, out, step, step.guided_next)
         return out

@@ -1,14 +1,14 @@
-"""Products of matrices, convolutions and attention: PyTorch's, as they are fastest.
+"""PyTorch's own matrix products, convolutions and attention, called so that they are fast.
 
-On a processor that does not multiply a 16-bit type PyTorch does so in loops 20 times slower than
-float32's. There data, and what is kept for the backward pass, stay in that type and are widened for
-each product.
+On a processor that has no instructions to multiply a 16-bit type, PyTorch multiplies it in loops 20
+times slower than float32's. There these functions keep data, and what the backward pass needs, in
+the 16-bit type, and convert to float32 for each product.
 """
 
 import torch
 import torch.nn.functional as F
 
-from ._extension import MULTIPLIED
+from .cpu import native_types
 from .modes import transformed, without_autocast
 
 # Queries up to which attention with all its scores in memory is faster on a CPU than PyTorch's
@@ -21,7 +21,7 @@ _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 def widened(x):
     """Whether products of `x` are computed in float32 though it is of a 16-bit type."""
     # On "meta", where memory is counted ahead of a run, as on a CPU.
-    return x.device.type in ("cpu", "meta") and x.dtype not in MULTIPLIED
+    return x.device.type in ("cpu", "meta") and x.dtype not in native_types()
 
 
 @without_autocast

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from ..sampler import heun
+from ..sampler import Stepper, heun
 from .graphs import lacks_memory
 from .prepared import refuse_derivatives
 from .recordings import Half, Loop
@@ -14,17 +14,17 @@ from .recordings import Half, Loop
 LONGEST = 64
 
 
-class GraphStepper:
-    """Runs a `GraphEngine`'s pair from recordings; a stepper for `sampler.heun`.
+class GpuStepper(Stepper):
+    """Runs a `GpuEngine`'s pair from recordings.
 
     `first` and `second` run a recording for each half, so that a callback may look at the state
     between steps; `whole` runs one for all. A batch that memory does not last for is split once.
 
     Args:
-        engine (GraphEngine)
+        engine (GpuEngine)
         guidance (float): The weight w.
         class_labels (Tensor [N or 1, label_dim] or None)
-        steps (list of sampler.Step): The steps that will be run.
+        steps (sequence of sampler.Step): The steps that will be run.
     """
 
     def __init__(self, engine, guidance, class_labels, steps):
@@ -34,10 +34,10 @@ class GraphStepper:
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         self.levels = levels[:-1].to(torch.float32)  # the last is 0, where nothing is evaluated
         self._modulations = {}  # by role and part of the batch, for `first` and `second`
-        self.outputs = []  # (role, tensor) of the step under way, in order of appearance
+        self.outputs = []
 
     def first(self, x, step):
-        """Euler's step from `step.level` to `step.level_next`."""
+        """See `sampler.Stepper.first`."""
         refuse_derivatives(x)
         self.outputs.clear()
         x_next, slope = self._half(step, False, x)
@@ -45,11 +45,11 @@ class GraphStepper:
         return x_next, slope
 
     def second(self, x, x_next, slope, step):
-        """Heun's correction with the slope found at the end of Euler's step."""
+        """See `sampler.Stepper.second`."""
         return self._half(step, True, x, x_next, slope)[0]
 
     def whole(self, noise, randn=None):
-        """`sampler.heun` of all steps at once; arguments and result as there."""
+        """See `sampler.Stepper.whole`; `heun` half by half beyond `LONGEST` steps."""
         refuse_derivatives(noise)
         if len(self.steps) > LONGEST:
             return heun(self, noise, self.steps, randn)
@@ -61,7 +61,7 @@ class GraphStepper:
             count = len(noise[rows])
             key = "whole", count, noise.dtype, guided, churned
             engine = self.engine
-            with engine.turn():
+            with engine.exclusive():
                 loop = engine.recording(
                     key, lambda *common: Loop(*common, count, noise.dtype, self.steps), self.guided
                 )
@@ -86,7 +86,7 @@ class GraphStepper:
             count = len(x[rows])
             key = "second" if second else "first", count, x.dtype, guided
             engine = self.engine
-            with engine.turn():
+            with engine.exclusive():
                 half = engine.recording(
                     key, lambda *common: Half(*common, count, x.dtype, step, second), guided
                 )

@@ -1,0 +1,120 @@
+"""`Engine`, the public face of all engines: a pair made ready once, to be run many times."""
+
+import torch
+
+from .engine import BaseEngine, make_engine, pair_unsupported_reason
+from .generate import sample
+
+
+class Engine(BaseEngine):
+    """A model and its guide, made ready to run where they are: on the CPU or on a CUDA device.
+
+    Weights are normalised, scaled, transformed and laid out once. On the CPU each evaluation then
+    runs a plan of fused instructions over an arena that is never reallocated (`csrc/engine/`). On a
+    CUDA device the library's convolutions and the fused operators are recorded as a CUDA graph,
+    whole samplings at a time, and replayed (`engine/gpu_engine.py`; **not run on a GPU yet**). The
+    engine is a snapshot: later changes of the nets do not reach it, and it does not keep them
+    alive.
+
+        engine = Engine(load("digits"), load("digits-guide"))
+        images = engine.sample(guidance=1.7, seeds=range(64))
+
+    Args:
+        model (Precond): float32; may be wrapped by `unlabelled`.
+        guide (Precond or None): Likewise, on the same device and with the `sigma_data` of the
+            model.
+        dtype (torch.dtype or "auto"): On the CPU, what convolutions and attention multiply:
+            torch.float32; torch.bfloat16, with float32 sums; torch.int8, with int32 sums and
+            constant scales (attention in bfloat16, as are 3x3 convolutions of maps of 32x32 pixels
+            or more, where Winograd's larger tiles make that faster than int8 and no less precise).
+            All else is float32, as is attention on a processor that does not multiply bfloat16,
+            where int8 is all of the convolutions. On a CUDA device, the type of weights and
+            maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be),
+            torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions
+            multiply FP8, which costs quality (`engine/float8.py`).
+            Embedding, state and steps are float32. "auto" takes the fastest here of those whose
+            samples are as good as float32's: float16 on a CUDA device, bfloat16 on a CPU that
+            multiplies it (AVX-512 BF16), else float32.
+
+    Attributes:
+        model, guide (callable): The prepared denoisers, `(x, sigma, class_labels) -> D` as those
+            that they were made of; `guide` may be None. Not differentiable: they refuse tensors
+            that require gradients in gradient mode, and those of forward mode and `torch.func`.
+        dtype (torch.dtype): As given, or as "auto" chose.
+        device (torch.device): Where it runs.
+
+    Raises:
+        ValueError: nets that it cannot run (`Engine.runs` tells beforehand): any whose options and
+            weights do not say all, because a method, a layer or an attribute was replaced or a hook
+            added, is named with what is in the way; or another dtype.
+
+    May be shared by threads, which then run one after the other, copied and pickled. `sample` makes
+    engines by itself and keeps the last few. `close`, or the end of a `with`, releases the memory
+    that running takes.
+    """
+
+    def __init__(self, model, guide=None, dtype=torch.float32, **options):
+        self._engine = make_engine(model, guide, dtype, **options)
+
+    @property
+    def model(self):
+        return self._engine.model
+
+    @property
+    def guide(self):
+        return self._engine.guide
+
+    @property
+    def dtype(self):
+        return self._engine.dtype
+
+    @property
+    def device(self):
+        return self._engine.device
+
+    @staticmethod
+    def runs(model, guide=None):
+        """Whether an engine can be made of these: plain float32 `Precond`s on one device."""
+        return pair_unsupported_reason(model, guide) is None
+
+    def sample(self, **options):
+        """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""
+        return sample(self, **options)
+
+    def stepper(self, guidance, class_labels, steps):
+        """A stepper of this pair for `sampler.heun`.
+
+        Args:
+            guidance (float): The weight w.
+            class_labels (Tensor [N or 1, label_dim] or None)
+            steps (list of sampler.Step): The steps that will be run.
+        """
+        return self._engine.stepper(guidance, class_labels, steps)
+
+    def close(self):
+        """Release the memory that running takes, not that of the weights; it may run again."""
+        self._engine.close()
+
+    def peak_memory(self, batch, threads=None):
+        """Bytes that sampling `batch` images takes.
+
+        On the CPU, what the engine holds meanwhile: weights, arena, state. `threads` is that of
+        torch unless given. Grows with the batch by a few images' own bytes only: feature maps are
+        those of the few images that each thread has under way. The networks that the engine was
+        made of are not counted: it does not need them, but whoever passes them to `sample`, which
+        makes an engine by itself, holds both.
+
+        On a GPU, what torch holds at most on the device, measured while 2 steps are recorded and
+        run from scratch, whatever else lies there included; `threads` has no meaning there.
+        """
+        return self._engine.peak_memory(batch, threads)
+
+    def profile(self, batch=1, repeats=20):
+        """Measure where the time of an evaluation goes, net by net; returns a `Profile`.
+
+        Runs the nets on noise at one noise level, `repeats` times after two that do not count. On
+        the CPU, times are those of the first thread, which waits for the others after each
+        instruction. On a GPU, kernels are launched one by one, not replayed: where the device waits
+        for Python, the wait is counted.
+        """
+        return self._engine.profile(batch, repeats)

@@ -1,0 +1,252 @@
+"""Everything that `sample` is asked for, checked before any work: `checked` makes a `Request`."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import arguments, checkpoints
+from .encoders import LatentEncoder
+from .engine import BaseEngine
+from .guidance import module_of
+from .sampler import Step, plan_steps
+from .schedules import Churn, rho_schedule
+
+DEFAULT_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One call of `sample`, checked: what will be run, and where.
+
+    Attributes:
+        model, guide: callables `(x, sigma, class_labels) -> D`; guide None where there is none.
+        names: what messages call them, by role.
+        engine: the one whose nets these are, or None for nets that come by themselves.
+        guidance: the weight w.
+        steps: all steps, on `device`.
+        num_images, batch_size: how many, and how many at a time.
+        image_shape: (C, H, W), or what stands after N in `noise` for a callable that does not tell.
+        seeds: one per image, or None where `noise` and `classes` say all.
+        noise: that of all images, where it lies, or None to draw it from the seeds.
+        classes: labels of all images on the CPU, as of `arguments.labels`.
+        label_dim: number of classes, None where neither net tells.
+        device, dtype: of the state.
+        encoder: what decodes samples, or None for raw ones.
+        array, progress, callback, on_batch: as for `sample`.
+    """
+
+    model: Callable
+    guide: Callable | None
+    names: dict[str, str]
+    engine: BaseEngine | None
+    guidance: float
+    steps: tuple[Step, ...]
+    num_images: int
+    batch_size: int
+    image_shape: tuple[int, ...]
+    seeds: Sequence[int] | None
+    noise: torch.Tensor | None
+    classes: torch.Tensor | None
+    label_dim: int | None
+    device: torch.device
+    dtype: torch.dtype
+    encoder: object | None
+    array: str
+    progress: bool
+    callback: Callable | None
+    on_batch: Callable | None
+
+    @property
+    def batches(self) -> list[range]:
+        """Which images each batch has."""
+        count, size = self.num_images, self.batch_size
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def checked(
+    model,
+    guide,
+    guidance,
+    class_labels,
+    seeds,
+    noise,
+    num_steps,
+    sigma_min,
+    sigma_max,
+    rho,
+    S_churn,
+    S_min,
+    S_max,
+    S_noise,
+    interval,
+    batch_size,
+    device,
+    dtype,
+    progress,
+    callback,
+    raw,
+    array,
+    on_batch,
+):
+    """The `Request` for these arguments of `sample`, documented there; networks are loaded.
+
+    Raises:
+        TypeError, ValueError: bad input.
+    """
+    # What each argument says by itself.
+    arguments.state_dtype(dtype)
+    levels = arguments.noise_levels(num_steps, sigma_min, sigma_max, rho, dtype)
+    churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
+    interval = arguments.guidance_interval(interval)
+    guidance = arguments.weight(guidance)
+    if batch_size is None:
+        batch_size = DEFAULT_BATCH_SIZE
+    else:
+        batch_size = arguments.count("batch_size", batch_size, "leave it out for up to 64")
+    raw = arguments.flag("raw", raw, (True, False, None), "None decodes where there is an encoder")
+    progress = arguments.flag("progress", progress, (True, False), "True shows a bar")
+    if seeds is not None or noise is None:
+        seeds = arguments.image_seeds(seeds)
+    arguments.function_or_none("callback", callback, "a StepInfo after each step")
+    arguments.function_or_none("on_batch", on_batch, "indices and images after each batch")
+    if device is not None:
+        device = arguments.present_device(device)
+    arguments.array_kind(array, device)
+
+    # The networks, and what they say.
+    engine = model if isinstance(model, BaseEngine) else None
+    if engine is not None:
+        model, guide = _engine_pair(engine, guide, guidance, device)
+        device = engine.device
+    if noise is not None:
+        noise = arguments.tensor_of_noise(noise)
+    given = {"model": model, "guide": guide}
+    names = {role: _described(net, role) for role, net in given.items()}
+    model, guide, device = _nets(model, guide, guidance, device, noise)
+    arguments.array_kind(array, device)
+    arguments.nets_agree(model, guide)
+    shape = arguments.image_shape(model, guide)
+
+    # The images.
+    if noise is not None:
+        noise = arguments.given_noise(noise, shape, seeds, dtype)
+        shape = shape or noise.shape[1:]
+    elif shape is None:
+        raise ValueError(
+            "sample: noise must be given for a callable without img_channels and img_resolution, "
+            "got None; pass noise=StackedRandom('cpu', seeds).randn([C, H, W]) of "
+            "autoguide_fast.seeds, or set the two attributes"
+        )
+    num_images = len(seeds if noise is None else noise)
+    label_dim = arguments.label_dim(model, guide)
+    classes = arguments.labels(class_labels, num_images, label_dim)
+    if seeds is None and (churn.S_churn or (classes is None and label_dim)):
+        needed = "churn is added" if churn.S_churn else "classes are drawn"
+        raise ValueError(
+            f"sample: seeds must be given beside noise where {needed}, got None; pass one seed per "
+            "image" + ("" if churn.S_churn else ", or class_labels")
+        )
+    encoder = arguments.decoder(model, raw, shape)
+    if isinstance(encoder, LatentEncoder):
+        encoder.load()
+    if engine is None:
+        for role, net in given.items():  # those that were loaded here have been looked at
+            if (module := module_of(net)) is not None:
+                arguments.finite_weights(names[role], module)
+
+    return Request(
+        model=model,
+        guide=guide,
+        names=names,
+        engine=engine,
+        guidance=guidance,
+        steps=tuple(plan_steps(rho_schedule(*levels, dtype), guidance, interval, churn, device)),
+        num_images=num_images,
+        batch_size=batch_size,
+        image_shape=tuple(shape),
+        seeds=seeds,
+        noise=noise,
+        classes=classes,
+        label_dim=label_dim,
+        device=device,
+        dtype=dtype,
+        encoder=encoder,
+        array=array,
+        progress=progress,
+        callback=callback,
+        on_batch=on_batch,
+    )
+
+
+def _engine_pair(engine, guide, guidance, device):
+    if device is not None and device != engine.device:
+        raise ValueError(
+            f"sample: device must be {engine.device} for this Engine, got {device}; pass the "
+            "networks themselves"
+        )
+    if guide is not None:
+        raise ValueError(
+            "sample: guide must be left out for an Engine, which has its own, got "
+            f"{type(guide).__name__}; make Engine(model, guide)"
+        )
+    if engine.guide is None and guidance != 1:
+        raise ValueError(
+            f"sample: guidance must be 1 for an Engine without a guide, got {guidance:g}; make "
+            "Engine(model, guide)"
+        )
+    return engine.model, engine.guide
+
+
+def _described(net, role):
+    return f"{role} {os.fspath(net)!r}" if isinstance(net, (str, os.PathLike)) else role
+
+
+def _nets(model, guide, guidance, device, noise):
+    """The two nets as callables on one device, which is returned too; loads names and paths."""
+    if isinstance(model, (str, os.PathLike)) and guide is None and guidance != 1:
+        guide = checkpoints.bundled_guide(model)
+    elif isinstance(guide, str):
+        guide = checkpoints.bundled_guide(guide) or guide
+    if guide is None and guidance != 1:
+        raise ValueError(
+            f"sample: guide must be given where guidance is not 1, got None at guidance "
+            f"{guidance:g}; pass a worse version of the model, or unlabelled(model) for CFG"
+        )
+    nets = {"model": model, "guide": guide}
+    for role, net in nets.items():
+        if isinstance(net, (str, os.PathLike)):
+            nets[role] = checkpoints.find(net, f"sample: {role}")
+        elif (not callable(net) or isinstance(net, type)) and not (role == "guide" and net is None):
+            raise TypeError(
+                f"sample: {role} must be a name, a path or a callable (x, sigma, class_labels) -> "
+                f"D, got {type(net).__name__}; load a checkpoint with autoguide_fast.load"
+            )
+
+    modules = {role: module_of(net) for role, net in nets.items()}
+    found = {
+        role: next((p.device for p in module.parameters()), None)
+        for role, module in modules.items()
+        if module is not None
+    }
+    if device is None:
+        device = found.get("model") or found.get("guide")
+        if device is not None:
+            arguments.present_device(device, argument="the networks' device")
+    if device is None and noise is not None:
+        device = noise.device
+    if device is None:
+        named = any(isinstance(net, os.PathLike) for net in nets.values())
+        device = "cuda" if named and torch.cuda.is_available() else "cpu"
+        device = arguments.present_device(device)
+    for role, place in found.items():
+        if place is not None and place != device:
+            raise ValueError(
+                f"sample: {role} must be on {device}, got one on {place}; move it there with "
+                f".to({str(device)!r}), or pass device={str(place)!r}"
+            )
+    for role, net in nets.items():
+        if isinstance(net, os.PathLike):
+            nets[role] = checkpoints.load(net, device)
+    return nets["model"], nets["guide"], device
