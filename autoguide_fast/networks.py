@@ -261,8 +261,6 @@ class Precond(torch.nn.Module):
             to `use_fp16`. Training in mixed precision sets it; it is not stored.
     """
 
-    # Its signature, for help() and editors.
-    @functools.wraps(NetConfig.__init__, assigned=())  # type: ignore[misc]
     def __init__(self, *options, **named_options):
         super().__init__()
         config = NetConfig(*options, **named_options)
@@ -359,6 +357,10 @@ class Precond(torch.nn.Module):
                 f"{list(class_labels.shape)}; use torch.nn.functional.one_hot on class indices"
             )
         return class_labels.to(dtype)
+
+
+# What `help(Precond)` and editors show: the options by name.
+functools.update_wrapper(Precond.__init__, NetConfig.__init__, assigned=())
 
 
 @without_autocast

@@ -79,7 +79,7 @@ class BakedNet(PreparedDenoiser):
         return sum(b.nbytes for b in self.unet.buffers()) + self.embedding.bytes
 
     def modulations(self, levels, class_labels, batch):
-        """What noise levels `[L]` and labels `[N or 1, label_dim]` say to the blocks.
+        """The blocks' modulations for noise levels `[L]` and labels `[N or 1, label_dim]`.
 
         Returns `[L, batch * channels of all blocks]`: block after block, each `[batch, channels]`.
         """

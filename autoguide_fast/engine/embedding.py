@@ -1,4 +1,4 @@
-"""What noise level and label say to every block, for all steps of a run in one product."""
+"""The modulations of all blocks, for all noise levels of a run, in one matrix product."""
 
 import torch
 import torch.nn.functional as F

@@ -73,7 +73,7 @@ def _bytes(count):
 
 
 class PreparedDenoiser:
-    """What a prepared net keeps of a `Precond` or `Unlabelled` beside its weights.
+    """A denoiser made ready to run: what it keeps of a `Precond` beside its weights.
 
     A net is its options and tensors, see `unsupported_reason`: prepared nets are made of `source`,
     which is built of these alone, so that no attribute, hook or method of a user's net reaches
@@ -132,7 +132,7 @@ class PreparedNet(PreparedDenoiser):
             return denoised(x, raw, sigma, self.sigma_data)
 
     def modulations(self, levels, class_labels):
-        """What noise levels and labels say to the blocks, `[levels, N or 1, modulations]`."""
+        """The blocks' modulations for these levels and labels, `[levels, N or 1, modulations]`."""
         with undisturbed("cpu"):
             return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
 

@@ -1,8 +1,8 @@
-"""What a GPU's engine records: half a step, and the whole of a sampling, over buffers of their own.
+"""What the GPU engine records: half a step, and a whole sampling, each over buffers of its own.
 
-Both run `sampler.heun`'s arithmetic on noise levels, weight, labels' modulations and churn noise
-that lie on the device, so that one recording serves any schedule, weight and labels. Inside nothing
-is read back, and nothing is read or written that a user holds.
+Both run `sampler.heun`'s arithmetic. Noise levels, guidance weight, modulations and churn noise are
+buffers on the device, so that one recording serves any schedule, weight and labels. A recording
+reads nothing back to the host, and neither reads nor writes memory that a user holds.
 """
 
 from dataclasses import replace
