@@ -47,7 +47,8 @@ def add_command(subparsers) -> None:
         "--model",
         default="digits",
         metavar="NET",
-        help="a bundled net's name or a .safetensors file (default: digits)",
+        help="a bundled net's name, a .safetensors file, or a .pkl of the reference implementation "
+        "(default: digits)",
     )
     add(
         "--seeds",
@@ -249,14 +250,13 @@ def _nets(arguments: argparse.Namespace) -> tuple[str, str | None]:
 
 def _identity(net: str) -> dict[str, str]:
     """A net's name and what tells it from others: its checksum, without reading it all."""
-    import hashlib
-
     from .. import checkpoints
+    from ..files import sha256
 
     path = checkpoints.find(net, "sample: a net")
     digest = checkpoints.read_header(path, "sample").get("checksum")
-    if digest is None:  # a file of an earlier version
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    if digest is None:  # a file of an earlier version, or of another program
+        digest = sha256(path)
     return {"name": net, "digest": digest}
 
 
