@@ -32,7 +32,7 @@ class StepInfo:
 def sample(
     model,
     guide=None,
-    guidance=1.0,
+    guidance=None,
     class_labels=None,
     seeds=None,
     noise=None,
@@ -66,16 +66,18 @@ def sample(
         sample("digits", "digits-uncond", 1.5, seeds=range(16))                # CFG
 
     Args:
-        model: what to sample: name of a bundled network, path of a checkpoint, module, an `Engine`
+        model: what to sample: name of a bundled network or of a published preset
+            (`autoguide-fast presets`), path of a checkpoint, module, an `Engine`
             (which brings its guide), or any callable `(x, sigma, class_labels) -> D` with
             `x [N, C, H, W]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns the
             denoised images. It gets copies, so it may write to them, and may return the same buffer
             every time. Modules are fed in their own floating type and are put in evaluation mode
             meanwhile; bare callables are fed in `dtype`.
         guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for a
-            bundled net by name, such as `"digits"` or `"photos"`, whose own guide serves.
+            bundled net or a preset by name, such as `"digits"` or `"photos"`, whose own guide
+            serves.
         guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
-            from the guide.
+            from the guide. None: that of a preset, otherwise 1.
         class_labels: one class for all images, a sequence or int tensor or array `[N]` of classes,
             or one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
             where the model has labels (its attribute `label_dim`). A callable that does not tell

@@ -18,6 +18,7 @@ from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
 from .format import DIGEST, OWN, reading, write
 from .reference import TOY
+from .weights import published_file, weights_path
 
 # Types that weights are stored in. Narrower ones need a scale beside them to mean anything.
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -154,7 +155,8 @@ def load(path_or_name, device="cpu"):
 
     Args:
         path_or_name (str or Path): Name of a bundled network (`"digits"`, `"digits-guide"`,
-            `"digits-uncond"`, `"photos"`, `"photos-guide"`), a file written by `save`, or a
+            `"digits-uncond"`, `"photos"`, `"photos-guide"`) or of a published preset, whose model
+            it is (`checkpoints.fetch` says where that comes from); a file written by `save`; or a
             snapshot of the reference implementation (`.pkl`), which is read as data: no code in it
             runs.
         device (torch.device or str): Where to put it.
@@ -209,12 +211,18 @@ def _give(net, tensors):
             module._buffers[key] = tensors[prefix + key]
 
 
-def find(path_or_name, argument="load: path_or_name"):
-    """Path of the file that `path_or_name` means; ValueError if there is none."""
+def find(path_or_name, argument="load: path_or_name", accept_licence=False):
+    """Path of the file that `path_or_name` means; ValueError if there is none.
+
+    Published weights are downloaded where they are not there yet; see `weights.fetch`.
+    """
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise TypeError(
             f"{argument} must be a name or a path, got {type(path_or_name).__name__}; pass a string"
         )
+    published = published_file(path_or_name)
+    if published is not None and not os.path.isfile(path_or_name):
+        return weights_path(published, argument.partition(":")[0], accept_licence)
     path = bundled_path(path_or_name) or Path(path_or_name)
     names = ", ".join(BUNDLED)
     try:
@@ -228,8 +236,7 @@ def find(path_or_name, argument="load: path_or_name"):
     if not is_there:
         raise ValueError(
             f"{argument} must be a bundled name ({names}) or an existing file, got "
-            f"{str(path_or_name)[-100:]!r}; check the spelling, or give the path of a .safetensors "
-            "or .pkl file"
+            f"{str(path_or_name)[-100:]!r}; check the spelling, or see `autoguide-fast presets`"
         )
     return path
 

@@ -120,6 +120,12 @@ def opened(path, function):
         ) from None
 
 
+def check(path, function):
+    """Raise ValueError, in the name of `function`, where a file is no whole pickle of data."""
+    with opened(path, function):
+        pass
+
+
 def _contents(file):
     size = file.seek(0, 2)
     file.seek(0)
