@@ -37,8 +37,8 @@ def sample(
     seeds=None,
     noise=None,
     num_steps=32,
-    sigma_min=0.002,
-    sigma_max=80.0,
+    sigma_min=None,
+    sigma_max=None,
     rho=7.0,
     S_churn=0.0,
     S_min=0.0,
@@ -91,7 +91,9 @@ def sample(
             needed only for what else is drawn: classes, churn. A callable that does not tell its
             `img_channels` and `img_resolution` needs it.
         num_steps: steps, 10,000 at most; each but the last evaluates the model twice.
-        sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`.
+        sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`. None: 0.002 and
+            80, or what the model says in attributes of these names, as those of
+            `autoguide_fast.adapters` do. Levels beyond a net's own draw a warning.
         S_churn, S_min, S_max, S_noise: churn, see `schedules.Churn`; 0 for none.
         interval: `(lo, hi)`: guide only where `lo < sigma <= hi`; outside, the guide does not run
             and the guidance counts as 1 (arXiv 2404.07724).
