@@ -5,6 +5,7 @@ import itertools
 import math
 import numbers
 import operator
+import warnings
 
 import torch
 
@@ -98,6 +99,36 @@ def noise_levels(num_steps, sigma_min, sigma_max, rho, dtype=torch.float64, call
         )
     rho = number("rho", rho, "above 0 and finite", lambda v: 0 < v < math.inf, "7 is usual", caller)
     return num_steps, low, high, rho
+
+
+def trained_levels(sigma_min, sigma_max, model, guide):
+    """Return the two levels, those of the model for None, or else 0.002 and 80.
+
+    Warns of levels given that a net says it was not trained for.
+    """
+    levels = {"sigma_min": (sigma_min, 0.002, -1), "sigma_max": (sigma_max, 80.0, 1)}
+    chosen = []
+    for name, (value, usual, sign) in levels.items():
+        own = [_trained_level(net, name) for net in (model, guide)]
+        if value is None:
+            value = usual if own[0] is None else own[0]
+        chosen.append(value)
+        for role, level in zip(("model", "guide"), own, strict=True):
+            is_number = isinstance(value, numbers.Real)
+            if level is not None and is_number and sign * (value - level) > 1e-3 * level:
+                warnings.warn(
+                    f"{CALLER}: {name} {value:g} lies beyond what the {role} was trained for, "
+                    f"{level:g}; its output there is a guess",
+                    stacklevel=4,
+                )
+    return chosen
+
+
+def _trained_level(net, name):
+    """The level `name` that a net says it was trained for, or None."""
+    level = getattr(net, name, None)
+    is_level = isinstance(level, numbers.Real) and 0 < level < math.inf
+    return float(level) if is_level else None
 
 
 def churn_values(S_churn, S_min, S_max, S_noise):

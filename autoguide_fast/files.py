@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -54,6 +55,17 @@ def publish(temporary: Path, path: Path) -> None:
             raise
     finally:
         os.close(folder)
+
+
+def sha256(path: Path, progress: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal, read in pieces; `progress` is told their lengths."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            if progress is not None:
+                progress(len(piece))
+    return digest.hexdigest()
 
 
 def reason(error: Exception) -> str:

@@ -32,13 +32,13 @@ class StepInfo:
 def sample(
     model,
     guide=None,
-    guidance=1.0,
+    guidance=None,
     class_labels=None,
     seeds=None,
     noise=None,
     num_steps=32,
-    sigma_min=0.002,
-    sigma_max=80.0,
+    sigma_min=None,
+    sigma_max=None,
     rho=7.0,
     S_churn=0.0,
     S_min=0.0,
@@ -66,16 +66,18 @@ def sample(
         sample("digits", "digits-uncond", 1.5, seeds=range(16))                # CFG
 
     Args:
-        model: what to sample: name of a bundled network, path of a checkpoint, module, an `Engine`
+        model: what to sample: name of a bundled network or of a published preset
+            (`autoguide-fast presets`), path of a checkpoint, module, an `Engine`
             (which brings its guide), or any callable `(x, sigma, class_labels) -> D` with
             `x [N, C, H, W]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns the
             denoised images. It gets copies, so it may write to them, and may return the same buffer
             every time. Modules are fed in their own floating type and are put in evaluation mode
             meanwhile; bare callables are fed in `dtype`.
         guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for a
-            bundled net by name, such as `"digits"` or `"photos"`, whose own guide serves.
+            bundled net or a preset by name, such as `"digits"` or `"photos"`, whose own guide
+            serves.
         guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
-            from the guide.
+            from the guide. None: that of a preset, otherwise 1.
         class_labels: one class for all images, a sequence or int tensor or array `[N]` of classes,
             or one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
             where the model has labels (its attribute `label_dim`). A callable that does not tell
@@ -89,7 +91,9 @@ def sample(
             needed only for what else is drawn: classes, churn. A callable that does not tell its
             `img_channels` and `img_resolution` needs it.
         num_steps: steps, 10,000 at most; each but the last evaluates the model twice.
-        sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`.
+        sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`. None: 0.002 and
+            80, or what the model says in attributes of these names, as those of
+            `autoguide_fast.adapters` do. Levels beyond a net's own draw a warning.
         S_churn, S_min, S_max, S_noise: churn, see `schedules.Churn`; 0 for none.
         interval: `(lo, hi)`: guide only where `lo < sigma <= hi`; outside, the guide does not run
             and the guidance counts as 1 (arXiv 2404.07724).

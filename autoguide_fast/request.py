@@ -97,10 +97,13 @@ def checked(
     """
     # What each argument says by itself.
     arguments.state_dtype(dtype)
+    sigma_min, sigma_max = arguments.trained_levels(sigma_min, sigma_max, model, guide)
     levels = arguments.noise_levels(num_steps, sigma_min, sigma_max, rho, dtype)
     churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
     interval = arguments.guidance_interval(interval)
-    guidance = arguments.weight(guidance)
+    guidance = arguments.weight(
+        checkpoints.default_guidance(model) if guidance is None else guidance
+    )
     if batch_size is None:
         batch_size = DEFAULT_BATCH_SIZE
     else:

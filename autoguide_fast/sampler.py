@@ -215,11 +215,14 @@ def _autocast_off(device):
 def input_dtype(net, state_dtype):
     """The floating type in which `net` is fed: a module's own, else that of the state.
 
-    Float32 for a `Precond`, which casts for itself, and for modules of mixed or no types.
+    Float32 for a `Precond`, which casts for itself, and for modules of mixed or no types; what a
+    module says in its attribute `input_dtype`, if it has one.
     """
     module = module_of(net)
     if module is None:
         return state_dtype
+    if isinstance(said := getattr(module, "input_dtype", None), torch.dtype):
+        return said
     own = {p.dtype for p in module.parameters() if p.is_floating_point()}
     return own.pop() if len(own) == 1 and not isinstance(module, Precond) else torch.float32
 

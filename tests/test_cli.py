@@ -86,11 +86,12 @@ def test_help_shows_examples(capsys, command, example):
 
 def test_examples_in_help_and_readme_are_right(capsys):
     texts = [(Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")]
-    texts += [run(capsys, *command, "--help")[1] for command in ([], ["sample"], ["demo"])]
+    commands = ([], ["sample"], ["presets"], ["convert"], ["demo"])
+    texts += [run(capsys, *command, "--help")[1] for command in commands]
     lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
     examples = [line for line in lines if line.startswith("autoguide-fast ")]
     ours = [shlex.split(line, comments=True)[1:] for line in examples]
-    ours = [words for words in ours if words[0] in ("info", "sample", "demo")]
+    ours = [words for words in ours if words[0] in ("info", "sample", "presets", "convert", "demo")]
     assert len(ours) >= 10
     for words in ours:
         assert callable(entry.build_parser().parse_args(words).run), words

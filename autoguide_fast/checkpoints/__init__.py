@@ -1,16 +1,25 @@
 """Networks on disk: saving, loading, and the pairs that come with the package."""
 
-from .bundled import BUNDLED, bundled_guide, bundled_path
+from .bundled import BUNDLED, bundled_guide, bundled_path, default_guidance
+from .conversion import convert
 from .format import read, read_header
 from .native import find, load, save
+from .presets import presets
+from .reference import read_statistics
+from .weights import fetch
 
 __all__ = [
     "BUNDLED",
     "bundled_guide",
     "bundled_path",
+    "convert",
+    "default_guidance",
+    "fetch",
     "find",
     "load",
+    "presets",
     "read",
     "read_header",
+    "read_statistics",
     "save",
 ]

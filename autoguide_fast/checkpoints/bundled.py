@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .presets import preset
+
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 
 # Name of a network -> name of the guide that was trained for it (None: it is a guide itself).
@@ -20,5 +22,14 @@ def bundled_path(name):
 
 
 def bundled_guide(name):
-    """Name of the guide that belongs to the bundled network `name`, or None."""
-    return BUNDLED.get(name)
+    """Name of the guide that belongs to the bundled network or preset `name`, or None."""
+    found = preset(name)
+    if found is not None:
+        return None if found.guide is None else found.guide.file
+    return BUNDLED.get(name) if isinstance(name, str) else None
+
+
+def default_guidance(name):
+    """The guidance weight of the preset `name`; 1 for what is none."""
+    found = preset(name)
+    return 1.0 if found is None else found.guidance

@@ -4,18 +4,37 @@ The entry `autoguide_fast` of the file's metadata is the header, JSON: `config` 
 `Precond`), `encoder` (a name or null), `digest` (the kind of the checksum), whatever else was
 recorded when saving, and at its end `checksum`: of the header up to there and of the tensors'
 names, types, shapes and bytes. Files of earlier versions have neither of the two.
+
+What is read here may also be a snapshot of the reference implementation; see `reference.py`.
 """
 
+import contextlib
 import json
+import math
 import re
+import struct
 
 import torch
 
+from . import reference
+
 METADATA_KEY = "autoguide_fast"
 DIGEST = "xxh3_128"
-OWN = ("config", "encoder", "digest", "checksum")  # what else a header holds is `net.info`
+OWN = (
+    "network",
+    "config",
+    "encoder",
+    "digest",
+    "checksum",
+)  # what else a header holds is `net.info`
 
-# In the one entry, since safetensors writes several in any order: equal nets make equal files.
+# By the types that are written, what safetensors calls them.
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 _CHECKSUM = re.compile(r', "checksum": "([0-9a-f]{32})"\}$')
 
 
@@ -25,6 +44,24 @@ def read(path, function):
     Raises ValueError, in the name of `function`, for a file that is not such a checkpoint or whose
     contents do not have the checksum that it carries.
     """
+    with reading(path, function) as (header, tensors):
+        return header, dict(tensors)
+
+
+@contextlib.contextmanager
+def reading(path, function):
+    """What `read` returns, for as long as the file is open.
+
+    The tensors are a mapping, which may read each of them when it is asked for it.
+    """
+    if reference.is_pickle(path):
+        with reference.reading(path, function) as contents:
+            yield contents
+    else:
+        yield _read(path, function)
+
+
+def _read(path, function):
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -35,7 +72,7 @@ def read(path, function):
         raise _unreadable(path, function, error) from None
     found = _CHECKSUM.search(text)
     if found:
-        whole = found[1] == _checksum(text[: found.start()] + "}", tensors)
+        whole = found[1] == _checksum(text[: found.start()] + "}", sorted(tensors.items()))
     else:
         whole = header.get("digest") != DIGEST  # which tells of a checksum that is not there
     if not whole:
@@ -53,6 +90,8 @@ def read_header(path, function):
     Raises ValueError, in the name of `function`, for a file that is not such a checkpoint, or whose
     length is not what its tensors need.
     """
+    if reference.is_pickle(path):
+        return reference.read_header(path, function)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -81,23 +120,55 @@ def _unreadable(path, function, error):
     )
 
 
-def write(path, header, tensors):
-    """Write a file: its header, a dict as text, and its tensors, with their checksum."""
-    from safetensors.torch import save_file
+def write(path, header, tensors, progress=None):
+    """Write a file: its header, a dict as text, and its tensors, with their checksum.
 
-    path.touch()
-    mode = path.stat().st_mode  # the user's own; safetensors would let nobody else read
-    header = f'{header[:-1]}, "checksum": "{_checksum(header, tensors)}"}}'
-    save_file(tensors, path, metadata={METADATA_KEY: header})
-    path.chmod(mode)
+    `tensors` is a mapping. Each is asked for twice, for the checksum and for its bytes, and only
+    one is held at a time, so that a mapping that reads them from a file needs little memory.
+    `progress` is told the numbers of bytes as they are done, in all twice those of the tensors.
+    """
+    kinds = {}
+
+    def looked_at():
+        for name in sorted(tensors):
+            value = tensors[name]
+            kinds[name] = value.dtype, list(value.shape)
+            yield name, value
+            if progress is not None:
+                progress(value.nbytes)
+
+    header = f'{header[:-1]}, "checksum": "{_checksum(header, looked_at())}"}}'
+    entries, end = {"__metadata__": {METADATA_KEY: header}}, 0
+    # Wide types first: so each number lies at a multiple of its size.
+    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+    for name in order:
+        dtype, shape = kinds[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            value = tensors[name]
+            file.write(_bytes(value))
+            if progress is not None:
+                progress(value.nbytes)
 
 
-def _checksum(header, tensors):
-    """Checksum of a header and of the names, types, shapes and bytes of tensors, in hexadecimal."""
+def _checksum(header, named):
+    """Checksum of a header and of the names, types, shapes and bytes of tensors, in hexadecimal.
+
+    `named` yields pairs of name and tensor in the order of the names.
+    """
     import xxhash  # at 10 GB/s and more it is not felt
 
     digest = xxhash.xxh3_128(header.encode())
-    for name, value in sorted(tensors.items()):
+    for name, value in named:
         digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(_bytes(value))
     return digest.hexdigest()
+
+
+def _bytes(tensor):
+    return tensor.reshape(-1).view(torch.uint8).numpy()

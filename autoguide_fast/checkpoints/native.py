@@ -1,6 +1,7 @@
-"""The package's own checkpoints: one safetensors file that holds weights, options and encoder.
+"""Networks to and from files: one safetensors file that holds weights, options and encoder.
 
-Loading runs no code from the file; see `format.py` for what is in it.
+Loading takes snapshots of the reference implementation as well. It runs no code from a file; see
+`format.py` and `reference.py` for what is in them.
 """
 
 import json
@@ -15,7 +16,9 @@ from ..encoders import ENCODERS, encoder
 from ..files import reason, remedy, write_atomically
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
-from .format import DIGEST, OWN, read, write
+from .format import DIGEST, OWN, reading, write
+from .reference import TOY
+from .weights import published_file, weights_path
 
 # Types that weights are stored in. Narrower ones need a scale beside them to mean anything.
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -152,13 +155,16 @@ def load(path_or_name, device="cpu"):
 
     Args:
         path_or_name (str or Path): Name of a bundled network (`"digits"`, `"digits-guide"`,
-            `"digits-uncond"`, `"photos"`, `"photos-guide"`) or a file written by `save`.
+            `"digits-uncond"`, `"photos"`, `"photos-guide"`) or of a published preset, whose model
+            it is (`checkpoints.fetch` says where that comes from); a file written by `save`; or a
+            snapshot of the reference implementation (`.pkl`), which is read as data: no code in it
+            runs.
         device (torch.device or str): Where to put it.
 
     Returns:
         Precond in evaluation mode, float32, without gradients, with `.encoder` set, and `.info`, a
-        dict of what else the file records. Torch's default type and device and its random numbers
-        have no part in it.
+        dict of what else the file records; `toy.ToyModel` for a snapshot of the reference's toy.
+        Torch's default type and device and its random numbers have no part in it.
 
     Raises ValueError for an unknown name, a file that is not such a checkpoint, is damaged, or
     whose weights do not fit its options, are not finite or not stored as floating-point numbers,
@@ -167,10 +173,10 @@ def load(path_or_name, device="cpu"):
     path = find(path_or_name)
     device = present_device(device, "load")
     with torch.inference_mode(False):
-        header, tensors = read(path, "load")
-        tensors = _weights(path, tensors)
+        with reading(path, "load") as (header, stored):
+            tensors = _weights(path, stored)
         try:
-            net = blank(header["config"])
+            net = _blank(header)
             problem = _misfit(tensors, net)
         except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
             problem = " ".join(str(error).split())[:200]
@@ -185,6 +191,15 @@ def load(path_or_name, device="cpu"):
         return net if device.type == "cpu" else net.to(device)
 
 
+def _blank(header):
+    if header.get("network") != TOY:
+        return blank(header["config"])
+    from ..toy import ToyModel
+
+    with torch.device("meta"):
+        return ToyModel(**header["config"]).eval()
+
+
 def _give(net, tensors):
     """Make `tensors`, by the names of the state dict, the weights of `net`, without gradients."""
     for name, module in net.named_modules():
@@ -196,12 +211,18 @@ def _give(net, tensors):
             module._buffers[key] = tensors[prefix + key]
 
 
-def find(path_or_name, argument="load: path_or_name"):
-    """Path of the file that `path_or_name` means; ValueError if there is none."""
+def find(path_or_name, argument="load: path_or_name", accept_licence=False):
+    """Path of the file that `path_or_name` means; ValueError if there is none.
+
+    Published weights are downloaded where they are not there yet; see `weights.fetch`.
+    """
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise TypeError(
             f"{argument} must be a name or a path, got {type(path_or_name).__name__}; pass a string"
         )
+    published = published_file(path_or_name)
+    if published is not None and not os.path.isfile(path_or_name):
+        return weights_path(published, argument.partition(":")[0], accept_licence)
     path = bundled_path(path_or_name) or Path(path_or_name)
     names = ", ".join(BUNDLED)
     try:
@@ -215,21 +236,21 @@ def find(path_or_name, argument="load: path_or_name"):
     if not is_there:
         raise ValueError(
             f"{argument} must be a bundled name ({names}) or an existing file, got "
-            f"{str(path_or_name)[-100:]!r}; check the spelling, or give the path of a .safetensors "
-            "file"
+            f"{str(path_or_name)[-100:]!r}; check the spelling, or see `autoguide-fast presets`"
         )
     return path
 
 
 def _weights(path, stored):
     """Tensors of the file, by name, as finite float32, in memory that is not the file's."""
-    odd = next((name for name, t in stored.items() if t.dtype not in STORED), None)
-    if odd is not None:
-        raise ValueError(
-            f"load: {path} must hold weights in one of {_names(STORED)}, got {odd} in "
-            f"{stored[odd].dtype}; save the network with autoguide_fast.checkpoints.save"
-        )
-    weights = {name: t.to(torch.float32, copy=True) for name, t in stored.items()}
+    weights = {}
+    for name, tensor in stored.items():
+        if tensor.dtype not in STORED:
+            raise ValueError(
+                f"load: {path} must hold weights in one of {_names(STORED)}, got {name} in "
+                f"{tensor.dtype}; save the network with autoguide_fast.checkpoints.save"
+            )
+        weights[name] = tensor.to(torch.float32, copy=True)
     odd = not_finite(weights.items())
     if odd is not None:
         raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from ..files import reason, remedy
-from . import demo, info, sample
+from . import convert, demo, info, presets, sample
 
 PROGRAM = "autoguide-fast"
 PLUGIN_GROUP = "autoguide_fast.commands"
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show the whole traceback of an error"
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for module in (demo, sample, info):
+    for module in (demo, sample, presets, convert, info):
         module.add_command(subparsers)
     for plugin in sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name):
         try:

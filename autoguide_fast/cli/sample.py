@@ -47,7 +47,8 @@ def add_command(subparsers) -> None:
         "--model",
         default="digits",
         metavar="NET",
-        help="a bundled net's name or a .safetensors file (default: digits)",
+        help="a bundled net's name, a preset (see `autoguide-fast presets`), a .safetensors file, "
+        "or a .pkl of the reference implementation (default: digits)",
     )
     add(
         "--seeds",
@@ -72,9 +73,9 @@ def add_command(subparsers) -> None:
     add(
         "--guidance",
         type=float,
-        default=1.0,
         metavar="W",
-        help="guidance weight; 1 is no guidance and never runs the guide (default: 1)",
+        help="guidance weight; 1 is no guidance and never runs the guide (default: that of a "
+        "preset, otherwise 1)",
     )
     add(
         "--guide",
@@ -138,6 +139,11 @@ def add_command(subparsers) -> None:
         help="cpu, cuda, cuda:1 ... (default: cuda if there is one)",
     )
     add(
+        "--accept-licence",
+        action="store_true",
+        help="agree to the licence of published weights, CC BY-NC-SA 4.0, and download them",
+    )
+    add(
         "--quiet",
         action="store_true",
         help="no progress bar",
@@ -168,7 +174,12 @@ def run(arguments: argparse.Namespace) -> int:
     names = [f"{seed:06d}" for seed in seeds]
     if labels is not None:
         names = [f"{name}-class{label}" for name, label in zip(names, labels, strict=True)]
+    if arguments.guidance is None:
+        arguments.guidance = autoguide_fast.checkpoints.default_guidance(arguments.model)
     model, guide = _nets(arguments)
+    for net in (model, guide):
+        if net is not None:
+            autoguide_fast.checkpoints.find(net, "sample: a net", arguments.accept_licence)
     settings = {
         "model": _identity(model),
         "guide": None if guide is None else _identity(guide),
@@ -249,14 +260,13 @@ def _nets(arguments: argparse.Namespace) -> tuple[str, str | None]:
 
 def _identity(net: str) -> dict[str, str]:
     """A net's name and what tells it from others: its checksum, without reading it all."""
-    import hashlib
-
     from .. import checkpoints
+    from ..files import sha256
 
     path = checkpoints.find(net, "sample: a net")
     digest = checkpoints.read_header(path, "sample").get("checksum")
-    if digest is None:  # a file of an earlier version
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    if digest is None:  # a file of an earlier version, or of another program
+        digest = sha256(path)
     return {"name": net, "digest": digest}
 
 
