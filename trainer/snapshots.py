@@ -143,7 +143,7 @@ class Snapshots:
         net.load_state_dict(state, assign=True)
         net.encoder = template.encoder
         net.eval().requires_grad_(False)
-        return net.to(memory_format=torch.channels_last)
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @functools.cached_property
     def _template(self) -> Precond:

@@ -82,10 +82,10 @@ class Denoiser(torch.nn.Module):
         def positive(value):
             return 0 < value < math.inf
 
+        rule, remedy = "above 0 and finite", "in units of the data's standard deviation"
         self.net = net
-        for key, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
-            rule, remedy = "above 0 and finite", "in units of the data's standard deviation"
-            setattr(self, key, number(key, value, rule, positive, remedy, name))
+        self.sigma_min = number("sigma_min", sigma_min, rule, positive, remedy, name)
+        self.sigma_max = number("sigma_max", sigma_max, rule, positive, remedy, name)
         if not self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"{name}: sigma_min must be below sigma_max, got {self.sigma_min:g} and "

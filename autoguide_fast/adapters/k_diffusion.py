@@ -24,7 +24,7 @@ class KDiffusionDenoiser(Denoiser):
         sigma_max: float | None = None,
         **options: Any,
     ):
-        own = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        own: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max}
         for name, value in own.items():
             own[name] = getattr(net, name, None) if value is None else value
             if own[name] is None:

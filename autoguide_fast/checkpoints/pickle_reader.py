@@ -96,7 +96,7 @@ class Budget:
             raise Refused(f"more than {MOST_OPCODES} opcodes")
 
 
-_OPCODES = {}
+_OPCODES: dict = {}
 _MARK = object()
 
 
