@@ -19,8 +19,10 @@ OWN = ("config", "encoder", "digest", "checksum")  # what else a header holds is
 _CHECKSUM = re.compile(r', "checksum": "([0-9a-f]{32})"\}$')
 
 
-def read(path, function):
+def read(path, function, check=None):
     """The header (a dict) and the tensors of a file, as they are stored.
+
+    `check(header, shapes)` may raise an error before any tensor is read; `shapes` is a dict.
 
     Raises ValueError, in the name of `function`, for a file that is not such a checkpoint or whose
     contents do not have the checksum that it carries.
@@ -30,8 +32,11 @@ def read(path, function):
     try:
         with safe_open(path, framework="pt") as file:
             text, header = _header(path, file, function)
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            names = file.keys()
+            if check is not None:
+                check(header, {k: tuple(file.get_slice(k).get_shape()) for k in names})
+            tensors = {k: file.get_tensor(k) for k in names}
+    except (SafetensorError, OSError) as error:
         raise _unreadable(path, function, error) from None
     found = _CHECKSUM.search(text)
     if found:
@@ -58,14 +63,17 @@ def read_header(path, function):
     try:
         with safe_open(path, framework="pt") as file:
             return _header(path, file, function)[1]
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise _unreadable(path, function, error) from None
 
 
 def _header(path, file, function):
     """The header of an open file as text and as a dict."""
     text = (file.metadata() or {}).get(METADATA_KEY, "null")
-    header = json.loads(text)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number or a nesting without end
+        raise _unreadable(path, function, error) from None
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise ValueError(
             f"{function}: {path} must say how its network is built, got a safetensors file without "

@@ -3,6 +3,7 @@
 Loading runs no code from the file; see `format.py` for what is in it.
 """
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -13,12 +14,15 @@ from ..arguments import not_finite, present_device
 from ..as_built import blank, differences
 from ..encoders import ENCODERS, encoder
 from ..files import reason, remedy, write_atomically
+from ..net_options import check_options, least_weights, plain
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
 from .format import DIGEST, OWN, read, write
 
 # Types that weights are stored in. Narrower ones need a scale beside them to mean anything.
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_ARGUMENTS = inspect.signature(Precond)
 
 
 def save(net, path, dtype=None, **info):
@@ -35,9 +39,9 @@ def save(net, path, dtype=None, **info):
 
     Raises, before anything is written: TypeError for a network that is not a `Precond`, another
     dtype, or info that JSON cannot hold; ValueError for weights that are not finite or leave the
-    range of `dtype`, for attributes, weights or layers that the network's options do not build,
-    which would be lost, or an encoder that could not be found again by its name. Raises OSError
-    where the file cannot be written.
+    range of `dtype`, for attributes, weights or layers that the network's options do not build or
+    classes that evaluate otherwise, which would be lost, or an encoder that could not be found
+    again by its name. Raises OSError where the file cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -129,17 +133,42 @@ def _underflows(weight, value):
     return bool(((largest > 0) & (largest < least)).any())
 
 
-def _misfit(weights, net):
-    """What in `weights` is not as `net` has it, or None."""
-    expected = net.state_dict()
-    missing = [name for name in expected if name not in weights]
-    unknown = [name for name in weights if name not in expected]
+def _fitting(path, config, shapes):
+    """The net with these options, without weights; ValueError where it has none of such `shapes`.
+
+    It is built only if there are weights enough for its layers, which may be without end.
+    """
+    try:
+        options = _ARGUMENTS.bind(**config)
+        options.apply_defaults()
+        options = {k: plain(v) for k, v in options.arguments.items()}
+        check_options(options)
+        least = least_weights(options)
+        if least > len(shapes):
+            raise ValueError(f"{len(shapes)} tensors for a network of {least} or more")
+        net = blank(config)
+        if problem := _misfit(shapes, net):
+            raise ValueError(problem)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"load: {path} must hold weights that fit its options, got "
+            f"{' '.join(str(error).split())[:200]}; it may be damaged or need a later version of "
+            "autoguide_fast"
+        ) from None
+    return net
+
+
+def _misfit(shapes, net):
+    """What in `shapes`, by name, is not as `net` has it, or None."""
+    expected = {name: tuple(weight.shape) for name, weight in net.state_dict().items()}
+    missing = [name for name in expected if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
     for names, what in ((missing, "no"), (unknown, "the unknown")):
         if names:
             return f"{what} {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            return f"{name} {list(weight.shape)} instead of {list(expected[name].shape)}"
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            return f"{name} {list(shape)} instead of {list(expected[name])}"
     return None
 
 
@@ -167,19 +196,14 @@ def load(path_or_name, device="cpu"):
     path = find(path_or_name)
     device = present_device(device, "load")
     with torch.inference_mode(False):
-        header, tensors = read(path, "load")
-        tensors = _weights(path, tensors)
-        try:
-            net = blank(header["config"])
-            problem = _misfit(tensors, net)
-        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
-            problem = " ".join(str(error).split())[:200]
-        if problem:
-            raise ValueError(
-                f"load: {path} must hold weights that fit its options, got {problem}; it may be "
-                "damaged or need a later version of autoguide_fast"
-            )
-        _give(net, tensors)
+        net = None
+
+        def build(header, shapes):
+            nonlocal net
+            net = _fitting(path, header["config"], shapes)
+
+        header, tensors = read(path, "load", build)
+        _give(net, _weights(path, tensors))
         net.encoder = encoder(header.get("encoder"))
         net.info = {k: v for k, v in header.items() if k not in OWN}
         return net if device.type == "cpu" else net.to(device)
