@@ -32,12 +32,15 @@ _METHODS = {kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, M
     torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}
 }
 
+_BUILDING = {"__init__", "__setattr__", "_apply", "extra_repr"}  # methods that evaluate nothing
+
 
 class Difference(NamedTuple):
     """One way in which a net is not what its options build.
 
-    kind ({"option", "weight", "code"}): An attribute of another value; weights or layers too many,
-        too few, or of another kind; what no checkpoint holds: classes, methods, hooks.
+    kind ({"option", "weight", "class", "code"}): An attribute of another value; weights or layers
+        too many, too few, or of another kind; a class whose methods evaluate otherwise; what else
+        no checkpoint holds: replaced methods, hooks, classes that evaluate as theirs do.
     text (str): What was found where, and a remedy: the end of a message.
     """
 
@@ -166,9 +169,10 @@ def _differences(layer, module, name):
     if type(module) is not layer.kind:
         wanted, found = layer.kind.__name__, type(module).__name__
         inherits = isinstance(module, layer.kind)
-        yield Difference(
-            "code" if inherits else "weight", f"a {found} for {where}; it has to be a {wanted}"
+        kind = (
+            ("class" if _overrides(type(module), layer.kind) else "code") if inherits else "weight"
         )
+        yield Difference(kind, f"a {found} for {where}; it has to be a {wanted}")
         if not inherits:
             return
     own = vars(module)
@@ -199,15 +203,20 @@ def _differences(layer, module, name):
                 yield Difference("code", f"{found}; convert it to a plain tensor")
     children = module._modules
     if children.keys() != layer.children.keys() or tuple(children) != tuple(layer.children):
-        found = [k for k in children if k not in _FREE or k not in layer.known]
-        if found != list(layer.children):
-            names = ", ".join(sorted(set(found) ^ layer.children.keys())) or "in another order"
-            yield Difference(
-                "weight", f"layers too many or too few ({names}) in {where}; build the net anew"
-            )
+        names = ", ".join(sorted(children.keys() ^ layer.children.keys())) or "in another order"
+        yield Difference(
+            "weight", f"layers too many or too few ({names}) in {where}; build the net anew"
+        )
     for key, child in layer.children.items():
         if children.get(key) is not None:
             yield from _differences(child, children[key], _joined(name, key))
+
+
+def _overrides(found, kind):
+    """Whether `found`, which inherits from `kind`, has methods of its own for what that does."""
+    methods = (_METHODS[kind] | _METHODS[torch.nn.Module]).keys() - _BUILDING
+    between = found.__mro__[: found.__mro__.index(kind)]
+    return any(methods & vars(each).keys() for each in between)
 
 
 def _joined(name, key):

@@ -197,7 +197,7 @@ def sample(
         for start in range(0, num_images, batch_size)
     ]
     images = None
-    with torch.no_grad(), _evaluating(model, guide), _bar(progress, batches, steps) as bar:
+    with torch.no_grad(), _evaluating(model, guide, encoder), _bar(progress, batches, steps) as bar:
         used = (model, guide if guidance != 1 else None)
         if engine is None:
             engine = _engine(*used)
@@ -388,7 +388,7 @@ def _decoded(encoder, x):
 
 @contextlib.contextmanager
 def _evaluating(*nets):
-    """Puts the nets' modules in evaluation mode and back, whatever happens in between."""
+    """Puts the modules among these in evaluation mode and back, whatever happens in between."""
     tops = [top for net in nets if (top := module_of(net)) is not None]
     training = [module for top in tops for module in top.modules() if module.training]
     try:

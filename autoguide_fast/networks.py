@@ -138,6 +138,7 @@ class UNet(torch.nn.Module):
         noise_channels = _multiple(model_channels, channel_mult_noise, widths[0])
         emb_channels = _multiple(model_channels, channel_mult_emb, max(widths))
         self.label_balance = label_balance
+        attn_resolutions = set(attn_resolutions)
         self.out_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
 
         # Embedding of noise level and class.
@@ -286,7 +287,9 @@ class Precond(torch.nn.Module):
         info (dict): What else a checkpoint recorded about the network; empty for one that was not
             loaded.
         encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
-            None for raw samples.
+            None for raw samples. It is no layer of the network: a module is not among its
+            parameters, weights or sub-modules, and keeps its types. `.to`, `.cpu` and `.cuda` take
+            it along; `copy.deepcopy` and pickles hold it.
         run_dtype (torch.dtype or None): Type that the U-Net runs in, on any device; None leaves it
             to `use_fp16`. Training in mixed precision sets it; it is not stored.
     """
@@ -328,6 +331,19 @@ class Precond(torch.nn.Module):
         self.unet = UNet(**{k: v for k, v in self.config.items() if k not in outside})
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1, kernel=[])
+
+    def __setattr__(self, name, value):
+        if name == "encoder":  # torch would make a module a layer
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn, recurse=True):
+        net = super()._apply(fn, recurse)
+        device = self.unet.out_gain.device
+        if isinstance(self.encoder, torch.nn.Module) and device.type != "meta":
+            self.encoder.to(device)
+        return net
 
     # Options that nothing was built from, so that they may be changed later.
     sigma_data = _option("sigma_data")

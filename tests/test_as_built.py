@@ -50,6 +50,36 @@ class OwnConv(MPConv):
         return super().forward(x, gain).relu()
 
 
+class OwnNet(Precond):
+    def forward(self, x, sigma, class_labels=None):
+        return 0.5 * super().forward(x, sigma, class_labels)
+
+
+class Halving:
+    def raw(self, *arguments):
+        return super().raw(*arguments)
+
+    def _raw(self, *arguments):
+        return 0.5 * super()._raw(*arguments)
+
+
+class MixedNet(Halving, Precond):
+    pass
+
+
+class NamedNet(Precond):
+    """Evaluates as a `Precond` does."""
+
+    def __init__(self):
+        raise NotImplementedError
+
+    def extra_repr(self):
+        return "mine"
+
+    def mine(self):
+        return self.info
+
+
 class LowRank(torch.nn.Module):
     """An adapter around a convolution, which goes on telling its weight."""
 
@@ -146,6 +176,18 @@ def subclass_of_convolution(net):
     net.get_submodule(ENC).conv_res0.__class__ = OwnConv
 
 
+def subclass_of_the_net(net):
+    net.__class__ = OwnNet
+
+
+def subclass_by_another_class(net):
+    net.__class__ = MixedNet
+
+
+def subclass_that_evaluates_alike(net):
+    net.__class__ = NamedNet
+
+
 def low_rank_adapter(net):
     block = net.get_submodule(ENC)
     block.conv_res0 = LowRank(block.conv_res0)
@@ -217,14 +259,17 @@ CODE = {
     perturbed_attention: f"_attend of its own in {DEC}",
     own_forward: "forward of its own in the net",
     shadowed_layer: f"conv_res0 of its own in {ENC}",
-    subclass_of_block: f"OwnBlock for {DEC}",
-    subclass_of_convolution: f"OwnConv for {ENC}.conv_res0",
+    subclass_that_evaluates_alike: "NamedNet for the net",
     tensor_subclass: f"Tagged for {ENC}.conv_res0.weight",
     compiled: f"compiled of its own in {ENC}",
     replaced_method: "Block._attend",
     replaced_call: "MPConv.__call__",
 }
 PARTS = {
+    subclass_of_the_net: "OwnNet for the net",
+    subclass_by_another_class: "MixedNet for the net",
+    subclass_of_block: f"OwnBlock for {DEC}",
+    subclass_of_convolution: f"OwnConv for {ENC}.conv_res0",
     low_rank_adapter: f"LowRank for {ENC}.conv_res0",
     parametrised: f"{ENC}.conv_res0",
     weight_normalised: f"{ENC}.conv_res0",
@@ -237,7 +282,13 @@ PARTS = {
     edited(f"{ENC}.clip_act", 0.5): f"{ENC}.clip_act = 0.5",
     edited(f"{DEC}.num_heads", 1): f"{DEC}.num_heads = 1",
 }
-NO_EFFECT = backward_hook, backward_pre_hook, tensor_subclass, compiled
+NO_EFFECT = (
+    subclass_that_evaluates_alike,
+    backward_hook,
+    backward_pre_hook,
+    tensor_subclass,
+    compiled,
+)
 
 
 @pytest.mark.parametrize("edit", CODE | PARTS, ids=lambda edit: edit.__name__)
@@ -253,7 +304,7 @@ def test_an_edited_net_is_sampled_as_it_is_and_no_engine_is_made_of_it(edit, tmp
         assert not Engine.runs(tiny(), net)
         with pytest.raises(ValueError, match=f"^Engine: model must be .*{named}"):
             Engine(net)
-        # A checkpoint holds no code, nobody expects it to.
+        # A checkpoint holds no code, and hooks are nobody's to expect of it; classes may be.
         refused = contextlib.nullcontext()
         if edit in PARTS:
             refused = pytest.raises(ValueError, match=f"^save: net must be .*{named}")
@@ -287,7 +338,7 @@ def test_a_perturbed_guide_guides(role):
 
 def test_what_may_differ():
     net = tiny()
-    net.encoder = torch.nn.Identity()  # which becomes a sub-module
+    net.encoder = torch.nn.Linear(2, 2)
     net.info = {"nimg": 1}
     net.note = "mine"
     net.train()
