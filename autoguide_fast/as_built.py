@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.nn.modules import module as torch_module
 
+from . import ops, products
+from .guidance import Unlabelled
+from .modes import watching
 from .networks import Block, Precond, UNet
 from .nn import MPConv, MPFourier
 
@@ -28,10 +32,20 @@ def _code(namespace):
 
 
 # The methods that evaluate a net, before anyone can have replaced them.
-_METHODS = {kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, MPFourier)} | {
-    torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}
-}
+_METHODS = {
+    kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, MPFourier, Unlabelled)
+} | {torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}}
 
+# The functions that they call, by where they are looked up. Torch's own are taken from below what
+# may have been replaced before this was imported.
+_FUNCTIONS = [
+    (F, "linear", torch._C._nn.linear),
+    (F, "scaled_dot_product_attention", torch._C._nn.scaled_dot_product_attention),
+    (F, "conv2d", torch._C._VariableFunctions.conv2d),
+    *((torch, k, getattr(torch._C._VariableFunctions, k)) for k in ("baddbmm", "cat")),
+    *((products, k, getattr(products, k)) for k in ("linear", "conv2d", "attention")),
+    *((ops, k, getattr(ops, k)) for k in ops.__all__ if not k.endswith("_reference")),
+]
 _BUILDING = {"__init__", "__setattr__", "_apply", "extra_repr"}  # methods that evaluate nothing
 
 
@@ -149,7 +163,7 @@ def differences(net):
 
 
 def _replaced_code():
-    """What was replaced in classes, thus for all nets."""
+    """What was replaced in classes and modules, or is by a mode, thus for all nets."""
     for kind, methods in _METHODS.items():
         now = vars(kind)
         for key, method in methods.items():
@@ -159,6 +173,11 @@ def _replaced_code():
             for key in now.keys() - methods.keys():
                 if hasattr(torch.nn.Module, key) and key in _code(now):
                     yield Difference("code", f"a replaced {kind.__name__}.{key}; delete it")
+    for place, key, function in _FUNCTIONS:
+        if getattr(place, key) is not function:
+            yield Difference("code", f"a replaced {place.__name__}.{key}; put the first back")
+    if mode := watching():
+        yield Difference("code", f"an active {mode}, which does not see into it; leave that")
     for key in _GLOBAL_HOOKS:
         if getattr(torch_module, key):
             yield Difference("code", "hooks on all modules (torch.nn.modules.module); remove them")

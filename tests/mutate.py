@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JUDGES = {
     "autoguide_fast/schedules.py": "test_schedules test_sampler",
     "autoguide_fast/seeds.py": "test_seeds test_sample",
-    "autoguide_fast/guidance.py": "test_guidance test_sampler",
+    "autoguide_fast/guidance.py": "test_guidance test_borrowed_memory test_sampler",
     "autoguide_fast/sampler.py": "test_sampler test_sample",
     "autoguide_fast/generate.py": "test_sample_errors test_sample test_sampler",
     "autoguide_fast/checkpoints/native.py": "test_checkpoints",

@@ -14,7 +14,7 @@ from ..nn import MPConv
 from . import pack
 from .embedding import Embedding
 from .float8 import Float8Conv, suits_float8
-from .prepared import Snapshot, device_of, no_autocast, refuse_derivatives
+from .prepared import Snapshot, check_call, device_of, no_autocast
 
 # Of channels: a tensor core loads 16 bytes of a pixel at a time. Other numbers make cuDNN copy.
 MULTIPLE = 8
@@ -114,7 +114,7 @@ class BakedNet(Snapshot):
         Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
         ValueError where a derivative is asked for.
         """
-        refuse_derivatives(x, sigma, class_labels)
+        check_call(x, sigma, class_labels)
         with torch.no_grad(), no_autocast(self.device.type):
             x = x.to(torch.float32)
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from .prepared import refuse_derivatives
+from .prepared import check_call
 
 
 class EngineStepper:
@@ -40,7 +40,7 @@ class EngineStepper:
 
     def first(self, x, step):
         """Euler's step from `step.level` to `step.level_next`."""
-        refuse_derivatives(x)
+        check_call(x)
         self.outputs.clear()
         x = x.contiguous()
         if self.state is None or not self.state.fits(x):
