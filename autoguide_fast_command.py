@@ -10,9 +10,7 @@ import sys
 
 def main():
     """Import the package, run its command line and return the exit code."""
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
-    if heard:
-        signal.signal(signal.SIGINT, _leave)
+    heard = leave_when_interrupted()
     from autoguide_fast.cli import main
 
     if heard:
@@ -21,6 +19,14 @@ def main():
     if heard:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: no traceback of the shutdown
     return code
+
+
+def leave_when_interrupted():
+    """Let Ctrl-C end the program with one line from now on; False where it is ignored."""
+    heard = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave)
+    if heard:
+        signal.signal(signal.SIGINT, _leave)
+    return heard
 
 
 def _leave(number, frame):

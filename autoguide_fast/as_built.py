@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.nn.modules import module as torch_module
 
+from . import ops, torch_functional
+from .guidance import Unlabelled
+from .modes import watching
 from .networks import Block, Precond, UNet
 from .nn import MPConv, MPFourier
 
@@ -28,16 +32,32 @@ def _code(namespace):
 
 
 # The methods that evaluate a net, before anyone can have replaced them.
-_METHODS = {kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, MPFourier)} | {
-    torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}
-}
+_METHODS = {
+    kind: _code(vars(kind)) for kind in (Precond, UNet, Block, MPConv, MPFourier, Unlabelled)
+} | {torch.nn.Module: {k: vars(torch.nn.Module)[k] for k in ("__call__", "_call_impl")}}
+
+# The functions that they call, by where they are looked up. Torch's own are taken from below what
+# may have been replaced before this was imported.
+_FUNCTIONS = [
+    (F, "linear", torch._C._nn.linear),
+    (F, "scaled_dot_product_attention", torch._C._nn.scaled_dot_product_attention),
+    (F, "conv2d", torch._C._VariableFunctions.conv2d),
+    *((torch, k, getattr(torch._C._VariableFunctions, k)) for k in ("baddbmm", "cat")),
+    *(
+        (torch_functional, k, getattr(torch_functional, k))
+        for k in ("linear", "conv2d", "attention")
+    ),
+    *((ops, k, getattr(ops, k)) for k in ops.__all__ if not k.endswith("_reference")),
+]
+_BUILDING = {"__init__", "__setattr__", "_apply", "extra_repr"}  # methods that evaluate nothing
 
 
 class Difference(NamedTuple):
     """One way in which a net is not what its options build.
 
-    kind ({"option", "weight", "code"}): An attribute of another value; weights or layers too many,
-        too few, or of another kind; what no checkpoint holds: classes, methods, hooks.
+    kind ({"option", "weight", "class", "code"}): An attribute of another value; weights or layers
+        too many, too few, or of another kind; a class whose methods evaluate otherwise; what else
+        no checkpoint holds: replaced methods, hooks, classes that evaluate as theirs do.
     text (str): What was found where, and a remedy: the end of a message.
     """
 
@@ -146,7 +166,7 @@ def differences(net):
 
 
 def _replaced_code():
-    """What was replaced in classes, thus for all nets."""
+    """What was replaced in classes and modules, or is by a mode, thus for all nets."""
     for kind, methods in _METHODS.items():
         now = vars(kind)
         for key, method in methods.items():
@@ -156,6 +176,11 @@ def _replaced_code():
             for key in now.keys() - methods.keys():
                 if hasattr(torch.nn.Module, key) and key in _code(now):
                     yield Difference("code", f"a replaced {kind.__name__}.{key}; delete it")
+    for place, key, function in _FUNCTIONS:
+        if getattr(place, key) is not function:
+            yield Difference("code", f"a replaced {place.__name__}.{key}; put the first back")
+    if mode := watching():
+        yield Difference("code", f"an active {mode}, which does not see into it; leave that")
     for key in _GLOBAL_HOOKS:
         if getattr(torch_module, key):
             yield Difference("code", "hooks on all modules (torch.nn.modules.module); remove them")
@@ -166,9 +191,10 @@ def _differences(layer, module, name):
     if type(module) is not layer.kind:
         wanted, found = layer.kind.__name__, type(module).__name__
         inherits = isinstance(module, layer.kind)
-        yield Difference(
-            "code" if inherits else "weight", f"a {found} for {where}; it has to be a {wanted}"
+        kind = (
+            ("class" if _overrides(type(module), layer.kind) else "code") if inherits else "weight"
         )
+        yield Difference(kind, f"a {found} for {where}; it has to be a {wanted}")
         if not inherits:
             return
     own = vars(module)
@@ -199,15 +225,20 @@ def _differences(layer, module, name):
                 yield Difference("code", f"{found}; convert it to a plain tensor")
     children = module._modules
     if children.keys() != layer.children.keys() or tuple(children) != tuple(layer.children):
-        found = [k for k in children if k not in _FREE or k not in layer.known]
-        if found != list(layer.children):
-            names = ", ".join(sorted(set(found) ^ layer.children.keys())) or "in another order"
-            yield Difference(
-                "weight", f"layers too many or too few ({names}) in {where}; build the net anew"
-            )
+        names = ", ".join(sorted(children.keys() ^ layer.children.keys())) or "in another order"
+        yield Difference(
+            "weight", f"layers too many or too few ({names}) in {where}; build the net anew"
+        )
     for key, child in layer.children.items():
         if children.get(key) is not None:
             yield from _differences(child, children[key], _joined(name, key))
+
+
+def _overrides(found, kind):
+    """Whether `found`, which inherits from `kind`, has methods of its own for what that does."""
+    methods = (_METHODS[kind] | _METHODS[torch.nn.Module]).keys() - _BUILDING
+    between = found.__mro__[: found.__mro__.index(kind)]
+    return any(methods & vars(each).keys() for each in between)
 
 
 def _joined(name, key):

@@ -45,8 +45,9 @@ class Engine(BaseEngine):
 
     Raises:
         ValueError: nets that it cannot run (`Engine.runs` tells beforehand): any whose options and
-            weights do not say all, because a method, a layer or an attribute was replaced or a hook
-            added, is named with what is in the way; or another dtype.
+            weights do not say all, because a method, a layer, an attribute or a function of torch
+            was replaced, a hook added or a mode of torch is active, is named with what is in the
+            way; or another dtype.
 
     May be shared by threads, which then run one after the other, copied and pickled. `sample` makes
     engines by itself and keeps the last few. `close`, or the end of a `with`, releases the memory

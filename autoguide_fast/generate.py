@@ -127,7 +127,11 @@ def sample(
     stays on for callables and modules that are not this package's.
     """
     request = checked(**locals())
-    with torch.no_grad(), _evaluating(request.model, request.guide), _bar(request) as bar:
+    with (
+        torch.no_grad(),
+        _evaluating(request.model, request.guide, request.encoder),
+        _bar(request) as bar,
+    ):
         return _run(request, bar)
 
 
@@ -257,7 +261,7 @@ def _decoded(encoder, x):
 
 @contextlib.contextmanager
 def _evaluating(*nets):
-    """Puts the nets' modules in evaluation mode and back, whatever happens in between."""
+    """Puts the modules among these in evaluation mode and back, whatever happens in between."""
     tops = [top for net in nets if (top := module_of(net)) is not None]
     training = [module for top in tops for module in top.modules() if module.training]
     try:

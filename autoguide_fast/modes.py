@@ -1,4 +1,4 @@
-"""PyTorch's modes that change what a function must do: autocast, and derivatives other than first.
+"""PyTorch's modes that change what a function must do: autocast, derivatives, watching modes.
 
 A net chooses the types that it computes in, so its products leave autocast. Kernels that know their
 first backward pass alone leave everything else to plain PyTorch.
@@ -8,11 +8,27 @@ import functools
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
+from torch.utils._device import DeviceContext
 
 
 def transformed():
     """Whether a transform of `torch.func` or a level of forward-mode differentiation is active."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def watching():
+    """The class of an active mode that sees, and may replace, each call of torch; else None.
+
+    A `TorchFunctionMode` or `TorchDispatchMode`, but not where new tensors go (`torch.device`).
+    """
+    modes = []
+    if torch._C._len_torch_function_stack():
+        stack = torch.overrides._get_current_function_mode_stack()
+        modes += [m for m in stack if not isinstance(m, DeviceContext)]
+    if torch._C._len_torch_dispatch_stack():
+        modes += _python_dispatch._get_current_dispatch_mode_stack()
+    return type(modes[-1]).__name__ if modes else None
 
 
 def without_autocast(function):

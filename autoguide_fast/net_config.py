@@ -92,13 +92,21 @@ def _check(config):
     for name, (fits, rule, remedy) in _RULES.items():
         if not fits(config[name]):
             raise ValueError(f"Precond: {name} must {rule}, got {config[name]!r}; {remedy}")
-    factor = 2 ** (len(config["channel_mult"]) - 1)
+    factor = 1 << min(len(config["channel_mult"]) - 1, 64)
     if config["img_resolution"] % factor:
         raise ValueError(
             f"Precond: img_resolution must be divisible by {factor} for "
             f"{len(config['channel_mult'])} levels, got {config['img_resolution']}; pad the images "
             "or drop a level from channel_mult"
         )
+
+
+def least_weights(config):
+    """How many tensors a net of this `NetConfig` has at least.
+
+    Each block has four or more. Building a net to count them takes as long as there are layers.
+    """
+    return 4 * len(config.channel_mult) * (2 * config.num_blocks + 3)
 
 
 def _is_integer(value):

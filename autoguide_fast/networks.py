@@ -117,6 +117,7 @@ class UNet(torch.nn.Module):
         super().__init__()
         widths, num_blocks = config.widths, config.num_blocks
         self.label_balance = config.label_balance
+        attn_resolutions = set(config.attn_resolutions)
         self.out_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
 
         # Embedding of noise level and class.
@@ -128,7 +129,7 @@ class UNet(torch.nn.Module):
 
         def block(flavor, c_in, c_out, resolution, mode="keep", attention=None):
             if attention is None:
-                attention = resolution in config.attn_resolutions
+                attention = resolution in attn_resolutions
             return Block(c_in, c_out, config, flavor, mode, attention)
 
         # Encoder: one more input channel, of ones, stands in for biases.
@@ -256,7 +257,9 @@ class Precond(torch.nn.Module):
         info (dict): What else a checkpoint recorded about the network; empty for one that was not
             loaded.
         encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
-            None for raw samples.
+            None for raw samples. It is no layer of the network: a module is not among its
+            parameters, weights or sub-modules, and keeps its types. `.to`, `.cpu` and `.cuda` take
+            it along; `copy.deepcopy` and pickles hold it.
         run_dtype (torch.dtype or None): Type that the U-Net runs in, on any device; None leaves it
             to `use_fp16`. Training in mixed precision sets it; it is not stored.
     """
@@ -274,6 +277,19 @@ class Precond(torch.nn.Module):
         self.unet = UNet(config)
         self.logvar_fourier = MPFourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1, kernel=[])
+
+    def __setattr__(self, name, value):
+        if name == "encoder":  # torch would make a module a layer
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn, recurse=True):
+        net = super()._apply(fn, recurse)
+        device = self.unet.out_gain.device
+        if isinstance(self.encoder, torch.nn.Module) and device.type != "meta":
+            self.encoder.to(device)
+        return net
 
     # Options that nothing was built from, so that they may be changed later.
     sigma_data = _option("sigma_data")

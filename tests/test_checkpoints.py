@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -203,6 +204,25 @@ def test_bundled_pair_by_name():
         sample("digits-uncond", guidance=2, seeds=[0])
 
 
+# Options of nets that cannot be built, or not in an hour, and what is said of them.
+FIT = "weights that fit its options, got "
+ENDLESS = [
+    ({"num_blocks": 10**9}, FIT + "[0-9]+ tensors for a network of 16000000024 or more"),
+    ({"num_blocks": 10**4000}, FIT + "[0-9]+ tensors for a network of 1600000"),
+    ({"channel_mult": [1] * 10**5}, FIT + ".* img_resolution must be divisible"),
+    ({"channel_mult": [1] * 10**5, "img_resolution": 2**100}, FIT + "[0-9]+ tensors for a network"),
+    ({"model_channels": 10**9}, FIT),
+    ({"model_channels": 10**30}, FIT),
+    ({"channel_mult": [10**9, 1]}, FIT),
+    ({"channel_mult_emb": 10**9}, FIT),
+    ({"img_channels": 10**12}, FIT),
+    ({"img_resolution": 2**4000}, FIT),
+    ({"label_dim": 10**15}, FIT),
+    ({"logvar_channels": 10**15}, FIT),
+    ({"attn_resolutions": [3] * 10**6 + [8]}, FIT),
+]
+
+
 def broken_files(tmp_path):
     """Files that are no checkpoints, and what is said of them."""
     net = tiny()
@@ -245,6 +265,12 @@ def broken_files(tmp_path):
         (stored("huge", changed(lambda w: w.double() + 1e300), header), f"NaN .* in {WEIGHT}"),
         (stored("shape", changed(lambda w: w[:, :4].clone()), header), r"\[8, 4, 3, 3\] instead"),
         (stored("more", weights | {"extra": torch.ones(1)}, header), "got the unknown extra;"),
+        (stored("digits", weights, '{"config": {"a": ' + "9" * 5000 + "}}"), "cannot be read"),
+        (stored("deep", weights, '{"config": ' + "[" * 100_000), "cannot be read"),
+        *[
+            (stored(f"endless{number}", weights, {"config": net.config | change}), message)
+            for number, (change, message) in enumerate(ENDLESS)
+        ],
         (stored("bad", weights, {"config": net.config | {"num_blocks": -1}}), "num_blocks must be"),
         (tmp_path / ("a" * 5000), "bundled name .* or an existing file"),
     ]
@@ -302,13 +328,105 @@ def test_every_flipped_bit_is_found(net, tmp_path):
     checkpoints.load(path)
 
 
+def test_nets_that_do_not_fit_their_file_cost_no_memory(net, tmp_path, monkeypatch):
+    """Options and shapes are compared before a tensor is read or a layer is built."""
+    header = json.dumps({"config": net.config | {"num_blocks": 10**9}})
+    save_file(net.state_dict(), tmp_path / "net", metadata={"autoguide_fast": header})
+
+    def forbidden(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr("autoguide_fast.checkpoints.native.blank", forbidden)
+    monkeypatch.setattr("autoguide_fast.checkpoints.native._weights", forbidden)
+    with pytest.raises(ValueError, match="fit its options"):
+        checkpoints.load(tmp_path / "net")
+
+
+def rewritten(data, change):
+    """A safetensors file, as bytes, with another header: `change` gets and returns its text."""
+    length = int.from_bytes(data[:8], "little")
+    text = change(data[8 : 8 + length].decode()).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def twice(text):
+    """The name of one tensor given to another of the same shape, so that it stands there twice."""
+    first, second = "unet.enc.8x8_block0.conv_res0.weight", "unet.enc.8x8_block0.conv_res1.weight"
+    return text.replace(f'"{first}"', f'"{second}"')
+
+
+def shaped_twice(text):
+    """An entry that stands there once more, with another shape."""
+    entry = re.search(r'"unet.out_conv.weight":{[^}]*},?', text)[0]
+    other = entry.replace("[2,8,3,3]", "[8,2,3,3]")
+    assert other != entry
+    return text.replace(entry, entry.rstrip(",") + "," + other)
+
+
+def overlapping(text):
+    """Two tensors in the same bytes."""
+    tensors = json.loads(text)
+    first, second = "unet.enc.8x8_block0.conv_res0.weight", "unet.enc.8x8_block0.conv_res1.weight"
+    tensors[first]["data_offsets"] = tensors[second]["data_offsets"]
+    return json.dumps(tensors)
+
+
+def half_overlapping(text):
+    tensors = json.loads(text)
+    start, end = tensors["unet.enc.8x8_block0.conv_res0.weight"]["data_offsets"]
+    tensors["unet.enc.8x8_block0.conv_res0.weight"]["data_offsets"] = [start - 4, end - 4]
+    return json.dumps(tensors)
+
+
+def beyond(text):
+    tensors = json.loads(text)
+    tensors["unet.out_gain"]["data_offsets"] = [2**60, 2**60 + 4]
+    return json.dumps(tensors)
+
+
+def two_headers(text):
+    tensors = json.loads(text)
+    header = json.dumps(tensors["__metadata__"])
+    return text.replace('{"__metadata__":', f'{{"__metadata__":{header},"__metadata__":', 1)
+
+
+@pytest.mark.parametrize(
+    "change", [twice, shaped_twice, overlapping, half_overlapping, beyond, two_headers]
+)
+@pytest.mark.parametrize("checksum", [True, False])
+def test_names_and_places_that_are_not_unique(net, tmp_path, change, checksum):
+    path = tmp_path / "net.safetensors"
+    if checksum:
+        checkpoints.save(net, path)
+    else:  # as in a file of an earlier version
+        header = json.dumps({"config": net.config})
+        save_file(net.state_dict(), path, metadata={"autoguide_fast": header})
+    checkpoints.load(path)
+    data = path.read_bytes()
+    assert rewritten(data, lambda text: text) == data
+    changed = rewritten(data, change)
+    assert changed != data
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"^load: .*net.safetensors must ") as caught:
+        checkpoints.load(path)
+    assert "\n" not in str(caught.value) and "; " in str(caught.value)
+
+
 def test_equal_nets_make_equal_files(net, tmp_path):
     for name in "abcdef":
         checkpoints.save(net, tmp_path / name, nimg=1000)
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-@pytest.mark.parametrize("change", ["shape", "name", "type", "order"])
+CHANGED = {
+    "shape": "fit its options, got .*attn_proj.weight .* instead of .*; it may be damaged",
+    "name": "fit its options, got no .*attn_proj.weight; it may be damaged",
+    "type": "got others by its checksum: it is damaged, or another",
+    "order": "got others by its checksum: it is damaged, or another",
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
 def test_tensors_that_were_changed_are_found(net, tmp_path, change):
     """Also where every byte is there that was, and the file is a good one."""
     path = tmp_path / "net.safetensors"
@@ -333,7 +451,7 @@ def test_tensors_that_were_changed_are_found(net, tmp_path, change):
         tensors[a], tensors[b] = tensors[b], tensors[a]
     with safe_open(path, "pt") as file:
         save_file(tensors, path, metadata=file.metadata())
-    with pytest.raises(ValueError, match="got others by its checksum: it is damaged, or another"):
+    with pytest.raises(ValueError, match=CHANGED[change]):
         checkpoints.load(path)
 
 

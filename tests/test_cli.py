@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -148,6 +149,38 @@ def test_interruption_of_the_import_is_no_traceback(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "\nautoguide-fast: interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["-m", "autoguide_fast.cli"], ["-mautoguide_fast.cli"]])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interruption_of_the_import_of_the_module(tmp_path, arguments, ignored):
+    """Where Ctrl-C is ignored, as in the background of a shell, it stays so."""
+    (tmp_path / "torch").mkdir()  # the first that takes time; here, until Ctrl-C comes
+    slow = "import sys\nprint('importing', flush=True)\nsys.stdin.read()\nsys.exit(7)\n"
+    (tmp_path / "torch" / "__init__.py").write_text(slow)
+    command = [sys.executable, *arguments, "info"]
+    if ignored:
+        code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        command = [sys.executable, "-c", code + "os.execv(sys.argv[1], sys.argv[1:])", *command]
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        **pipes,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    expected = (7, "") if ignored else (130, "\nautoguide-fast: interrupted\n")
+    assert (process.returncode, error) == expected
+
+
+def test_the_library_leaves_signals_alone():
+    program = "import signal, sys; sys.argv[0] = '-m'; import autoguide_fast\n"
+    program += "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_interruption_of_a_plugin_is_no_traceback(capsys, monkeypatch):

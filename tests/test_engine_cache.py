@@ -194,6 +194,27 @@ def test_place_type_and_instruction_set_count(isa):
     assert isa in cache._key(net, None, torch.float32)
 
 
+def test_the_engines_that_were_used_last_are_kept():
+    nets = [tiny(seed=seed) for seed in range(cache.LIMIT + 1)]
+    engine.clear()
+    made = [engine.cached(net) for net in nets[:-1]]
+    assert [engine.cached(net) for net in nets[:-1]] == made
+    assert engine.cached(nets[0]) is made[0]  # so that the second was not used for longest
+    last = engine.cached(nets[-1])
+    kept = [nets[0], *nets[2:]]
+    assert [engine.cached(net) for net in kept] == [made[0], *made[2:], last]
+    assert engine.cached(nets[1]) is not made[1]
+
+
+def test_half_precision_of_a_net_is_for_gpus():
+    """On a CPU such a net computes in float32, alone, as a model and as a guide."""
+    whole, half = tiny(), tiny(use_fp16=True)
+    assert engine.cached(half).dtype == torch.float32
+    assert torch.equal(sampled(half), sampled(whole))
+    for pair in ((half, half), (whole, half), (half, whole)):
+        assert engine.cached(*pair).dtype == torch.float32
+
+
 def test_a_kept_engine_knows_no_encoder():
     plain, bright = tiny(), tiny()
     plain.encoder = PixelEncoder()

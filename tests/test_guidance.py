@@ -72,6 +72,8 @@ def test_unlabelled_hides_the_label_and_nothing_else():
     [
         ((3, None, 1), TypeError, "model must be a callable"),
         ((math.sin, None, 2), TypeError, "guide must be a callable .* got NoneType"),
+        ((None, None, 1), TypeError, "model must be a callable"),
+        ((math.sin, "digits", 1), TypeError, "guide must be a callable .* got str"),
         ((math.sin, None, 0.5), TypeError, "guide must be a callable .* got NoneType"),
         ((math.sin, math.sin, math.nan), ValueError, "guidance must be finite, got nan"),
         ((math.sin, math.sin, torch.ones(2)), TypeError, "guidance must be a number"),
@@ -81,6 +83,13 @@ def test_unlabelled_hides_the_label_and_nothing_else():
 def test_guided_denoiser_rejects(arguments, error, message):
     with pytest.raises(error, match="guided_denoiser: " + message):
         guided_denoiser(*arguments)
+
+
+def test_without_guidance_there_need_be_no_guide():
+    def model(x, sigma, class_labels):
+        return x / 2
+
+    assert torch.equal(guided_denoiser(model, None, 1)(torch.ones(2, 3), 5.0), torch.ones(2, 3) / 2)
 
 
 def test_guided_denoiser_wants_one_level_where_there_is_an_interval():

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import pickle
 
 import numpy
 import pytest
@@ -13,6 +14,8 @@ from nets import tiny
 from references import assert_denoised, assert_gradients, gradients, textbook
 from tolerances import GOLDEN_NETWORK, OP, assert_as_exact, relative_error
 
+from autoguide_fast import Engine, sample
+from autoguide_fast.encoders import PixelEncoder
 from autoguide_fast.net_config import NetConfig
 from autoguide_fast.networks import Block, Precond
 from autoguide_fast.trainer.options import TrainOptions
@@ -404,3 +407,84 @@ def test_options_are_one_list():
 def test_options_must_be_plain():
     with pytest.raises(TypeError, match="options must be numbers"):
         tiny(clip_act=torch.tensor(1.0))
+
+
+class Decoder(torch.nn.Module):
+    """An encoder with weights, such as a VAE; in training mode it spoils what it decodes."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("shift", torch.tensor(1.0))
+
+    def decode(self, x):
+        return x * self.scale + self.shift + (100 if self.training else 0)
+
+
+def decoding():
+    net = tiny()
+    net.encoder = Decoder()
+    return net
+
+
+def pickled(net):
+    return pickle.loads(pickle.dumps(net))
+
+
+def test_an_encoder_with_weights_is_no_layer():
+    net, plain = decoding(), tiny()
+    assert isinstance(net.encoder, Decoder)
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    net.load_state_dict(plain.state_dict())
+    for kind in ("parameters", "buffers", "modules", "children"):
+        assert len(list(getattr(net, kind)())) == len(list(getattr(plain, kind)())), kind
+    net.encoder = None
+    assert net.encoder is None
+    net.encoder = Decoder()
+    net.encoder = PixelEncoder()  # one kind after the other
+    assert type(net.encoder) is PixelEncoder and not net._modules.keys() - plain._modules.keys()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_copies_of_a_net_have_its_encoder(copied):
+    net = decoding()
+    again = copied(net)
+    assert isinstance(again.encoder, Decoder) and again.encoder is not net.encoder
+    assert again.encoder.scale.data_ptr() != net.encoder.scale.data_ptr()
+    assert torch.equal(again.encoder.scale, net.encoder.scale)
+    assert again.state_dict().keys() == net.state_dict().keys()
+
+
+class Places(torch.overrides.TorchFunctionMode):
+    """Notes where tensors are moved to, for there is one device on most machines."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to:
+            self.moved[id(args[0])] = args[1:]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, torch.nn.Sequential])
+def test_an_encoder_moves_with_its_net_and_keeps_its_types(wrap):
+    net = decoding()
+    with Places() as places:
+        wrap(net).to("cpu")
+    for tensor in (net.encoder.scale, net.encoder.shift):
+        assert places.moved[id(tensor)][0] == torch.device("cpu")
+    wrap(net).half()
+    assert net.unet.out_gain.dtype == torch.float16 and net.encoder.scale.dtype == torch.float32
+    wrap(net).to("meta")
+    assert net.unet.out_gain.is_meta and not net.encoder.scale.is_meta
+
+
+def test_an_encoder_decodes_in_evaluation_mode():
+    net = decoding()
+    net.encoder.train()
+    samples = sample(net, seeds=[1], num_steps=2, raw=True)
+    assert torch.equal(sample(net, seeds=[1], num_steps=2), 2 * samples + 1)
+    assert net.encoder.training
+    assert Engine.runs(net)

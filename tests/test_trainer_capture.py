@@ -70,7 +70,8 @@ def test_a_step_for_recording_is_the_plain_step(precision):
     assert losses == again
     for p, q in zip(plain.net.parameters(), other.net.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-5 * plain.lr)
+        # And at last, one place in the weight itself.
+        torch.testing.assert_close(p, q, rtol=2**-23, atol=1e-5 * plain.lr)
 
 
 def test_a_recorded_step_leaves_out_what_overflows():

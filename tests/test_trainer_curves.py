@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import torch
+from tolerances import assert_as_exact
 
 from autoguide_fast.textbook import TextbookPrecond
 from autoguide_fast.trainer.ema import power_function_beta
@@ -33,8 +34,9 @@ def trained(seed):
     return trainer, losses, start, seen
 
 
-def textbook(trainer, net, seen):
+def textbook(trainer, net, seen, dtype=torch.float32):
     """Train as the equations say, one parameter after the other; return average and losses."""
+    net = copy.deepcopy(net).to(dtype)
     o, model, losses = trainer.options, TextbookPrecond(net), []
     optimizer = torch.optim.Adam(net.parameters(), betas=o.betas, eps=o.eps, foreach=False)
     average = copy.deepcopy(net)
@@ -42,7 +44,8 @@ def textbook(trainer, net, seen):
         nimg = i * o.batch
         optimizer.param_groups[0]["lr"] = learning_rate(nimg, o.batch, o.lr, o.decay, o.rampup)
         optimizer.zero_grad()
-        loss = trainer.loss(model, images, labels, **drawn)
+        drawn = {name: value.to(dtype) for name, value in drawn.items()}
+        loss = trainer.loss(model, images.to(dtype), labels, **drawn)
         (loss.sum() / o.batch).backward()
         optimizer.step()
         losses.append(loss.detach().mean().item())
@@ -60,10 +63,11 @@ def windows(losses):
 def test_the_loss_falls_as_the_textbooks():
     trainer, ours, start, seen = trained(seed=3)
     average, theirs = textbook(trainer, start, seen)
+    _, exact = textbook(trainer, start, seen[:WINDOW], torch.float64)
     _, other, _, _ = trained(seed=4)
     noise = abs(windows(other) / windows(ours) - 1).mean()
     # Two orders of summation drift apart as training amplifies them; two seeds differ by far more.
-    np.testing.assert_allclose(ours[:WINDOW], theirs[:WINDOW], rtol=2e-5)
+    assert_as_exact(*map(torch.from_numpy, (ours[:WINDOW], theirs[:WINDOW].astype("f"), exact)))
     assert abs(windows(theirs) / windows(ours) - 1).max() < 0.1 * noise
     assert windows(ours)[-1] < 0.6 * windows(ours)[0]
     for (name, p), q in zip(

@@ -22,7 +22,9 @@ from autoguide_fast.trainer.optimizer import (
     LossScale,
     Update,
     gradients_of,
+    load_moments,
     make_optimizer,
+    moments,
     set_rate,
 )
 from autoguide_fast.trainer.options import TrainOptions
@@ -189,6 +191,77 @@ def test_non_finite_gradients_are_repaired(bad, becomes):
     assert not update.norm.isfinite()
     torch.testing.assert_close(p.grad, torch.tensor([becomes, 1.0]))
     assert torch.isfinite(p).all()
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_2000_good_steps():
+    scale, good, overflow = LossScale("fp16", 4.0), torch.tensor(0.0), torch.tensor(1.0)
+    scale.adjust(overflow)
+    assert scale.state() == [2.0, 0]
+    for _ in range(1999):
+        scale.adjust(good)
+    assert scale.state() == [2.0, 1999]
+    scale.adjust(good)
+    assert scale.state() == [4.0, 0]
+    scale.adjust(good)
+    scale.adjust(overflow)  # which breaks the row
+    assert scale.state() == [2.0, 0]
+    for _ in range(3):
+        scale.adjust(overflow)
+    assert scale.state() == [1.0, 0]  # and no lower
+    again = LossScale("fp16", 64.0)
+    again.load([8.0, 1999])
+    again.adjust(good)
+    assert again.state() == [16.0, 0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_scale_is_1_where_nothing_overflows(precision):
+    scale = LossScale(precision, 64.0)
+    assert scale.state() == [1.0, 0] and not scale.dynamic
+
+
+def test_a_loss_scale_divides_the_gradients_and_leaves_out_what_overflows():
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer(torch.nn.ParameterList([p]))
+    set_rate(optimizer, 0.1)
+    update = Update(optimizer, LossScale("fp16", 8.0))
+    p.grad = torch.tensor([24.0, 32.0])
+    update()
+    assert update.norm.item() == 5.0 and update.scale.state() == [8.0, 1]
+    torch.testing.assert_close(p.grad, torch.tensor([3.0, 4.0]))
+    stepped = p.detach().clone()
+    torch.testing.assert_close(stepped, torch.tensor([0.9, 0.9]))
+    p.grad = torch.tensor([torch.inf, 1.0])
+    update()
+    assert torch.equal(p, stepped) and update.scale.state() == [4.0, 0]
+    assert not update.norm.isfinite()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_are_shaped_as_the_weights_and_come_back(layout):
+    """Whatever the layout of the net that gives them, and of the one that takes them."""
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(2, 3, 3).to(memory_format=layout)
+    other = torch.nn.Conv2d(2, 3, 3)
+    optimizers = [make_optimizer(each) for each in (net, other)]
+    for _ in range(2):
+        for each, optimizer in zip((net, other), optimizers, strict=True):
+            each.weight.grad = torch.arange(54.0).reshape(3, 2, 3, 3)
+            each.bias.grad = torch.ones(3)
+            set_rate(optimizer, 0.5)
+            gradients_of(optimizer)
+            optimizer.step()
+    stored, plain = map(moments, optimizers)
+    for mine, theirs in zip(stored, plain, strict=True):
+        assert mine.keys() == theirs.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for name in mine:
+            torch.testing.assert_close(mine[name], theirs[name])
+    for source, optimizer in ((stored, optimizers[1]), (plain, optimizers[0])):
+        load_moments(optimizer, source)
+        for mine, theirs in zip(moments(optimizer), source, strict=True):
+            for name in theirs:
+                assert torch.equal(mine[name], theirs[name]), name
+                assert mine[name].data_ptr() != theirs[name].data_ptr(), name
 
 
 # --- snapshots ----------------------------------------------------------------------------------

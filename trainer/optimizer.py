@@ -70,7 +70,10 @@ def gradients_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
         owner = getattr(view, "owner", None)
         if owner is not None:
             gradient = owner.grad
-            view.grad = None if gradient is None else _in_memory_order(gradient, owner)
+            if gradient is not None:
+                # As autograd lays it out; in another layout the fused kernel would misread it.
+                gradient = _in_memory_order(gradient, owner).contiguous()
+            view.grad = gradient
     return [view.grad for view in views if view.grad is not None]
 
 

@@ -68,7 +68,7 @@ def _read(path, function):
         with safe_open(path, framework="pt") as file:
             text, header = _header(path, file, function)
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise _unreadable(path, function, error) from None
     found = _CHECKSUM.search(text)
     if found:
@@ -97,14 +97,17 @@ def read_header(path, function):
     try:
         with safe_open(path, framework="pt") as file:
             return _header(path, file, function)[1]
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise _unreadable(path, function, error) from None
 
 
 def _header(path, file, function):
     """The header of an open file as text and as a dict."""
     text = (file.metadata() or {}).get(METADATA_KEY, "null")
-    header = json.loads(text)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number or a nesting without end
+        raise _unreadable(path, function, error) from None
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise ValueError(
             f"{function}: {path} must say how its network is built, got a safetensors file without "

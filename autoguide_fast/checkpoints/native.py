@@ -14,6 +14,7 @@ from ..arguments import not_finite, present_device
 from ..as_built import blank, differences
 from ..encoders import ENCODERS, encoder
 from ..files import reason, remedy, write_atomically
+from ..net_config import NetConfig, least_weights
 from ..networks import Precond
 from .bundled import BUNDLED, bundled_path
 from .format import DIGEST, OWN, reading, write
@@ -38,9 +39,9 @@ def save(net, path, dtype=None, **info):
 
     Raises, before anything is written: TypeError for a network that is not a `Precond`, another
     dtype, or info that JSON cannot hold; ValueError for weights that are not finite or leave the
-    range of `dtype`, for attributes, weights or layers that the network's options do not build,
-    which would be lost, or an encoder that could not be found again by its name. Raises OSError
-    where the file cannot be written.
+    range of `dtype`, for attributes, weights or layers that the network's options do not build or
+    classes that evaluate otherwise, which would be lost, or an encoder that could not be found
+    again by its name. Raises OSError where the file cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -132,17 +133,39 @@ def _underflows(weight, value):
     return bool(((largest > 0) & (largest < least)).any())
 
 
-def _misfit(weights, net):
-    """What in `weights` is not as `net` has it, or None."""
-    expected = net.state_dict()
-    missing = [name for name in expected if name not in weights]
-    unknown = [name for name in weights if name not in expected]
+def _fitting(path, header, shapes):
+    """The net that a header describes, without weights; ValueError where it has no such `shapes`.
+
+    It is built only if there are weights enough for its layers, which may be without end.
+    """
+    try:
+        if header.get("network") != TOY:
+            least = least_weights(NetConfig(**header["config"]))
+            if least > len(shapes):
+                raise ValueError(f"{len(shapes)} tensors for a network of {least} or more")
+        net = _blank(header)
+        if problem := _misfit(shapes, net):
+            raise ValueError(problem)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"load: {path} must hold weights that fit its options, got "
+            f"{' '.join(str(error).split())[:200]}; it may be damaged or need a later version of "
+            "autoguide_fast"
+        ) from None
+    return net
+
+
+def _misfit(shapes, net):
+    """What in `shapes`, by name, is not as `net` has it, or None."""
+    expected = {name: tuple(weight.shape) for name, weight in net.state_dict().items()}
+    missing = [name for name in expected if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
     for names, what in ((missing, "no"), (unknown, "the unknown")):
         if names:
             return f"{what} {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            return f"{name} {list(weight.shape)} instead of {list(expected[name].shape)}"
+    for name, shape in shapes.items():
+        if shape != expected[name]:
+            return f"{name} {list(shape)} instead of {list(expected[name])}"
     return None
 
 
@@ -175,16 +198,7 @@ def load(path_or_name, device="cpu"):
     with torch.inference_mode(False):
         with reading(path, "load") as (header, stored):
             tensors = _weights(path, stored)
-        try:
-            net = _blank(header)
-            problem = _misfit(tensors, net)
-        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
-            problem = " ".join(str(error).split())[:200]
-        if problem:
-            raise ValueError(
-                f"load: {path} must hold weights that fit its options, got {problem}; it may be "
-                "damaged or need a later version of autoguide_fast"
-            )
+        net = _fitting(path, header, {name: tuple(t.shape) for name, t in tensors.items()})
         _give(net, tensors)
         net.encoder = encoder(header.get("encoder"))
         net.info = {k: v for k, v in header.items() if k not in OWN}

@@ -2,6 +2,6 @@
 
 import sys
 
-from .entry import main
+from autoguide_fast_command import main
 
 sys.exit(main())

@@ -15,7 +15,7 @@ from ..preconditioning import denoised, magnitude
 from . import pack
 from .embedding import Embedding
 from .float8 import Float8Conv, suits_float8
-from .prepared import PreparedDenoiser, device_of, no_autocast, refuse_derivatives
+from .prepared import PreparedDenoiser, check_call, device_of, no_autocast
 
 # Of channels: a tensor core loads 16 bytes of a pixel at a time. Other numbers make cuDNN copy.
 MULTIPLE = 8
@@ -115,7 +115,7 @@ class BakedNet(PreparedDenoiser):
         Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
         ValueError where a derivative is asked for.
         """
-        refuse_derivatives(x, sigma, class_labels)
+        check_call(x, sigma, class_labels)
         with torch.no_grad(), no_autocast(self.device.type):
             x = x.to(torch.float32)
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)

@@ -4,7 +4,7 @@ import torch
 
 from ..preconditioning import c_in
 from ..sampler import Stepper
-from .prepared import refuse_derivatives
+from .prepared import check_call
 
 
 class CpuStepper(Stepper):
@@ -42,7 +42,7 @@ class CpuStepper(Stepper):
 
     def first(self, x, step):
         """See `sampler.Stepper.first`."""
-        refuse_derivatives(x)
+        check_call(x)
         self.outputs.clear()
         x = x.contiguous()
         if self.state is None or not self.state.fits(x):

@@ -6,7 +6,7 @@ import torch
 
 from ..sampler import Stepper, heun
 from .graphs import lacks_memory
-from .prepared import refuse_derivatives
+from .prepared import check_call
 from .recordings import Half, Loop
 
 # Steps that one recording holds at most: a graph of 64 steps of EDM2-S with its guide has about
@@ -38,7 +38,7 @@ class GpuStepper(Stepper):
 
     def first(self, x, step):
         """See `sampler.Stepper.first`."""
-        refuse_derivatives(x)
+        check_call(x)
         self.outputs.clear()
         x_next, slope = self._half(step, False, x)
         self.outputs.append(("state", x_next))
@@ -50,7 +50,7 @@ class GpuStepper(Stepper):
 
     def whole(self, noise, randn=None):
         """See `sampler.Stepper.whole`; `heun` half by half beyond `LONGEST` steps."""
-        refuse_derivatives(noise)
+        check_call(noise)
         if len(self.steps) > LONGEST:
             return heun(self, noise, self.steps, randn)
         churn = [randn() for step in self.steps if step.churn_std]

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from .. import as_built
 from ..guidance import Unlabelled, bare, unwrapped
+from ..modes import watching
 from ..networks import Precond
 from ..preconditioning import denoised, magnitude
 from .embedding import Embedding
@@ -121,7 +122,7 @@ class PreparedNet(PreparedDenoiser):
         Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
         ValueError where a derivative is asked for.
         """
-        refuse_derivatives(x, sigma, class_labels)
+        check_call(x, sigma, class_labels)
         with torch.no_grad(), no_autocast("cpu"):
             x = x.to(torch.float32)
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
@@ -185,8 +186,16 @@ def undisturbed(device_type):
         yield
 
 
-def refuse_derivatives(*arguments):
-    """Raise ValueError where a derivative is to be taken in one of the tensors among these."""
+def check_call(*arguments):
+    """Raise ValueError where an engine's call does not do what is asked of it.
+
+    That is a derivative in one of the tensors among `arguments`, or a mode that would see nothing.
+    """
+    if mode := watching():
+        raise ValueError(
+            f"Engine: modes of torch must not be active, got {mode}, which does not see into an "
+            "engine; call the network itself"
+        )
     for t in arguments:
         if not isinstance(t, torch.Tensor):
             continue
