@@ -31,7 +31,7 @@ from .resample import (
     resample_reference,
 )
 
-__all__ = [
+__all__: list[str] = [
     "attention_split",
     "attention_split_reference",
     "conv3x3",
