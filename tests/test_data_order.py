@@ -28,6 +28,15 @@ def test_order_is_frozen():
     assert flips(0, 1000, 12).astype(int).tolist() == [0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("stream", "bits"), [(lambda s: order(s, 99, 0, 99), 32), (lambda s: flips(s, 0, 99), 64)]
+)
+def test_seeds_count_modulo_a_power_of_two(stream, bits):
+    assert np.array_equal(stream(2**bits + 3), stream(3))
+    seeds = [3, 2**16 + 3, 2 ** (bits - 1) + 3, 2 ** (bits - 1) - 1, 2**bits - 1]
+    assert len({stream(seed).tobytes() for seed in seeds}) == len(seeds)
+
+
 @pytest.mark.parametrize("function", [lambda s, n: order(1, 7, s, n), lambda s, n: flips(1, s, n)])
 def test_a_stream_is_the_same_in_any_pieces(function):
     whole = function(0, 100)
