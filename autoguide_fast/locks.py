@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder."""
+"""One process at a time writes to a folder, or makes a file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def sole_writer(folder: str | os.PathLike, command: str) -> Iterator[None]:
-    """Makes a folder and keeps other processes from writing to it meanwhile.
-
-    The system itself holds the lock (`flock` on the file `.lock`), so that it is gone with the
-    process, whatever ends that. Over NFS it holds among machines, too, unless the folder is
-    mounted with `local_lock`. Where a file system has no locks, a line on standard error says so,
-    and nothing else keeps a second process away.
+    """Makes a folder and keeps other processes from writing to it meanwhile, by `locked`.
 
     Args:
         folder: made if missing; if it is still empty at the end, it is removed again.
@@ -38,24 +33,54 @@ def sole_writer(folder: str | os.PathLike, command: str) -> Iterator[None]:
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _open_locked(folder / LOCK, command)
+        file = _open_locked(folder / LOCK, f"{command}: out", folder)
     except OSError as error:
         raise OSError(
             f"{command}: out must be a folder that can be written, got {folder} "
             f"({reason(error)}); {remedy(error)}"
         ) from error
+    try:
+        with _held(file, folder / LOCK):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(path: Path, argument: str, target: Path) -> Iterator[None]:
+    """Keeps other processes from writing `target` meanwhile; `path` is the lock's file.
+
+    The system itself holds the lock (`flock`), so that it is gone with the process, whatever ends
+    that. Over NFS it holds among machines, too, unless the folder is mounted with `local_lock`.
+    Where a file system has no locks, a line on standard error says so, and nothing else keeps a
+    second process away.
+
+    Args:
+        path: made, and removed again at the end.
+        argument: `<command>: <argument>`, which named the target, for messages.
+        target: the file or folder that one process writes at a time.
+
+    Raises:
+        ValueError: another process writes `target`; says which.
+        OSError: `path` cannot be written.
+    """
+    with _held(_open_locked(path, argument, target), path):
+        yield
+
+
+@contextlib.contextmanager
+def _held(file: TextIO, path: Path) -> Iterator[None]:
     with file:
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                (folder / LOCK).unlink()  # while it is locked: nobody else's can be hit
-            if new:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+                path.unlink()  # while it is locked: nobody else's can be hit
 
 
-def _open_locked(path: Path, command: str) -> TextIO:
+def _open_locked(path: Path, argument: str, target: Path) -> TextIO:
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held until it is closed
         try:
@@ -65,13 +90,13 @@ def _open_locked(path: Path, command: str) -> TextIO:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
             raise ValueError(
-                f"{command}: out must be written by one process at a time, got {path.parent}, "
+                f"{argument} must be written by one process at a time, got {target}, "
                 f"which {holder} is writing; wait for that, or end it"
             ) from None
         except OSError as error:
             print(
-                f"{command}: {path.parent} is on a file system without locks ({reason(error)}); "
-                "see to it that no other process writes there",
+                f"{argument.split(':')[0]}: {target} is on a file system without locks "
+                f"({reason(error)}); see to it that no other process writes there",
                 file=sys.stderr,
             )
             return file

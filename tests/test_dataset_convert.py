@@ -211,12 +211,12 @@ def test_output_that_cannot_be_written(capsys, tmp_path):
     source = write(tmp_path / "source", numbered(3))
     (tmp_path / "file").write_text("")
     for dest, message in (
-        (tmp_path / "file/out", "dest must be a place with room to write"),
+        (tmp_path / "file/out", "dest must be a place that can be written"),
         (tmp_path / "file", "dest must not exist"),
         (source / "out", "dest must lie outside the source"),
     ):
         code, _, err = run(capsys, "convert", source, dest, "--quiet")
-        assert code == 2 and message in err and err.count("\n") == 1
+        assert code == 2 and message in err and "room" not in err and err.count("\n") == 1
     (tmp_path / "other.partial").mkdir()
     code, _, err = run(capsys, "convert", source, tmp_path / "other", "--quiet")
     assert code == 2 and "other.partial must have its options in other.partial.json" in err

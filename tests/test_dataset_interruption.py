@@ -16,7 +16,7 @@ from dataset_runs import OUTPUTS, Stopped, beside, content, run
 from pictures import numbered, picture, pixels, png, write
 
 from autoguide_fast.trainer.data import convert as convert_module
-from autoguide_fast.trainer.data import open_dataset, zip_output
+from autoguide_fast.trainer.data import open_dataset, outputs, zip_output
 from autoguide_fast.trainer.data.convert import convert
 from autoguide_fast.trainer.data.outputs import open_output
 from autoguide_fast.trainer.data.sources import Origin
@@ -161,12 +161,49 @@ def test_two_processes_cannot_write_one_output(tmp_path):
     with opened(tmp_path / "out") as output:
         output.write(0, b"first", ORIGIN)
         with (
-            pytest.raises(ValueError, match="must be written by one process"),
+            pytest.raises(ValueError, match="dest must be written by one process") as caught,
             opened(tmp_path / "out"),
         ):
             pass
+        assert f"got {tmp_path / 'out'}, which process {os.getpid()} on" in str(caught.value)
         assert output.finish(None, None, 1) == 1
     assert (tmp_path / "out/00000/img00000000.png").read_bytes() == b"first"
+
+
+def test_one_that_waited_for_another_does_not_overwrite_it(tmp_path, monkeypatch):
+    """Between the question and the lock, the other may have finished."""
+    real = outputs.locked
+
+    def late(*arguments):
+        (tmp_path / "out.zip").write_bytes(b"the other's")
+        return real(*arguments)
+
+    monkeypatch.setattr(outputs, "locked", late)
+    with pytest.raises(ValueError, match="dest must not exist"), opened(tmp_path / "out.zip"):
+        pass
+    assert (tmp_path / "out.zip").read_bytes() == b"the other's"
+
+
+@pytest.mark.parametrize("text", ["", "null", "[1]", '{"x": ', "\xff"])
+def test_damaged_options_are_not_taken_for_the_same(tmp_path, text):
+    with pytest.raises(Stopped), opened(tmp_path / "out", {"x": 1}):
+        raise Stopped
+    record = tmp_path / "out.partial.json"
+    record.write_bytes(text.encode("latin1"))
+    with (
+        pytest.raises(ValueError, match=r"x was None, is 1; .* or remove out.partial and "),
+        opened(tmp_path / "out", {"x": 1}),
+    ):
+        pass
+
+
+def test_options_of_a_conversion_that_is_gone_count_no_more(tmp_path):
+    """Killed between its renaming and the removal of its options; then the output was removed."""
+    (tmp_path / "out.partial.json").write_text('{"x": 1}')
+    with opened(tmp_path / "out", {"x": 2}) as output:
+        output.write(0, b"first", ORIGIN)
+        output.finish(None, None, 1)
+    assert beside(tmp_path / "out") == ["out"]
 
 
 def test_zip_output_beyond_the_old_limits(tmp_path, monkeypatch):

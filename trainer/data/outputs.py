@@ -1,23 +1,24 @@
 """Where a conversion writes: a folder or ZIP file that appears whole, or is taken up again.
 
 Beside `DEST` grow `DEST.partial`, `DEST.partial.json`, the options of the conversion, and
-`DEST.partial.sources`, what each file was made from. When all is written, the first is renamed to
-`DEST` and the others removed.
+`DEST.partial.sources`, what each file was made from; `DEST.partial.lock` is there while a process
+writes. When all is written, the first is renamed to `DEST` and the others removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
+
+from autoguide_fast.files import reason, remedy, write_atomically
+from autoguide_fast.locks import locked
 
 from .errors import UnsuitableError
 from .layout import LABELS
@@ -155,26 +156,22 @@ def open_output(
     """
     source, dest = Path(source), Path(dest)
     partial = dest.with_name(dest.name + PARTIAL)
-    record = partial.with_name(partial.name + ".json")
-    sources = partial.with_name(partial.name + ".sources")
+    record, sources, lock = (
+        partial.with_name(partial.name + end) for end in (".json", ".sources", ".lock")
+    )
     with _writable(dest):
-        if dest.exists():
-            raise ValueError(
-                f"dataset: dest must not exist, got {dest}; remove it, or choose another name"
-            )
         if source.resolve() in dest.resolve().parents:
             raise ValueError(
                 f"dataset: dest must lie outside the source {source}, got {dest}; choose another "
                 "place"
             )
-        if partial.exists() and not record.exists():
-            raise ValueError(
-                f"dataset: {partial} must have its options in {record.name}, got none; remove it"
-            )
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with open(record, "a+") as file:
-            _claim(file, dest)
-            _same_options(file, options, partial, record)
+        with locked(lock, "dataset: dest", dest):
+            if dest.exists():
+                raise ValueError(
+                    f"dataset: dest must not exist, got {dest}; remove it, or choose another name"
+                )
+            _same_options(options, partial, record)
             kind = ZipOutput if dest.suffix.lower() == ".zip" else FolderOutput
             with contextlib.closing(Origins(sources)) as origins:
                 files = Output(lambda keep: kind(partial, keep), suffix, origins, unchanged)
@@ -203,34 +200,25 @@ def _writable(dest: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
         raise ValueError(
-            f"dataset: dest must be a place with room to write, got {dest} ({reason}); "
-            "make room or choose another, then repeat the command: it goes on where it stopped"
+            f"dataset: dest must be a place that can be written, got {dest} ({reason(error)}); "
+            f"{remedy(error)}, then repeat the command: it goes on where it stopped"
         ) from error
 
 
-def _claim(file: TextIO, dest: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"dataset: dest must be written by one process, got {dest} while another writes it; "
-            "wait for that one"
-        ) from None
-
-
-def _same_options(file: TextIO, options: dict, partial: Path, record: Path) -> None:
-    file.seek(0)
-    text = file.read()
-    if not text:
-        file.write(json.dumps(options))
-        file.flush()
+def _same_options(options: dict, partial: Path, record: Path) -> None:
+    if not partial.exists():  # what else is there is left of a conversion that ended
+        write_atomically(record, lambda path: path.write_text(json.dumps(options)))
         return
     try:
-        before = json.loads(text)
+        before = json.loads(record.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"dataset: {partial} must have its options in {record.name}, got none; remove it"
+        ) from None
     except ValueError:
         before = {}
+    before = before if isinstance(before, dict) else {}
     changed = [k for k in options if before.get(k) != options[k]]
     if changed:
         listed = ", ".join(f"{k} was {before.get(k)}, is {options[k]}" for k in changed)
