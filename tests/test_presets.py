@@ -30,7 +30,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(weights, "_checked", {})
     monkeypatch.setattr(download, "PAUSE", 0.001)
-    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     return tmp_path / "models"
 
 
@@ -143,12 +142,15 @@ def test_torchs_hub_cache_is_looked_at(folder):
     ],
     ids=str,
 )
-def test_bad_servers_are_outlasted(server, folder, faults, requests):
+def test_bad_servers_are_outlasted(server, folder, faults, requests, monkeypatch):
     server.faults = list(faults)
+    if "stall" in faults:
+        monkeypatch.setattr(download, "TIMEOUT", 1)
     (path, _) = fetch(NAME, accept_licence=True)
     assert path.read_bytes() == server.files[NET]
     asked = [what for name, what in server.requests if name.endswith(NET)]
-    assert len(asked) == requests
+    # A busy machine may let more requests than that one time out.
+    assert len(asked) == requests or ("stall" in faults and len(asked) > requests)
     if faults[0] == "cut":
         assert asked[1] == f"bytes={len(DATA_OF_NET) // 2}-"
     assert not [p for p in folder.iterdir() if "part" in p.name]
@@ -214,6 +216,7 @@ def test_processes_take_turns(server, folder):
     for process in processes:
         process.join(60)
     assert len(server.requests) == 1 and (folder / NET).read_bytes() == DATA_OF_NET
+    assert not [p for p in folder.iterdir() if "part" in p.name]
 
 
 def test_without_a_network_there_is_one_sentence(folder):

@@ -55,6 +55,7 @@ def download(url: str, path: Path, check: Callable[[Path], object], progress: bo
     part = path.with_name(f"{path.name}.part")
     with open(part, "ab") as file, _sole(file):
         if path.exists():  # another process has downloaded it meanwhile
+            part.unlink(missing_ok=True)  # which opening it may have made anew
             return
         # The name may be another's by now, or gone.
         if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
