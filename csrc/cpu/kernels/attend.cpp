@@ -11,8 +11,6 @@
 namespace agf::AGF_ISA {
 namespace {
 
-constexpr float kEps = 1e-4f;  // of the normalisation of queries, keys and values (EDM2 eq. 30)
-
 // The type of the products for this map.
 Storage products(const Map& qkv) {
 #if defined(__AVX512BF16__)
