@@ -70,4 +70,5 @@ elif _facts["isa"] == "avx512_bf16":
 
 set_isa = _C.set_isa
 Map, Plan = _C.Map, _C.Plan
+winograd_weight_matrix = _C.winograd_weight_matrix
 _C.set_kernel_loader(runtime_kernels.load)
