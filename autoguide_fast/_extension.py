@@ -59,4 +59,5 @@ _facts = build_info()
 check_torch(torch.__version__, _facts["torch_oldest"], _facts["torch_tested"])
 
 Map, Plan = _C.Map, _C.Plan
+winograd_weight_matrix = _C.winograd_weight_matrix
 _C.set_kernel_loader(runtime_kernels.load)

@@ -12,8 +12,8 @@ struct Arguments {
   ConvShape shape;
 
   bool large() const { return types.factors == Dtype::f32; }
-  int64_t tile() const { return large() ? 4 : 2; }
-  int64_t points() const { return large() ? 36 : 16; }
+  int64_t tile() const { return large() ? common::WinogradF4::kTile : common::WinogradF2::kTile; }
+  int64_t points() const { return (tile() + 2) * (tile() + 2); }
   int64_t tiles() const { return shape.N * (shape.H / tile()) * (shape.W / tile()); }
 };
 
@@ -42,19 +42,20 @@ Arguments check_shape(const char* function, const Tensor& x, const Tensor& weigh
 // y [N, outputs, H, W] from x, both channels-last; backward, from y's gradient to that of x.
 Tensor convolve(const Tensor& x, const Tensor& weight, const Arguments& a, bool backward) {
   const ConvShape& s = a.shape;
-  ConvShape way = s;
-  if (backward) std::swap(way.C, way.K);
+  ConvShape pass = s;
+  if (backward) std::swap(pass.C, pass.K);
   const Tensor in = dense(x, Format::channels_last), w = dense(weight, Format::channels_last);
-  const ScalarType factors = a.large() ? ScalarType::Float : x.scalar_type();
-  const Tensor u = empty({a.points() * conv3x3_point(s.C, s.K)}, factors, Format::contiguous, x);
-  parallel(way.K / kPanel, a.points() * kPanel * way.C, [&](int64_t begin, int64_t end) {
+  const int64_t factor_bytes = a.large() ? sizeof(float) : sizeof(bf16);
+  const Tensor u = empty({a.points() * conv3x3_point(s.C, s.K, factor_bytes)}, ScalarType::Byte,
+                         Format::contiguous, x);
+  parallel(pass.K / kPanel, a.points() * kPanel * pass.C, [&](int64_t begin, int64_t end) {
     conv3x3_weights_kernel(a.types, w.const_data_ptr(), u.mutable_data_ptr(), s, backward, begin,
                            end);
   });
-  const Tensor y = empty({s.N, way.K, s.H, s.W}, x.scalar_type(), Format::channels_last, x);
+  const Tensor y = empty({s.N, pass.K, s.H, s.W}, x.scalar_type(), Format::channels_last, x);
   parallel(a.tiles(), a.points() * (s.C + s.K), [&](int64_t begin, int64_t end) {
     conv3x3_products_kernel(a.types, in.const_data_ptr(), u.const_data_ptr(), y.mutable_data_ptr(),
-                            way, begin, end);
+                            pass, begin, end);
   });
   return y;
 }

@@ -13,6 +13,7 @@
 #include "cpu/kernels.h"
 #include "cuda/launch.h"
 #include "engine/bindings.h"
+#include "winograd.h"
 
 namespace py = pybind11;
 
@@ -51,6 +52,26 @@ void set_kernel_loader(const py::function& load) {
       });
 }
 
+// The matrix G of F(tile x tile, 3x3), by transforming the unit vectors.
+template <class Transform>
+std::vector<std::vector<double>> matrix_of() {
+  std::vector<std::vector<double>> rows(Transform::kTo, std::vector<double>(Transform::kFrom));
+  for (int column = 0; column < Transform::kFrom; ++column) {
+    double unit[Transform::kFrom] = {}, values[Transform::kTo];
+    unit[column] = 1;
+    Transform::line(unit, values, 1);
+    for (int row = 0; row < Transform::kTo; ++row) rows[row][column] = values[row] + 0.0;  // no -0
+  }
+  return rows;
+}
+
+std::vector<std::vector<double>> winograd_weight_matrix(int tile) {
+  using namespace agf::common;
+  if (tile == WinogradF2::kTile) return matrix_of<WinogradF2::Weights>();
+  if (tile == WinogradF4::kTile) return matrix_of<WinogradF4::Weights>();
+  throw py::value_error("winograd_weight_matrix: tile must be 2 or 4, got " + std::to_string(tile));
+}
+
 void set_simulator(std::uintptr_t simulator) {
   agf::cuda::set_simulator(reinterpret_cast<agf::cuda::Simulator>(simulator));
 }
@@ -77,6 +98,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("set_isa", &set_isa, py::arg("isa"),
         "Choose the instruction set of the CPU loops, among build_info()['isa_available'].");
   bind_plans(m);
+  m.def("winograd_weight_matrix", &winograd_weight_matrix, py::arg("tile"),
+        "Rows of the matrix that takes three taps to the points of F(tile x tile, 3x3).");
   m.def("set_kernel_loader", &set_kernel_loader, py::arg("load"),
         "Compile CUDA kernels that nvcc did not build with load(kernel, types, device).");
   m.def("set_simulator", &set_simulator, py::arg("address"),

@@ -4,6 +4,8 @@
 
 namespace agf::AGF_ISA {
 
+constexpr float kEps = 1e-4f;  // eps of the networks' normalisations
+
 // EDM2 eq. 30 and 66: x / (eps + |x| / sqrt(n)) over n values. This is the factor on x.
 template <class A>
 AGF_HD A normalize_factor(A sum_of_squares, A count, A eps) {

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import relative_error
 
-from autoguide_fast._extension import Map, Plan
+from autoguide_fast._extension import Map, Plan, winograd_weight_matrix
 from autoguide_fast.engine import arena, pack
 from autoguide_fast.engine.lower import Recorder
 
@@ -138,6 +138,22 @@ def test_large_tiles_cost_less_than_int8(channels, images, threads, isa):
     )
     assert error < of_int8
     assert 2 * (once - expected).std() < error < 6 * (once - expected).std()
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_weight_matrix(tile):
+    """Its rows are 1, p and p^2 at points p, each up to a factor, and the last p^2 for infinity."""
+    *rows, last = torch.tensor(winograd_weight_matrix(tile), dtype=torch.float64)
+    assert len(rows) == tile + 1 and torch.equal(last, last.new_tensor([0, 0, 1]))
+    points = [row[1] / row[0] for row in rows]
+    assert len({p.item() for p in points}) == tile + 1
+    for row, p in zip(rows, points, strict=True):
+        torch.testing.assert_close(row, row[0] * torch.stack([p**0, p, p**2]), rtol=1e-15, atol=0)
+
+
+def test_weight_matrix_of_another_tile():
+    with pytest.raises(ValueError, match="winograd_weight_matrix: tile must be 2 or 4, got 3"):
+        winograd_weight_matrix(3)
 
 
 def test_quantised_weights():

@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from .._extension import winograd_weight_matrix
+
 LANES = 16
 STEP = {"f32": (1, torch.float32), "bf16": (2, torch.bfloat16), "u8": (4, torch.int8)}
 
@@ -58,22 +60,9 @@ def winograd(weight):
     return weight.reshape(k // LANES, LANES, c, taps).permute(0, 2, 3, 1).contiguous()
 
 
-# G of F(2x2, 3x3) and of F(4x4, 3x3): from three taps to values at the points 0, 1, -1, infinity,
-# or 0, +-2/3, +-3/2, infinity. Denominators are part of G in the first, of A in the second
-# (csrc/winograd.h).
-_TO_POINTS = {
-    2: ((-1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0)),
-    4: (
-        (1.0, 0.0, 0.0),
-        *((1.0, p, p * p) for p in (2 / 3, -2 / 3, 1.5, -1.5)),
-        (0.0, 0.0, 1.0),
-    ),
-}
-
-
 def winograd_bf16(weight, tile):
     """Transform `[K, C, 9]` to the points of F(tile x tile, 3x3), in float64; pack as bfloat16."""
-    g = torch.tensor(_TO_POINTS[tile], dtype=torch.float64, device=weight.device)
+    g = torch.tensor(winograd_weight_matrix(tile), dtype=torch.float64, device=weight.device)
     weight = weight.double().unflatten(2, (3, 3))
     points = torch.einsum("ia,kcab,jb->kcij", g, weight, g).flatten(2)
     return direct(points, "bf16")

@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/isa.h"
 #include "engine/plan.h"
+#include "winograd.h"
 
 namespace agf {
 
@@ -15,35 +16,42 @@ extern CpuKernel<void(const SplitHeads&, const ExecutionContext&)> split_heads_k
 extern CpuKernel<void(const Attend&, const ExecutionContext&)> attend_kernel;
 extern CpuKernel<void(const Store&, const ExecutionContext&)> store_kernel;
 
-// Tiles of 4x4 pixels that a thread transforms at a time: enough for the transform of the weights
-// to be cheap beside their products, and 2.25 MiB at most.
-AGF_INLINE int64_t winograd_tiles(const Convolve& c) {
-  const int64_t fit = (int64_t{1} << 14) / c.in.channels / 8 * 8;
-  return fit < 8 ? 8 : fit > 32 ? 32 : fit;
-}
-// Input channels whose weights it transforms at a time: 0.84 MiB with 48 outputs.
+// Input channels whose weights Winograd's convolution in float32 transforms at a time.
 constexpr int64_t kWinogradInputs = 128;
 
-constexpr int64_t kWinogradPadding = 16;  // floats between the matrices of the 36 points
+// The memory in which a thread makes a convolution by Winograd's algorithm: `tiles` tiles at a
+// time, with a matrix for each point of their inputs, of the products that make three panels of
+// outputs, and of the weights where those are transformed at each use. Bytes are from point to
+// point.
+struct WinogradLayout {
+  int64_t points, tiles, inputs, products, weights = 0;
 
-// The same in bf16, and the bytes that a tile takes with 48 outputs.
-AGF_INLINE int64_t winograd_bf16_tile_bytes(const Convolve& c) {
-  return (c.winograd + 2) * (c.winograd + 2) * (2 * c.in.channels + 4 * 3 * kLanes);
-}
-AGF_INLINE int64_t winograd_bf16_tiles(const Convolve& c) {
-  const int64_t fit = (int64_t{600} << 10) / winograd_bf16_tile_bytes(c) / 8 * 8;
-  return fit < 8 ? 8 : fit > 64 ? 64 : fit;
-}
+  AGF_INLINE explicit WinogradLayout(const Convolve& c)
+      : points((c.winograd + 2) * (c.winograd + 2)) {
+    constexpr int64_t outputs = 3 * kLanes;
+    const int64_t product_bytes = 4 * outputs, input_bytes = c.in.pixel_bytes();
+    if (c.in.storage == Storage::bf16) {
+      tiles = multiple((int64_t{600} << 10) / (points * (input_bytes + product_bytes)), 64);
+    } else {
+      // Enough for the transform of the weights to be cheap beside their products. 2.25 MiB of
+      // inputs at most, and 0.84 MiB of weights.
+      tiles = multiple((int64_t{1} << 14) / c.in.channels, 32);
+      weights = 4 * kWinogradInputs * outputs + kPointPadding;
+    }
+    inputs = tiles * input_bytes + kPointPadding;
+    products = tiles * product_bytes + kPointPadding;
+  }
+  AGF_INLINE int64_t bytes() const { return points * (inputs + products + weights); }
+
+ private:
+  // `fit` rounded to a multiple of the tiles that a product takes, 8 to `most`.
+  AGF_INLINE static int64_t multiple(int64_t fit, int64_t most) {
+    return fit < 8 ? 8 : fit > most ? most : fit / 8 * 8;
+  }
+};
 
 AGF_INLINE int64_t scratch_bytes(const Convolve& c) {
-  if (!c.winograd) return 0;
-  if (c.in.storage == Storage::bf16) {
-    const int64_t points = (c.winograd + 2) * (c.winograd + 2);
-    return winograd_bf16_tiles(c) * winograd_bf16_tile_bytes(c) + points * 128;
-  }
-  const int64_t tiles = winograd_tiles(c), outputs = 3 * kLanes;
-  const int64_t floats = tiles * c.in.channels + tiles * outputs + kWinogradInputs * outputs;
-  return 36 * 4 * (floats + 3 * kWinogradPadding);
+  return c.winograd ? WinogradLayout(c).bytes() : 0;
 }
 AGF_INLINE int64_t scratch_bytes(const BlockPrologue& e) {
   return 4 * (e.x.channels + (e.skip ? e.skip.channels : 0));

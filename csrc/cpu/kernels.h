@@ -8,6 +8,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/isa.h"
+#include "winograd.h"
 
 namespace agf {
 
@@ -124,10 +125,11 @@ struct ConvTypes {
   Dtype stored;   // f32 or bf16: images, weights and results
   Dtype factors;  // f32, or bf16 where those are: what is multiplied
 };
-// From a point's matrix to the next: two cache lines more than its C * K values, since a power of
-// two would put all that a transform reads or writes into one set of the caches.
-inline int64_t conv3x3_point(int64_t C, int64_t K) { return C * K + 32; }
-// u [points, outputs / 16, inputs, 16], of w or of what leads gradients back   index: outputs / 16
+// Bytes from the weights of one point to those of the next.
+inline __attribute__((always_inline)) int64_t conv3x3_point(int64_t C, int64_t K, int64_t bytes) {
+  return C * K * bytes + kPointPadding;
+}
+// u [points, outputs / 16, inputs, 16], of w, or of its transpose for gradients index: outputs / 16
 extern CpuKernel<void(ConvTypes, const void* w, void* u, ConvShape, bool backward, int64_t begin,
                       int64_t end)>
     conv3x3_weights_kernel;
@@ -140,8 +142,7 @@ extern CpuKernel<void(ConvTypes, const void* x, const void* u, void* y, ConvShap
 extern CpuKernel<void(ConvTypes, const void* x, const void* grad, float* du, ConvShape,
                       int64_t begin, int64_t end, int64_t first_panel, int64_t last_panel)>
     conv3x3_gradient_kernel;
-// dw [K, 3, 3, C] from the sum of several du                                   index: C / 16 * K /
-// 16
+// dw [K, 3, 3, C] from the sum of several du                           index: (C / 16) * (K / 16)
 extern CpuKernel<void(ConvTypes, const float* du, int64_t parts, void* dw, ConvShape, int64_t begin,
                       int64_t end)>
     conv3x3_gradient_weights_kernel;

@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
+#include "resample.h"
 
 namespace agf::AGF_ISA {
 
@@ -50,7 +51,7 @@ class PixelRows {
     const A* below = in_[2].at(offset_ + source_.W * C_ + c, n);
     const A* across = in_[3].at(offset_ + source_.W * C_ + C_ + c, n);
     AGF_VECTORISE
-    for (int j = 0; j < n; ++j) mean_[j] = (first[j] + right[j] + below[j] + across[j]) * A(0.25);
+    for (int j = 0; j < n; ++j) mean_[j] = mean_of_four(first[j], right[j], below[j], across[j]);
     return mean_;
   }
 
@@ -78,7 +79,7 @@ class PixelPlanes {
       const A* top = in_[0].at(start, 2 * n);
       const A* bottom = in_[1].at(start + source_.W, 2 * n);
       for (int j = 0; j < n; ++j) {
-        run_[j] = (top[2 * j] + top[2 * j + 1] + bottom[2 * j] + bottom[2 * j + 1]) * A(0.25);
+        run_[j] = mean_of_four(top[2 * j], top[2 * j + 1], bottom[2 * j], bottom[2 * j + 1]);
       }
       return run_;
     }

@@ -31,7 +31,7 @@ AGF_DEVICE void for_heads(const Qkv& s, int lanes, const Body& body) {
   }
 }
 
-// The three parts of N neighbouring channels: 3 N values that lie together, or at a stride.
+// The three parts of N neighbouring channels: 3 N contiguous values, or at a stride.
 template <int N, class T>
 AGF_DEVICE void load_parts(const T* x, int64_t stride, Compute<T> (&parts)[3][N]) {
   if constexpr (N == 1) {

@@ -87,7 +87,8 @@ AGF_DEVICE void NormalizeBackwardRows::run() const {
     });
     squares = group.sum(squares);
     const A factor = normalize_factor(squares, A(C), A(eps));
-    // Values and slopes are had again rather than kept: the values from L1.
+    // Loaded and computed again at each use, which needs no registers between them: L1 has the
+    // values.
     const auto load_gradient = [&](const auto& a, auto& g, int64_t i) {
       load(y_in + i, g);
       if (!silu_in) return;

@@ -1,4 +1,4 @@
-// The pieces that every kernel is made of: 16-byte loads and stores, walks over memory, sums.
+// What every kernel is made of: 16-byte loads and stores, loops over memory, sums.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -74,14 +74,14 @@ AGF_DEVICE int64_t operator/(int64_t n, const Divisor& d) {
 }
 AGF_DEVICE int64_t operator%(int64_t n, const Divisor& d) { return n - n / d * d.value; }
 
-// How many neighbouring elements the body of a walk is to handle, as a type: it sizes arrays.
+// How many neighbouring elements the body of a loop is to handle, as a type: it sizes arrays.
 template <int N>
 struct Width {
   static constexpr int value = N;
 };
 #define AGF_WIDTH(width) constexpr int N = decltype(width)::value
 
-// ---------------------------------------------------------------------------------------- walks
+// ---------------------------------------------------------------------------------------- loops
 AGF_DEVICE int lane() { return threadIdx.x % kWarp; }
 AGF_DEVICE int warp() { return threadIdx.x / kWarp; }
 

@@ -1,5 +1,5 @@
 // The choices of types that each kernel is made for. What compiles kernels ahead (compile.cuh, the
-// tests' simulator) walks through them here.
+// tests' simulator) goes through them here.
 #pragma once
 #include "cuda/primitives.cuh"
 

@@ -1,5 +1,6 @@
 // The exponential and mp_silu for results that are then rounded to 8 or 16 bits: half the
-// instructions of the exact ones in scalar.h, which bound the time of an entry and of attention.
+// instructions of the exact ones in scalar.h, which bound the time of block prologues and of
+// attention.
 #pragma once
 #include <cstdint>
 #include <initializer_list>
@@ -31,6 +32,9 @@ inline float approximate_sigmoid(float x) {
   return 1.0f / (1.0f + approximate_exp(-bounded));
 }
 
+// The scale of mp_silu, divided in float32: one unit in the last place below that of the exact one.
+constexpr float kApproximateScale = 1 / static_cast<float>(kSiluRms);
+
 // EDM2 eq. 81, as mp_silu, of `count` values, a multiple of 16, in place; a NaN stays one.
 inline void approximate_mp_silu(float* values, std::int64_t count) {
 #if defined(__AVX512F__)
@@ -49,12 +53,12 @@ inline void approximate_mp_silu(float* values, std::int64_t count) {
     const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     const __m512 e = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power));
     const __m512 inverse = _mm512_rcp14_ps(_mm512_set1_ps(1.0f) + e);
-    _mm512_storeu_ps(values + j, x * _mm512_set1_ps(1 / 0.596f) * inverse);
+    _mm512_storeu_ps(values + j, x * _mm512_set1_ps(kApproximateScale) * inverse);
   }
 #else
   AGF_VECTORISE
   for (std::int64_t j = 0; j < count; ++j)
-    values[j] *= (1 / 0.596f) * approximate_sigmoid(values[j]);
+    values[j] *= kApproximateScale * approximate_sigmoid(values[j]);
 #endif
 }
 
@@ -65,7 +69,7 @@ inline Compute<T> mp_silu_for(Compute<T> x) {
     return mp_silu(x);
   } else {
     x = x < -80.0f ? -80.0f : x;  // below, the result is 0
-    return x * (1 / 0.596f) * approximate_sigmoid(x);
+    return x * kApproximateScale * approximate_sigmoid(x);
   }
 }
 
@@ -76,7 +80,7 @@ inline Compute<T> mp_silu_slope_for(Compute<T> x) {
   } else {
     x = x < -80.0f ? -80.0f : x;  // below, the result is 0
     const float s = approximate_sigmoid(x);
-    return s * (1.0f + x * (1.0f - s)) * (1 / 0.596f);
+    return s * (1.0f + x * (1.0f - s)) * kApproximateScale;
   }
 }
 

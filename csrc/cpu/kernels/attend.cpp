@@ -11,8 +11,6 @@
 namespace agf::AGF_ISA {
 namespace {
 
-constexpr float kEps = 1e-4f;  // of the normalisation of queries, keys and values (EDM2 eq. 30)
-
 // The type of the products for this map.
 Storage products(const Map& qkv) {
 #if defined(__AVX512BF16__)
@@ -144,7 +142,6 @@ void attend_stored(const Attend& a, const ExecutionContext& f) {
   const int64_t blocks = (pixels + kPixels - 1) / kPixels;
   const int64_t key_panels = s.pixels_stride / kLanes, value_panels = s.head_stride / kLanes;
   const int64_t row_bytes = s.pixels_stride * size;
-  const int64_t no_tap = 0;
   Tile tile;
   const Share mine(f.images * s.heads * blocks, f);
   for (int64_t item = mine.begin; item < mine.end; ++item) {
@@ -160,7 +157,7 @@ void attend_stored(const Attend& a, const ExecutionContext& f) {
     for (int64_t panel = 0; panel < key_panels;) {
       const int taken = next_panels(key_panels - panel);
       const int64_t count = taken * kLanes, valid = pixels - panel * kLanes;
-      multiply<storage>(taken, at, &no_tap, 1, s.head_stride * size,
+      multiply<storage>(taken, at, OneTap{}, s.head_stride * size,
                         from.k + panel * kLanes * s.head_stride * size, kLanes * 4,
                         kLanes * s.head_stride * size, tile.sums);
       for (int p = 0; p < kPixels; ++p) {
@@ -172,7 +169,7 @@ void attend_stored(const Attend& a, const ExecutionContext& f) {
     for (int p = 0; p < kPixels; ++p) at[p] = f.scratch + p * row_bytes;
     for (int64_t panel = 0; panel < value_panels;) {
       const int taken = next_panels(value_panels - panel);
-      multiply<storage>(taken, at, &no_tap, 1, (pixels + step - 1) / step * 4,
+      multiply<storage>(taken, at, OneTap{}, (pixels + step - 1) / step * 4,
                         from.v + panel * kLanes * 4, s.head_stride * 4, kLanes * 4, tile.sums);
       PixelIterator pixel(block * kPixels, s.qkv.height, s.qkv.width);
       for (int p = 0; p < kPixels && block * kPixels + p < pixels; ++p, pixel.next()) {

@@ -1,4 +1,4 @@
-// The entry of a block in one pass: resampling, concatenation, pixel norm, MP-SiLU, and the
+// The prologue of a block in one pass: resampling, concatenation, pixel norm, MP-SiLU, and the
 // borders that the next convolution reads. The textbook makes up to five passes of it.
 #include "approximate.h"
 #include "cpu/engine_kernels.h"
@@ -8,8 +8,6 @@
 
 namespace agf::AGF_ISA {
 namespace {
-
-constexpr float kEps = 1e-4f;  // of the pixel norm (EDM2 eq. 30)
 
 // values = weight * resample(map) at one pixel of the resampled map.
 void gather(const ExecutionContext& f, const Map& map, int resample, float weight,
@@ -22,7 +20,7 @@ void gather(const ExecutionContext& f, const Map& map, int resample, float weigh
     const float* b = source(2 * at.y, 2 * at.x + 1);
     const float* c = source(2 * at.y + 1, 2 * at.x);
     const float* d = source(2 * at.y + 1, 2 * at.x + 1);
-    const float quarter = 0.25f * weight;
+    const float quarter = 0.25f * weight;  // mean_of_four and the weight in one product
     AGF_VECTORISE
     for (int64_t j = 0; j < map.channels; ++j) values[j] = (a[j] + b[j] + c[j] + d[j]) * quarter;
     return;

@@ -28,21 +28,21 @@ void convolve_stored(const Convolve& c, const ExecutionContext& f) {
   Tile tile;
   for (int64_t panel = first_panel; panel < last_panel;) {
     const int taken = next_panels(last_panel - panel);
-    PixelIterator walk(first_block * kPixels, c.in.height, c.in.width);
+    PixelIterator pixel(first_block * kPixels, c.in.height, c.in.width);
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t left = pixels - block * kPixels;
       const int valid = left < kPixels ? static_cast<int>(left) : kPixels;
       const char* at[kPixels];
-      const PixelIterator start = walk;
+      const PixelIterator start = pixel;
       for (int p = 0; p < kPixels; ++p) {
-        at[p] = f.pixel(c.in, walk.image, walk.y - reach, walk.x - reach);
-        prefetch(c, f, walk, panel * kLanes, taken * kLanes);
-        if (p + 1 < valid) walk.next();  // the last pixel stands in for those past the end
+        at[p] = f.pixel(c.in, pixel.image, pixel.y - reach, pixel.x - reach);
+        prefetch(c, f, pixel, panel * kLanes, taken * kLanes);
+        if (p + 1 < valid) pixel.next();  // the last pixel stands in for those past the end
       }
-      multiply<storage>(taken, at, taps, c.taps, tap_bytes,
+      multiply<storage>(taken, at, Taps{taps, c.taps}, tap_bytes,
                         f.weights + c.weights + panel * panel_bytes, kLanes * 4, panel_bytes,
                         tile.sums);
-      walk.next();
+      pixel.next();
       PixelIterator to = start;
       for (int p = 0; p < valid; ++p, to.next()) {
         epilogue(c, f, to, panel * kLanes, taken * kLanes, tile.sums + p * taken * kLanes);

@@ -1,5 +1,5 @@
-// What becomes of a convolution's sums while they are in L1: scales of int8, modulation and
-// MP-SiLU, or the sum with the main path and the clip; then they are stored, once. Each of these
+// The epilogue of a convolution, while its sums are in L1: scales of int8, modulation and MP-SiLU,
+// or the sum with the main path and the clip; then they are stored, once. Each of these
 // would otherwise read and write the whole feature map again.
 #pragma once
 #include "approximate.h"
@@ -11,8 +11,8 @@ namespace agf::AGF_ISA {
 
 // r [count] are the sums of channels [begin, begin + count) at one pixel; overwritten.
 template <int count>
-void finish_run(const Convolve& c, const ExecutionContext& f, const PixelIterator& at,
-                int64_t begin, float* r) {
+void epilogue_of(const Convolve& c, const ExecutionContext& f, const PixelIterator& at,
+                 int64_t begin, float* r) {
   if (c.dequantise >= 0) {
     const int64_t channels = (c.out ? c.out : c.act).channels;
     const float* scale = reinterpret_cast<const float*>(f.weights + c.dequantise) + begin;
@@ -44,7 +44,7 @@ void finish_run(const Convolve& c, const ExecutionContext& f, const PixelIterato
   }
 }
 
-// Has what `finish` will read and write there come to the cache while the sums are being made.
+// Prefetches what the epilogue of these channels will read and write, while the sums are computed.
 inline void prefetch(const Convolve& c, const ExecutionContext& f, const PixelIterator& at,
                      int64_t begin, int64_t count) {
   for (const Map* map : {&c.sum, &c.out, &c.act}) {
@@ -61,12 +61,12 @@ inline void prefetch(const Convolve& c, const ExecutionContext& f, const PixelIt
   }
 }
 
-// The same for one to three panels, with loops of constant length.
+// The epilogue of one to three panels of channels, each in loops of constant length.
 inline void epilogue(const Convolve& c, const ExecutionContext& f, const PixelIterator& at,
                      int64_t begin, int64_t count, float* r) {
-  if (count == 3 * kLanes) return finish_run<3 * kLanes>(c, f, at, begin, r);
-  if (count == 2 * kLanes) return finish_run<2 * kLanes>(c, f, at, begin, r);
-  finish_run<kLanes>(c, f, at, begin, r);
+  if (count == 3 * kLanes) return epilogue_of<3 * kLanes>(c, f, at, begin, r);
+  if (count == 2 * kLanes) return epilogue_of<2 * kLanes>(c, f, at, begin, r);
+  epilogue_of<kLanes>(c, f, at, begin, r);
 }
 
 }  // namespace agf::AGF_ISA

@@ -2,8 +2,6 @@
 // two preconditionings, the guidance and a half step; here each half is one pass.
 #include "guided_step.h"
 
-#include <cmath>
-
 #include "cpu/chunks.h"
 #include "cpu/kernels.h"
 
@@ -40,7 +38,7 @@ void first_loop(Dtype dtype, Dtype raw_dtype, const void* x, const void* raw, co
         AGF_VECTORISE
         for (int j = 0; j < n; ++j) {
           d[j] = slope(a[j], guided_denoised(a[j], A(r1[j]), A(r0[j]), s), s);
-          o[j] = a[j] + s.step * d[j];
+          o[j] = euler_step(a[j], d[j], s);
         }
       });
     });
@@ -69,7 +67,7 @@ void second_loop(Dtype dtype, Dtype raw_dtype, const void* x, const void* x_next
         AGF_VECTORISE
         for (int j = 0; j < n; ++j) {
           const A d_next = slope(b[j], guided_denoised(b[j], A(r1[j]), A(r0[j]), s), s);
-          o[j] = a[j] + s.step * A(0.5) * (d[j] + d_next);
+          o[j] = trapezoidal_step(a[j], d[j], d_next, s);
         }
       });
     });

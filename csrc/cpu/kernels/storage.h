@@ -60,7 +60,7 @@ inline void clear_border(const ExecutionContext& f, const Map& map, int64_t imag
   }
 }
 
-// A walk over the pixels of all images, line by line.
+// The pixels of all images, or their tiles, line by line.
 struct PixelIterator {
   int64_t image, y, x, height, width;
   PixelIterator(int64_t pixel, int64_t h, int64_t w)

@@ -145,27 +145,44 @@ struct Tile {
   alignas(64) float sums[kPixels * kMaxPanels * kLanes];
 };
 
-// sums = pixels x weights. Taps are byte offsets from each pixel's address, of `tap_bytes` each;
-// the weights of consecutive steps lie `step` bytes apart, those of consecutive panels `panel`, and
-// a pixel's own steps `advance`.
-template <Storage storage, int panels, int advance>
-__attribute__((noinline)) void multiply(const char* const* pixels, const int64_t* taps,
-                                        int64_t num_taps, int64_t tap_bytes, const char* weights,
-                                        int64_t step, int64_t panel, float* out) {
+// Rows of a matrix, `stride` bytes apart, in place of pointers to pixels.
+struct StridedRows {
+  const char* first;
+  int64_t stride;
+  const char* operator[](int row) const { return first + row * stride; }
+};
+
+// The byte offsets of a convolution's taps from each pixel's address; and of a matrix product's
+// one.
+struct Taps {
+  const int64_t* offsets;
+  int64_t count;
+};
+struct OneTap {
+  static constexpr int64_t offsets[1] = {0}, count = 1;
+};
+
+// out [rows][panels * 16] = or += pixels x weights, for pixels[0] to pixels[rows - 1]. Each tap has
+// `tap_bytes` of each pixel; the weights of consecutive steps lie
+// `step` bytes apart, those of consecutive panels `panel`, and a pixel's own steps `advance`.
+template <Storage storage, int panels, int advance, int rows, bool add, class Pixels, class Offsets>
+__attribute__((noinline)) void multiply(Pixels pixels, Offsets taps, int64_t tap_bytes,
+                                        const char* weights, int64_t step, int64_t panel,
+                                        float* out) {
   using D = Dot<storage>;
   constexpr int vectors = panels * kVectors;
   // Unrolled, all of it: a loop over the sums, to clear or to store them, would put them in memory.
-  typename D::Sum sums[kPixels][vectors];
-  const char* base[kPixels];
+  typename D::Sum sums[rows][vectors];
+  const char* base[rows];
 #pragma GCC unroll 16
-  for (int p = 0; p < kPixels; ++p) {
+  for (int p = 0; p < rows; ++p) {
     base[p] = pixels[p];
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) sums[p][v] = typename D::Sum{};
   }
-  for (int64_t t = 0; t < num_taps; ++t) {
-    const int64_t end = taps[t] + tap_bytes;
-    for (int64_t i = taps[t]; i < end; i += advance) {
+  for (int64_t t = 0; t < taps.count; ++t) {
+    const int64_t begin = taps.offsets[t], end = begin + tap_bytes;
+    for (int64_t i = begin; i < end; i += advance) {
       Ints w[vectors];
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) {
@@ -173,7 +190,7 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
                                               v % kVectors * (kWidth * 4));
       }
 #pragma GCC unroll 16
-      for (int p = 0; p < kPixels; ++p) {
+      for (int p = 0; p < rows; ++p) {
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; ++v) sums[p][v] = D::add(sums[p][v], base[p] + i, w[v]);
       }
@@ -181,21 +198,22 @@ __attribute__((noinline)) void multiply(const char* const* pixels, const int64_t
     }
   }
 #pragma GCC unroll 16
-  for (int p = 0; p < kPixels; ++p) {
+  for (int p = 0; p < rows; ++p) {
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
-      *reinterpret_cast<Floats*>(out + (p * vectors + v) * kWidth) = D::value(sums[p][v]);
+      auto* to = reinterpret_cast<Floats*>(out + (p * vectors + v) * kWidth);
+      *to = add ? *to + D::value(sums[p][v]) : D::value(sums[p][v]);
     }
   }
 }
 
-template <Storage storage, int advance = 4>
-inline void multiply(int panels, const char* const* pixels, const int64_t* taps, int64_t num_taps,
-                     int64_t tap_bytes, const char* weights, int64_t step, int64_t panel,
-                     float* out) {
+template <Storage storage, int advance = 4, int rows = kPixels, bool add = false, class Pixels,
+          class Offsets>
+inline void multiply(int panels, Pixels pixels, Offsets taps, int64_t tap_bytes,
+                     const char* weights, int64_t step, int64_t panel, float* out) {
   const auto run = [&](auto count) {
-    multiply<storage, decltype(count)::value, advance>(pixels, taps, num_taps, tap_bytes, weights,
-                                                       step, panel, out);
+    multiply<storage, decltype(count)::value, advance, rows, add>(pixels, taps, tap_bytes, weights,
+                                                                  step, panel, out);
   };
   if constexpr (kMaxPanels == 3) {
     if (panels == 3) return run(std::integral_constant<int, 3>{});
