@@ -12,7 +12,7 @@ import pytest
 from pictures import npy, numbered, picture, png, write
 from test_trainer_loop import TINY
 
-from autoguide_fast.trainer import durable, loop, sources
+from autoguide_fast.trainer import durable, loop, training_data
 from autoguide_fast.trainer.data.stores import FolderStore
 from autoguide_fast.trainer.options import TrainOptions
 
@@ -103,7 +103,7 @@ def test_a_picture_replaced_by_one_of_its_size_and_time_is_noticed(tmp_path, pla
     options = run_on(tmp_path, place, files)
     path = tmp_path / place / "0/050.png" if place == "data" else tmp_path / place
     times = os.stat(path)
-    sources._CONTENTS.clear()  # as another process would begin
+    training_data._CONTENTS.clear()  # as another process would begin
     write(tmp_path / place, files | {"0/050.png": padded(200)})
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(ValueError, match=r"changes: contents was [0-9a-f]{16}, is [0-9a-f]{16}"):
@@ -117,7 +117,7 @@ def test_a_folder_is_read_again_only_where_it_was_written_to(tmp_path, monkeypat
         FolderStore, "marks", lambda self, names: read.append(1) or real(self, names)
     )
     for expected, touch in ((0, False), (1, True), (0, False)):
-        sources._CONTENTS.clear()
+        training_data._CONTENTS.clear()
         read.clear()
         if touch:
             time.sleep(0.02)

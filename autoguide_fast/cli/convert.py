@@ -31,7 +31,7 @@ def add_command(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert the file; returns 0."""
-    from autoguide_fast import checkpoints
+    from .. import checkpoints
 
     checkpoints.convert(arguments.source, arguments.path, progress=not arguments.quiet)
     header = checkpoints.read_header(arguments.path, "convert")

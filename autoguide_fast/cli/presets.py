@@ -30,8 +30,8 @@ def add_command(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the list; returns 0."""
-    from autoguide_fast.checkpoints.presets import PARAMETERS, licence, presets
-    from autoguide_fast.checkpoints.weights import present
+    from ..checkpoints.presets import PARAMETERS, licence, presets
+    from ..checkpoints.weights import present
 
     def described(weights):
         if weights is None:
