@@ -100,6 +100,22 @@ def test_weights_after_three_steps_match_golden(golden, which):
 # --- the loop -----------------------------------------------------------------------------------
 
 
+def test_each_image_gets_a_level_of_its_own_from_the_published_distribution():
+    seen = []
+
+    def net(x, sigma, class_labels, return_logvar):
+        seen.append(sigma)
+        return torch.zeros_like(x), torch.zeros(len(x))
+
+    images = torch.zeros(4000, 3, 2, 2)
+    loss = EDM2Loss()(net, images, generator=torch.Generator().manual_seed(0))
+    (sigma,) = seen
+    assert loss.shape == images.shape and sigma.shape == (4000, 1, 1, 1)
+    logarithm = sigma.log()
+    assert float(logarithm.mean()) == pytest.approx(-0.4, abs=0.05)
+    assert float(logarithm.std()) == pytest.approx(1.0, abs=0.05)
+
+
 def test_training_reduces_the_loss():
     trainer = loop.Trainer(TrainOptions(**{**TINY, "channels": 8, "batch": 32, "lr": 0.02}))
     losses = [trainer.step() for _ in range(40)]
