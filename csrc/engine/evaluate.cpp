@@ -1,7 +1,6 @@
 // evaluate and guided_half_step: the operators that run plans. Schemas, checks, and the split over
 // threads.
 #include <chrono>
-#include <numeric>
 
 #include "cpu/engine_kernels.h"
 #include "engine/registry.h"
@@ -16,7 +15,7 @@ struct Run {
   void operator()(const Load& i) const { load_kernel(i, f); }
   void operator()(const BlockPrologue& i) const { block_prologue_kernel(i, f); }
   void operator()(const Convolve& i) const {
-    (!i.winograd                     ? convolve_kernel
+    (i.winograd == Convolve::direct  ? convolve_kernel
      : i.in.storage == Storage::bf16 ? winograd_bf16_kernel
                                      : winograd_kernel)(i, f);
   }
@@ -39,25 +38,20 @@ struct Net {
   float* result = nullptr;
   int64_t chunk = 1;  // images that a team takes through the plan together
   double* times = nullptr;
-
-  // Of the arena, for a team of `members` threads.
-  int64_t arena_bytes(int64_t members) const {
-    return chunk * plan->image_bytes + members * plan->scratch_bytes;
-  }
 };
 
-// The images, and how threads share them: in teams, alone on images of their own where these go
-// round evenly, which needs no meeting, else together on the same image.
+// The images, and the teams of threads that share them.
 struct Call {
   const char* function;
-  int64_t images, threads, teams, members;
+  int64_t images, threads;
+  Teams teams{1, 1};
   const char* x;
   bool x_is_double;
   int64_t x_strides[4];
   double c_in;
 
   Call(const char* name, const Tensor& image, double scale, int64_t count)
-      : function(name), images(0), threads(count), teams(1), members(1), c_in(scale) {
+      : function(name), images(0), threads(count), c_in(scale) {
     check_image(function, "x", image);
     const Dtype dtype = dtype_of(function, "x", image);
     check(dtype == Dtype::f32 || dtype == Dtype::f64, function,
@@ -67,8 +61,7 @@ struct Call {
     x = static_cast<const char*>(image.const_data_ptr());
     x_is_double = dtype == Dtype::f64;
     for (int d = 0; d < 4; ++d) x_strides[d] = image.stride(d);
-    teams = images >= 4 * threads ? threads : std::max<int64_t>(1, std::gcd(images, threads));
-    members = threads / teams;
+    teams = Teams(images, threads);
   }
 
   Net net(int64_t number, const Tensor& x_tensor, const Tensor& weights, const Tensor& modulations,
@@ -104,7 +97,7 @@ struct Call {
   }
 
   static bool aligned(const Tensor& t) {
-    return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 64 == 0;
+    return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % kAlignment == 0;
   }
 
   // Runs the nets one after the other, then done(begin, end) for each thread's share of the images'
@@ -112,20 +105,24 @@ struct Call {
   template <class Done>
   void run(const std::vector<Net>& nets, Tensor& arena, const Done& done) const {
     int64_t part = 0;
-    for (const Net& net : nets) part = std::max(part, net.arena_bytes(members));
+    for (const Net& net : nets) {
+      part = std::max(part, net.plan->team_bytes(net.chunk, teams.members));
+    }
     check(arena.scalar_type() == ScalarType::Byte && arena.is_contiguous() && aligned(arena) &&
-              arena.numel() >= teams * part,
-          function, ": arena must have ", teams * part, " bytes on a multiple of 64, got ",
+              arena.numel() >= teams.count * part,
+          function, ": arena must have ", teams.count * part, " bytes on a multiple of 64, got ",
           arena.numel());
     if (images == 0) return;
     char* const base = static_cast<char*>(arena.mutable_data_ptr());
     const Plan& first = *nets.front().plan;
     const int64_t elements = first.image_channels * first.resolution * first.resolution;
     std::vector<std::unique_ptr<Barrier>> barriers;
-    for (int64_t i = 0; i < teams; ++i) barriers.push_back(std::make_unique<Barrier>(members));
+    for (int64_t i = 0; i < teams.count; ++i) {
+      barriers.push_back(std::make_unique<Barrier>(teams.members));
+    }
     run_threads(static_cast<int>(threads), [&](int thread) {
-      const int64_t team = thread / members, member = thread % members;
-      const int64_t begin = images * team / teams, end = images * (team + 1) / teams;
+      const int64_t members = teams.members, team = thread / members, member = thread % members;
+      const int64_t begin = images * team / teams.count, end = images * (team + 1) / teams.count;
       for (const Net& net : nets) {
         run_net(net, base + team * part, static_cast<int>(member), begin, end, elements,
                 thread == 0 ? net.times : nullptr, *barriers[team]);
@@ -145,8 +142,8 @@ struct Call {
     f.weights = net.weights;
     f.modulation_stride = net.modulation_stride;
     f.thread = member;
-    f.threads = static_cast<int>(members);
-    f.scratch = arena + net.chunk * net.plan->image_bytes + member * net.plan->scratch_bytes;
+    f.threads = static_cast<int>(teams.members);
+    f.scratch = arena + net.plan->team_bytes(net.chunk, member);
     f.x_is_double = x_is_double;
     for (int d = 0; d < 4; ++d) f.x_strides[d] = x_strides[d];
     f.c_in = c_in;
