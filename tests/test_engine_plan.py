@@ -285,25 +285,26 @@ def test_bad_evaluation(changes, message):
         ({"slope": torch.zeros(1, 3, 2, 4)}, "slope must have the shape of x"),
         ({"out": torch.zeros(1, 3, 2, 2).double()}, "out must have the dtype of x"),
         ({"x": torch.zeros(1, 2, 2, 3).movedim(3, 1)}, "x must be contiguous"),
-        ({"guide_raw": torch.zeros(1, 3, 2, 2)}, "a guide must have weights and modulations"),
-        ({"raw": torch.zeros(3)}, "result must be contiguous float32"),
+        ({"plans": []}, "plans must be those of a model or of a model and its guide, got 0"),
+        (
+            {"chunks": [1, 1]},
+            "weights, modulations, raws and chunks must be one for each of 1 plans",
+        ),
+        ({"raws": []}, "weights, modulations, raws and chunks must be .*, got 1, 1, 0 and 1"),
+        ({"raws": [torch.zeros(3)]}, "result must be contiguous float32"),
     ],
 )
 def test_bad_half_step(changes, message):
     plan = make_plan()
     plan.add(Load(out=make_map(), image_channels=3))
     plan.add(Store(in_=make_map(), image_channels=3))
-    images = {name: torch.ones(1, 3, 2, 2) for name in ("raw", "x", "slope", "out")}
+    images = {name: torch.ones(1, 3, 2, 2) for name in ("x", "slope", "out")}
     arguments = {
-        "plan": plan.number,
-        "weights": torch.zeros(1024, dtype=torch.uint8),
-        "modulations": torch.zeros(1, 0),
-        "chunk": 1,
-        "guide_plan": 0,
-        "guide_weights": None,
-        "guide_modulations": None,
-        "guide_raw": None,
-        "guide_chunk": 1,
+        "plans": [plan.number],
+        "weights": [torch.zeros(1024, dtype=torch.uint8)],
+        "modulations": [torch.zeros(1, 0)],
+        "raws": [torch.ones(1, 3, 2, 2)],
+        "chunks": [1],
         "arena": torch.zeros(8192, dtype=torch.uint8),
         "threads": 1,
         "x_next": None,

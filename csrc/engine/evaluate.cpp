@@ -181,14 +181,14 @@ void evaluate(int64_t plan, const Tensor& x, double c_in, const Tensor& weights,
   call.run({net}, arena, [](int64_t, int64_t) {});
 }
 
-// The whole of a half step in one call: both nets, then the fused update of each team's images
-// while the nets' results are in cache.
-void guided_half_step(int64_t plan, const Tensor& weights, const Tensor& modulations, Tensor raw,
-                      int64_t chunk, int64_t guide_plan, std::optional<Tensor> guide_weights,
-                      std::optional<Tensor> guide_modulations, std::optional<Tensor> guide_raw,
-                      int64_t guide_chunk, Tensor arena, int64_t threads, const Tensor& x,
-                      std::optional<Tensor> x_next, Tensor slope, Tensor out, double c_in,
-                      double sigma, double sigma_next, double guidance, double sigma_data) {
+// The whole of a half step in one call: the model and the guide, then the fused update of each
+// team's images while the nets' results are in cache.
+void guided_half_step(const std::vector<int64_t>& plans, const std::vector<Tensor>& weights,
+                      const std::vector<Tensor>& modulations, std::vector<Tensor> raws,
+                      const std::vector<int64_t>& chunks, Tensor arena, int64_t threads,
+                      const Tensor& x, std::optional<Tensor> x_next, Tensor slope, Tensor out,
+                      double c_in, double sigma, double sigma_next, double guidance,
+                      double sigma_data) {
   const char* function = "guided_half_step";
   const Tensor& at = x_next ? *x_next : x;
   const Call call(function, at, c_in, threads);
@@ -197,26 +197,32 @@ void guided_half_step(int64_t plan, const Tensor& weights, const Tensor& modulat
     check_like(function, name, *t, "x", x);
     check(t->is_contiguous(), function, ": ", name, " must be contiguous; use .contiguous()");
   }
-  std::vector<Net> nets{call.net(plan, at, weights, modulations, raw, chunk)};
-  if (guide_raw) {
-    check(guide_weights && guide_modulations, function,
-          ": a guide must have weights and modulations");
-    nets.push_back(
-        call.net(guide_plan, at, *guide_weights, *guide_modulations, *guide_raw, guide_chunk));
+  const size_t count = plans.size();
+  check(count == 1 || count == 2, function,
+        ": plans must be those of a model or of a model and its guide, got ", count);
+  check(weights.size() == count && modulations.size() == count && raws.size() == count &&
+            chunks.size() == count,
+        function, ": weights, modulations, raws and chunks must be one for each of ", count,
+        " plans, got ", weights.size(), ", ", modulations.size(), ", ", raws.size(), " and ",
+        chunks.size());
+  std::vector<Net> nets;
+  for (size_t i = 0; i < count; ++i) {
+    nets.push_back(call.net(plans[i], at, weights[i], modulations[i], raws[i], chunks[i]));
   }
   const Dtype dtype = dtype_of(function, "x", x);
   const GuidedLevels levels{x_next ? sigma_next : sigma, sigma_next - sigma, guidance, sigma_data,
                             true};
-  const void* guide_data = guide_raw ? guide_raw->const_data_ptr() : nullptr;
+  const void* raw = nets.front().result;
+  const void* guide_raw = count == 2 ? nets.back().result : nullptr;
   call.run(nets, arena, [&](int64_t begin, int64_t end) {
     if (x_next) {
       guided_heun_second_kernel(dtype, Dtype::f32, x.const_data_ptr(), at.const_data_ptr(),
-                                slope.const_data_ptr(), raw.const_data_ptr(), guide_data,
-                                out.mutable_data_ptr(), levels, begin, end);
+                                slope.const_data_ptr(), raw, guide_raw, out.mutable_data_ptr(),
+                                levels, begin, end);
     } else {
-      guided_heun_first_kernel(dtype, Dtype::f32, x.const_data_ptr(), raw.const_data_ptr(),
-                               guide_data, out.mutable_data_ptr(), slope.mutable_data_ptr(), levels,
-                               begin, end);
+      guided_heun_first_kernel(dtype, Dtype::f32, x.const_data_ptr(), raw, guide_raw,
+                               out.mutable_data_ptr(), slope.mutable_data_ptr(), levels, begin,
+                               end);
     }
   });
 }
@@ -228,14 +234,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
   m.def(
       "evaluate(int plan, Tensor x, float c_in, Tensor weights, Tensor modulations, "
       "Tensor(a!) arena, Tensor(b!) result, int threads, int chunk, Tensor(c!)? times) -> ()");
-  // Both nets at x, or at x_next where that is given; then guided_heun_first, whose results go to
-  // out and slope, or guided_heun_second, which reads slope.
+  // The nets, of the model and of the guide if there is one, at x, or at x_next where that is
+  // given; then guided_heun_first, whose results go to out and slope, or guided_heun_second, which
+  // reads slope.
   m.def(
-      "guided_half_step(int plan, Tensor weights, Tensor modulations, Tensor(a!) raw, int chunk, "
-      "int guide_plan, Tensor? guide_weights, Tensor? guide_modulations, Tensor(b!)? guide_raw, "
-      "int guide_chunk, Tensor(c!) arena, int threads, Tensor x, Tensor? x_next, "
-      "Tensor(d!) slope, Tensor(e!) out, float c_in, float sigma, float sigma_next, "
-      "float guidance, float sigma_data) -> ()");
+      "guided_half_step(int[] plans, Tensor[] weights, Tensor[] modulations, Tensor(a!)[] raws, "
+      "int[] chunks, Tensor(b!) arena, int threads, Tensor x, Tensor? x_next, Tensor(c!) slope, "
+      "Tensor(d!) out, float c_in, float sigma, float sigma_next, float guidance, "
+      "float sigma_data) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {
