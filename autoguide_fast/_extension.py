@@ -6,7 +6,7 @@ import warnings
 import torch
 
 try:
-    from . import _C  # type: ignore[attr-defined]
+    from . import _C
 except ImportError as error:
     raise ImportError(
         "autoguide_fast's compiled extension does not load for this Python and torch "
@@ -58,6 +58,4 @@ def check_torch(found, oldest, tested):
 _facts = build_info()
 check_torch(torch.__version__, _facts["torch_oldest"], _facts["torch_tested"])
 
-Map, Plan = _C.Map, _C.Plan
-winograd_weight_matrix = _C.winograd_weight_matrix
 _C.set_kernel_loader(runtime_kernels.load)

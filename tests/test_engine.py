@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import weakref
@@ -41,6 +42,7 @@ NETS = {
     "three_levels": lambda: make_net(48, size=16, channel_mult=[1, 1, 2], attn_resolutions=[4, 8]),
     "large_tiles": lambda: make_net(32, size=32, channel_mult=[1], attn_resolutions=[]),
     "many_channels": lambda: make_net(8, 0, images=17, clip_act=None, attn_resolutions=[]),
+    "many_channels_and_wide": lambda: make_net(32, 0, images=17, attn_resolutions=[]),
     "tiny_map": lambda: make_net(16, size=4, channel_mult=[1, 2, 3], attn_resolutions=[1, 2]),
     "balances": lambda: make_net(
         label_balance=0.3, concat_balance=0.7, res_balance=0.6, attn_balance=0.8, clip_act=1.5
@@ -325,6 +327,8 @@ def test_profile(tmp_path):
     assert text.startswith("batch 2, 1 threads:")
     for kind in ("conv_res0", "conv_res1", "block_prologue", "attend", "load", "store"):
         assert kind in text
+    for _, name, _, _ in pickle.loads(pickle.dumps(profile)).rows:
+        assert name.split()[-1] == name.part
     profile.save_trace(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert len(events) == len(profile.rows)

@@ -1,6 +1,8 @@
 """Plans of a few instructions: each product against the sum that defines it, and bad plans."""
 
+import copy
 import itertools
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -8,28 +10,40 @@ import torch
 import torch.nn.functional as F
 from tolerances import relative_error
 
-from autoguide_fast._extension import Map, Plan, winograd_weight_matrix
+from autoguide_fast._C import (
+    Attend,
+    BlockPrologue,
+    Convolve,
+    Load,
+    Map,
+    Plan,
+    Resample,
+    SplitHeads,
+    Storage,
+    Store,
+    Winograd,
+    winograd_weight_matrix,
+)
 from autoguide_fast.engine import arena, pack
-from autoguide_fast.engine.lower import Recorder
+from autoguide_fast.engine.lower import PlanWriter
 
 
-def convolve(x, weight, storage="f32", clip=(-8.0, 8.0), threads=1, mixed=False):
+def convolve(x, weight, storage=Storage.F32, clip=(-8.0, 8.0), threads=1, mixed=False):
     """The plan load, copy, convolve, store on images of 15 channels or more."""
     images, channels, size, _ = x.shape
     reader = torch.nn.Module()
     reader.weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # nothing of the plane of ones
-    record = Recorder(storage, {reader: clip}, mixed)
-    image = record.map(size, (channels + 1,))
-    record.add("load", "image", out=image, image_channels=channels)
-    copy = record.map(size, image.runs, border=1, reader=reader)
-    record.add("block_prologue", "copy", x=image, raw=copy)
-    out = record.map(size, (channels,))
-    record.convolve("conv", reader.weight, copy, out=out)
-    record.add("store", "image", in_=out, image_channels=channels)
-    lowered = record.finish(SimpleNamespace(img_resolution=size, img_channels=channels))
+    writer = PlanWriter(storage, {reader: clip}, mixed)
+    image = writer.map(size, (channels + 1,))
+    writer.add(Load, "load", out=image, image_channels=channels)
+    padded = writer.map(size, image.runs, border=1, reader=reader)
+    writer.add(BlockPrologue, "copy", x=image, raw=padded)
+    out = writer.map(size, (channels,))
+    writer.convolve("conv", reader.weight, padded, out=out)
+    writer.add(Store, "store", in_=out, image_channels=channels)
+    lowered = writer.finish(SimpleNamespace(img_resolution=size, img_channels=channels))
     arena = torch.empty(
-        threads * images * lowered.image_bytes + threads * lowered.plan.scratch_bytes,
-        dtype=torch.uint8,
+        lowered.plan.arena_bytes(images=images, threads=threads, chunk=images), dtype=torch.uint8
     ).fill_(0xFF)  # NaN wherever nothing was written
     result = torch.empty_like(x)
     torch.ops.autoguide_fast.evaluate(
@@ -86,7 +100,7 @@ def test_int8_convolution_is_exact(kernel, isa):
     x = torch.randint(-100, 100, (2, 15, 6, 6), generator=generator) * scale
     weight = torch.randint(-127, 128, (15, 15, kernel, kernel), generator=generator).float()
     weight[:, 0, 0, 0] = 127  # so that the scale of every output is 1
-    result = convolve(x, weight, "u8", (low, high))
+    result = convolve(x, weight, Storage.U8, (low, high))
     expected = F.conv2d(x.double(), weight.double(), padding=kernel // 2)
     assert relative_error(result, expected) < 1e-6
 
@@ -94,7 +108,7 @@ def test_int8_convolution_is_exact(kernel, isa):
 def test_int8_range_is_clipped(isa):
     weight = torch.eye(15)[:, :, None, None]
     x = torch.linspace(-20, 20, 15 * 64).reshape(1, 15, 8, 8)
-    result = convolve(x, weight, "u8")
+    result = convolve(x, weight, Storage.U8)
     assert (result - x.clamp(-8, 8)).abs().max() < 16 / 255
     assert result.min() < -7.9 and result.max() > 7.9
 
@@ -102,7 +116,7 @@ def test_int8_range_is_clipped(isa):
 def test_bfloat16_convolution(isa):
     x, weight = (t.bfloat16().float() for t in case(31, 5, 2))
     expected = F.conv2d(x.double(), weight.double(), padding=1)
-    assert relative_error(convolve(x, weight, "bf16"), expected) < 1e-6
+    assert relative_error(convolve(x, weight, Storage.BF16), expected) < 1e-6
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -113,14 +127,14 @@ def test_bfloat16_winograd_is_exact_on_small_integers(channels, size, images, th
     x = torch.randint(-4, 5, (images, channels, size, size), generator=generator).float()
     weight = 4.0 * torch.randint(-2, 3, (channels, channels, 3, 3), generator=generator)
     expected = F.conv2d(x.double(), weight.double(), padding=1)
-    assert relative_error(convolve(x, weight, "bf16", threads=threads), expected) < 1e-6
+    assert relative_error(convolve(x, weight, Storage.BF16, threads=threads), expected) < 1e-6
 
 
 def test_bfloat16_winograd_costs_less_than_two_roundings(isa):
     x, weight = case(63, 16, 1)
     expected = F.conv2d(x.double(), weight.double(), padding=1)
     once = F.conv2d(x.bfloat16().double(), weight.bfloat16().double(), padding=1)
-    error = (convolve(x, weight, "bf16") - expected).std()
+    error = (convolve(x, weight, Storage.BF16) - expected).std()
     assert error < 2 * (once - expected).std()
 
 
@@ -133,7 +147,7 @@ def test_large_tiles_cost_less_than_int8(channels, images, threads, isa):
     once = F.conv2d(x.bfloat16().double(), weight.bfloat16().double(), padding=1)
     clip = x.min().item(), x.max().item()
     error, of_int8 = (
-        (convolve(x, weight, "u8", clip, threads, mixed) - expected).std()
+        (convolve(x, weight, Storage.U8, clip, threads, mixed) - expected).std()
         for mixed in (True, False)
     )
     assert error < of_int8
@@ -210,8 +224,10 @@ def make_map(**options):
         ({"out": {"channels": 32}}, "within the packed weights"),
         ({"taps": 9}, "9 and a border"),
         ({"in_channels": 17}, "1 tap, or 9"),
-        ({"in_": {"storage": "u8"}}, "maps of u8 need scales"),
-        ({"winograd": 4}, "Winograd needs 9 taps"),
+        ({"in_": {"storage": Storage.U8}}, "maps of u8 need scales"),
+        ({"winograd": Winograd.F4X4}, "Winograd needs 9 taps"),
+        ({"winograd": Winograd(3)}, "Winograd needs 9 taps"),
+        ({"in_": {"storage": Storage(3)}}, "a storage type that the instruction can read"),
         ({"modulation": 0}, "a modulation must be one of the plan's"),
         ({"weights": 64}, "within the packed weights"),
     ],
@@ -222,7 +238,7 @@ def test_bad_instruction(change, message):
         arguments[name] = {**arguments[name], **value} if isinstance(value, dict) else value
     arguments = {k: make_map(**v) if isinstance(v, dict) else v for k, v in arguments.items()}
     with pytest.raises(ValueError, match=f"Plan: .*{message}"):
-        make_plan().convolve(**arguments)
+        make_plan().add(Convolve(**arguments))
 
 
 def evaluate(plan, **changes):
@@ -257,7 +273,7 @@ def evaluate(plan, **changes):
 )
 def test_bad_evaluation(changes, message):
     plan = make_plan()
-    plan.load(out=make_map(), image_channels=3)
+    plan.add(Load(out=make_map(), image_channels=3))
     evaluate(plan.number)
     with pytest.raises(RuntimeError, match=f"evaluate: {message}"):
         evaluate(plan.number, **changes)
@@ -269,25 +285,26 @@ def test_bad_evaluation(changes, message):
         ({"slope": torch.zeros(1, 3, 2, 4)}, "slope must have the shape of x"),
         ({"out": torch.zeros(1, 3, 2, 2).double()}, "out must have the dtype of x"),
         ({"x": torch.zeros(1, 2, 2, 3).movedim(3, 1)}, "x must be contiguous"),
-        ({"guide_raw": torch.zeros(1, 3, 2, 2)}, "a guide must have weights and modulations"),
-        ({"raw": torch.zeros(3)}, "result must be contiguous float32"),
+        ({"plans": []}, "plans must be those of a model or of a model and its guide, got 0"),
+        (
+            {"chunks": [1, 1]},
+            "weights, modulations, raws and chunks must be one for each of 1 plans",
+        ),
+        ({"raws": []}, "weights, modulations, raws and chunks must be .*, got 1, 1, 0 and 1"),
+        ({"raws": [torch.zeros(3)]}, "result must be contiguous float32"),
     ],
 )
 def test_bad_half_step(changes, message):
     plan = make_plan()
-    plan.load(out=make_map(), image_channels=3)
-    plan.store(in_=make_map(), image_channels=3)
-    images = {name: torch.ones(1, 3, 2, 2) for name in ("raw", "x", "slope", "out")}
+    plan.add(Load(out=make_map(), image_channels=3))
+    plan.add(Store(in_=make_map(), image_channels=3))
+    images = {name: torch.ones(1, 3, 2, 2) for name in ("x", "slope", "out")}
     arguments = {
-        "plan": plan.number,
-        "weights": torch.zeros(1024, dtype=torch.uint8),
-        "modulations": torch.zeros(1, 0),
-        "chunk": 1,
-        "guide_plan": 0,
-        "guide_weights": None,
-        "guide_modulations": None,
-        "guide_raw": None,
-        "guide_chunk": 1,
+        "plans": [plan.number],
+        "weights": [torch.zeros(1024, dtype=torch.uint8)],
+        "modulations": [torch.zeros(1, 0)],
+        "raws": [torch.ones(1, 3, 2, 2)],
+        "chunks": [1],
         "arena": torch.zeros(8192, dtype=torch.uint8),
         "threads": 1,
         "x_next": None,
@@ -308,12 +325,123 @@ def test_bad_half_step(changes, message):
         torch.ops.autoguide_fast.guided_half_step(**{**arguments, **changes})
 
 
+INSTRUCTIONS = [
+    Load(out=make_map(), image_channels=3),
+    BlockPrologue(
+        x=make_map(),
+        act=make_map(offset=1024, height=1, width=1, storage=Storage.BF16),
+        resample=Resample.DOWN,
+        weight=0.5,
+        normalised=12,
+    ),
+    Convolve(
+        in_=make_map(storage=Storage.U8, scale=0.5, zero=3),
+        out=make_map(offset=1024),
+        taps=1,
+        in_channels=16,
+        weights=0,
+        dequantise=64,
+        limit=2.0,
+    ),
+    SplitHeads(
+        qkv=make_map(channels=48),
+        heads=1,
+        head_channels=8,
+        head_stride=16,
+        q=1024,
+        k=2048,
+        v=3072,
+        pixels_stride=16,
+    ),
+    Store(in_=make_map(), image_channels=3),
+]
+INSTRUCTIONS.append(Attend(from_=INSTRUCTIONS[3], out=make_map()))
+
+
+@pytest.mark.parametrize("instruction", INSTRUCTIONS, ids=lambda i: type(i).__name__)
+def test_instruction_is_its_fields(instruction):
+    """As it was given, in a plan, copied, pickled, and printed."""
+    names = [n for n in dir(instruction) if not n.startswith("_") and not n.endswith("_bytes")]
+    fields = {name: getattr(instruction, name) for name in names}
+    text = repr(instruction)
+    assert all(f"{name}=" in text for name in names)
+    plan = make_plan()
+    plan.add(instruction)
+    for again in (
+        type(instruction)(**fields),
+        copy.deepcopy(instruction),
+        pickle.loads(pickle.dumps(instruction)),
+        plan.instructions[0],
+        copy.copy(plan).instructions[0],
+        pickle.loads(pickle.dumps(plan)).instructions[0],
+    ):
+        assert type(again) is type(instruction)
+        assert repr(again) == text
+
+
+def test_each_field_is_set_by_its_name():
+    """No two fields of one type change places."""
+    given = {"offset": 64, "height": 2, "width": 3, "channels": 16, "border": 1, "zero": 7.0}
+    made = Map(**given, storage=Storage.U8, scale=0.5)
+    assert {name: getattr(made, name) for name in given} == given
+    assert (made.storage, made.scale, made.bytes) == (Storage.U8, 0.5, 4 * 5 * 16)
+    counts = {"taps": 9, "in_channels": 4, "weights": 64, "dequantise": 128, "modulation": 32}
+    maps = {name: make_map(offset=64 * i) for i, name in enumerate(("in_", "sum", "out", "act"))}
+    numbers = {"sum_weight": 0.25, "limit": 8.0}
+    made = Convolve(**counts, **maps, **numbers, winograd=Winograd.F2X2)
+    for name, value in (counts | numbers).items():
+        assert getattr(made, name) == value
+    for name, value in maps.items():
+        assert getattr(made, name).offset == value.offset
+    assert made.winograd == Winograd.F2X2
+    assert not Convolve(in_=make_map(), taps=1, in_channels=4, weights=0).sum
+
+
+@pytest.mark.parametrize(
+    "change", [{"tap": 9}, {"taps": 9.5}, {"in_": None}, {"winograd": 4}, {"weights": ...}]
+)
+def test_bad_fields(change):
+    fields = {"in_": make_map(), "taps": 1, "in_channels": 16, "weights": 0} | change
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        Convolve(**{name: value for name, value in fields.items() if value is not ...})
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        Store(make_map(), 3)
+
+
+def test_bad_resample():
+    prologue = BlockPrologue(x=make_map(), raw=make_map(offset=1024), resample=Resample(2))
+    with pytest.raises(ValueError, match="Plan: a block is resampled down, up or not"):
+        make_plan().add(prologue)
+
+
+@pytest.mark.parametrize(
+    "images, threads", [(1, 1), (1, 3), (2, 3), (4, 6), (5, 2), (12, 3), (0, 2)]
+)
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_arena_is_as_large_as_it_says(images, threads, chunk):
+    plan = make_plan()
+    plan.add(Load(out=make_map(), image_channels=3))
+    plan.add(BlockPrologue(x=make_map(), raw=make_map(offset=1024)))
+    assert plan.scratch_bytes == 64
+    size = plan.arena_bytes(images=images, threads=threads, chunk=chunk)
+    x = torch.zeros(images, 3, 2, 2)
+    arguments = {"x": x, "result": torch.empty_like(x), "threads": threads, "chunk": chunk}
+    evaluate(plan.number, arena=torch.zeros(size, dtype=torch.uint8), **arguments)
+    with pytest.raises(RuntimeError, match=f"evaluate: arena must have {size} bytes"):
+        evaluate(plan.number, arena=torch.zeros(size - 1, dtype=torch.uint8), **arguments)
+
+
+def test_bad_threads():
+    with pytest.raises(ValueError, match=r"Plan.arena_bytes: threads must be positive, got 0"):
+        make_plan().arena_bytes(images=0, threads=0, chunk=1)
+
+
 def test_plan_lives_as_long_as_its_owner():
     plan = make_plan()
-    plan.load(out=make_map(), image_channels=3)
+    plan.add(Load(out=make_map(), image_channels=3))
     number = plan.number
     with pytest.raises(RuntimeError, match="Plan: a plan that runs cannot grow"):
-        plan.load(out=make_map(), image_channels=3)
+        plan.add(Load(out=make_map(), image_channels=3))
     del plan
     with pytest.raises(RuntimeError, match="evaluate: plan must be alive"):
         evaluate(number)

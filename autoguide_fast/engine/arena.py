@@ -1,6 +1,6 @@
 """Where feature maps lie in the arena: lifetimes do not overlap where bytes do."""
 
-ALIGNMENT = 64
+from .._C import ALIGNMENT
 
 
 def place(blocks):

@@ -33,10 +33,10 @@ class CpuStepper(Stepper):
         levels = levels[:-1].to(torch.float32)
         self.c_in = c_in(levels, self.sigma_data).tolist()
         with torch.inference_mode():
-            self.modulations = {
-                role: net.modulations(levels, class_labels).unbind(0)
-                for role, net in self.nets.items()
-            }
+            rows = [net.modulations(levels, class_labels) for net in self.nets.values()]
+            self.modulations = [list(level) for level in zip(*rows, strict=True)]
+        self.plans = [net.lowered.plan.number for net in self.nets.values()]
+        self.weights = [net.lowered.weights for net in self.nets.values()]
         self.state = None
         self.outputs = []
 
@@ -63,25 +63,19 @@ class CpuStepper(Stepper):
     def _half(self, half, x, x_next, out, step, guided):
         """Evaluate the nets and take half a step to `out`, all in one call of an operator."""
         evaluation, images, threads = 2 * step.index + half, len(x), torch.get_num_threads()
-        roles = ("model", "guide") if guided else ("model",)
-        arena = self.nets["model"].arena
+        count = 2 if guided else 1  # of the nets that take part
+        nets = list(self.nets.values())[:count]
+        raws = self.state.raws[half][:count]
+        self.outputs += zip(list(self.nets)[:count], raws, strict=True)
+        arena = nets[0].arena
         with arena.lock, torch.inference_mode():
-            block = arena.reserve([self.nets[role] for role in roles], images, threads)
-            arguments = []
-            for role in roles:
-                net, raw = self.nets[role], self.state.raws[role, half]
-                arguments += (
-                    net.lowered.plan.number,
-                    net.lowered.weights,
-                    self.modulations[role][evaluation],
-                    raw,
-                    net.chunk(images, threads),
-                )
-                self.outputs.append((role, raw))
-            if not guided:
-                arguments += 0, None, None, None, 1
+            block = arena.reserve(nets, images, threads)
             torch.ops.autoguide_fast.guided_half_step.default(
-                *arguments,
+                self.plans[:count],
+                self.weights[:count],
+                self.modulations[evaluation][:count],
+                raws,
+                [net.chunk(images, threads) for net in nets],
                 block,
                 threads,
                 x,
@@ -101,11 +95,7 @@ class _State:
 
     def __init__(self, x, nets):
         self.x_next, self.slope, *self._states = (torch.empty_like(x) for _ in range(4))
-        self.raws = {
-            (role, half): torch.empty_like(x, dtype=torch.float32)
-            for role in nets
-            for half in range(2)
-        }
+        self.raws = [[torch.empty_like(x, dtype=torch.float32) for _ in nets] for half in range(2)]
 
     def fits(self, x):
         """Whether they are of the shape and type of `x`."""

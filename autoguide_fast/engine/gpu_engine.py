@@ -13,7 +13,7 @@ from .base_engine import BaseEngine, check_pair
 from .gpu_stepper import GpuStepper
 from .graphs import CudaGraphs
 from .prepared import device_of, no_autocast
-from .profile import Profile
+from .profile import Label, Profile
 
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn
 
@@ -200,12 +200,12 @@ def _timed(role, net, recorder, batch, repeats):
     hooks = []
     for name, module in [*net.unet.enc.items(), *net.unet.dec.items()]:
         if isinstance(module, Block):
-            hooks += watch(f"{name} between", module)
+            hooks += watch(Label("between", name), module)
             for child, convolution in module.named_children():
-                hooks += watch(f"{name} {child}", convolution)
+                hooks += watch(Label(child, name), convolution)
         else:
-            hooks += watch(name, module)
-    hooks += watch("out_conv", net.unet.out_conv)
+            hooks += watch(Label(name), module)
+    hooks += watch(Label("out_conv"), net.unet.out_conv)
     modulations = net.modulations(torch.ones(1, device=net.device), None, batch)[0]
     try:
         for repeat in range(2 + repeats):

@@ -10,10 +10,10 @@ import math
 
 import torch
 
-from .._extension import winograd_weight_matrix
+from .._C import ALIGNMENT, LANES, Storage, winograd_weight_matrix
 
-LANES = 16
-STEP = {"f32": (1, torch.float32), "bf16": (2, torch.bfloat16), "u8": (4, torch.int8)}
+STEP_BYTES = 4
+DTYPES = {Storage.F32: torch.float32, Storage.BF16: torch.bfloat16, Storage.U8: torch.int8}
 
 
 def padded(channels):
@@ -26,8 +26,8 @@ def spread(weight, rows, columns):
 
     Args:
         weight (Tensor): Prepared float32 weight.
-        rows, columns (sequence of (start, count)): Where runs of its outputs and inputs go, each
-            padded to whole panels; together they cover `K` and `C`, in order.
+        rows, columns (sequence of int): How many outputs and inputs each run has, in order; each is
+            padded to whole panels. They add up to `K` and `C`.
 
     Returns:
         Tensor [padded K, padded C, kh * kw].
@@ -47,11 +47,11 @@ def spread(weight, rows, columns):
 
 
 def direct(weight, storage):
-    """Pack `[K, C, taps]` for the direct convolution; float32, bfloat16, or int8 as it is."""
-    values, dtype = STEP[storage]
+    """Pack `[K, C, taps]` for maps of that storage; float32, bfloat16, or int8 as it is."""
+    values = STEP_BYTES // storage.bytes
     k, c, taps = weight.shape
     weight = weight.reshape(k // LANES, LANES, c // values, values, taps)
-    return weight.permute(0, 4, 2, 1, 3).to(dtype).contiguous()
+    return weight.permute(0, 4, 2, 1, 3).to(DTYPES[storage]).contiguous()
 
 
 def winograd(weight):
@@ -65,7 +65,7 @@ def winograd_bf16(weight, tile):
     g = torch.tensor(winograd_weight_matrix(tile), dtype=torch.float64, device=weight.device)
     weight = weight.double().unflatten(2, (3, 3))
     points = torch.einsum("ia,kcab,jb->kcij", g, weight, g).flatten(2)
-    return direct(points, "bf16")
+    return direct(points, Storage.BF16)
 
 
 def quantised(weight, zero):
@@ -84,8 +84,6 @@ def quantised(weight, zero):
 class Packer:
     """Collects packed weights into one block of bytes."""
 
-    ALIGNMENT = 64
-
     def __init__(self):
         self.parts, self.bytes = [], 0
 
@@ -93,7 +91,7 @@ class Packer:
         """Append `tensor`; return its offset."""
         offset = self.bytes
         data = tensor.flatten().view(torch.uint8)
-        filler = -len(data) % self.ALIGNMENT
+        filler = -len(data) % ALIGNMENT
         self.parts += [data, data.new_zeros(filler)]
         self.bytes += len(data) + filler
         return offset

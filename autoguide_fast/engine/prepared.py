@@ -1,7 +1,6 @@
 """One network made ready: its plan, its packed weights, its embedding."""
 
 import contextlib
-import math
 import threading
 import warnings
 
@@ -9,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import as_built
+from .._C import Storage
 from ..guidance import Unlabelled, bare, unwrapped
 from ..modes import watching
 from ..networks import Precond
@@ -16,7 +16,7 @@ from ..preconditioning import denoised, magnitude
 from .embedding import Embedding
 from .lower import lower
 
-STORAGE_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "u8"}
+STORAGE_TYPES = {torch.float32: Storage.F32, torch.bfloat16: Storage.BF16, torch.int8: Storage.U8}
 
 # Images that a thread takes through the plan together, and bytes of their maps: with fewer, the
 # weights are read again too often, which costs more than maps that leave the cache.
@@ -164,14 +164,13 @@ class PreparedNet(PreparedDenoiser):
 
     def arena_bytes(self, images, threads):
         """Bytes of the arena for a batch: bounded, because teams take a few images at a time."""
-        teams = threads if images >= 4 * threads else math.gcd(images, threads)
-        maps = self.chunk(images, threads) * self.lowered.image_bytes
-        return teams * (maps + threads // teams * self.lowered.plan.scratch_bytes)
+        chunk = self.chunk(images, threads)
+        return self.lowered.plan.arena_bytes(images, threads, chunk)
 
     def chunk(self, images, threads):
         """Images that a team of threads takes through the plan together."""
         share = -(-images // threads) if images >= threads else images
-        return max(1, min(share, self.arena.images, _CHUNK_BYTES // self.lowered.image_bytes))
+        return max(1, min(share, self.arena.images, _CHUNK_BYTES // self.lowered.plan.image_bytes))
 
 
 def no_autocast(device_type):

@@ -1,10 +1,16 @@
-// Map and Plan for Python: one method for each kind of instruction, arguments by name.
+// Plans, maps and instructions for Python, and what both sides have to know of them.
 #include "engine/bindings.h"
+
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <mutex>
+#include <string>
+#include <utility>
 
+#include "engine/fields.h"
 #include "engine/registry.h"
+#include "engine/team.h"
 
 namespace py = pybind11;
 using namespace agf;
@@ -12,25 +18,10 @@ using namespace py::literals;
 
 namespace {
 
-Storage storage_named(const std::string& name) {
-  if (name == "f32") return Storage::f32;
-  if (name == "bf16") return Storage::bf16;
-  if (name == "u8") return Storage::u8;
-  throw py::value_error("Map: storage must be f32, bf16 or u8, got " + name);
-}
-
 // A plan under construction, and once `number` was asked for, a plan that runs.
 class PlanBuilder {
  public:
-  PlanBuilder(int64_t resolution, int64_t image_channels, int64_t image_bytes, int64_t weight_bytes,
-              int64_t modulations)
-      : plan_(std::make_shared<Plan>()) {
-    plan_->resolution = resolution;
-    plan_->image_channels = image_channels;
-    plan_->image_bytes = image_bytes;
-    plan_->weight_bytes = weight_bytes;
-    plan_->modulations = modulations;
-  }
+  explicit PlanBuilder(Plan plan) : plan_(std::make_shared<Plan>(std::move(plan))) {}
   PlanBuilder(const PlanBuilder&) = delete;
   ~PlanBuilder() {
     if (number_) forget_plan(number_);
@@ -38,7 +29,7 @@ class PlanBuilder {
   void add(const Instruction& instruction) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (number_) throw std::runtime_error("Plan: a plan that runs cannot grow; make another");
-    append(*plan_, instruction);
+    plan_->add(instruction);
   }
   int64_t number() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -53,70 +44,137 @@ class PlanBuilder {
   int64_t number_ = 0;
 };
 
+// What a plan is made with, by name.
+constexpr std::pair<const char*, int64_t Plan::*> kOptions[] = {
+    {"resolution", &Plan::resolution},   {"image_channels", &Plan::image_channels},
+    {"image_bytes", &Plan::image_bytes}, {"weight_bytes", &Plan::weight_bytes},
+    {"modulations", &Plan::modulations},
+};
+
+std::unique_ptr<PlanBuilder> make_plan(int64_t resolution, int64_t image_channels,
+                                       int64_t image_bytes, int64_t weight_bytes,
+                                       int64_t modulations) {
+  Plan plan;
+  plan.resolution = resolution;
+  plan.image_channels = image_channels;
+  plan.image_bytes = image_bytes;
+  plan.weight_bytes = weight_bytes;
+  plan.modulations = modulations;
+  return std::make_unique<PlanBuilder>(std::move(plan));
+}
+
+py::tuple plan_state(const PlanBuilder& builder) {
+  py::dict options;
+  for (const auto& [name, member] : kOptions) options[name] = builder.plan().*member;
+  return py::make_tuple(options, builder.plan().instructions);
+}
+
+std::unique_ptr<PlanBuilder> plan_of_state(const py::tuple& state) {
+  const py::dict options = state[0];
+  Plan plan;
+  for (const auto& [name, member] : kOptions) plan.*member = options[name].cast<int64_t>();
+  auto made = std::make_unique<PlanBuilder>(std::move(plan));
+  for (const py::handle& i : state[1]) made->add(i.cast<Instruction>());
+  return made;
+}
+
+void bind_enums(py::module_& m) {
+  py::enum_<Storage>(m, "Storage", "How a map's values are stored.")
+      .value("F32", Storage::f32)
+      .value("BF16", Storage::bf16)
+      .value("U8", Storage::u8)
+      .def_property_readonly("bytes", &storage_bytes, "Of one value.");
+  py::enum_<Resample>(m, "Resample", "Whether a block halves its map, keeps or doubles it.")
+      .value("DOWN", Resample::down)
+      .value("KEEP", Resample::keep)
+      .value("UP", Resample::up);
+  py::enum_<Convolve::Winograd>(m, "Winograd", "The algorithm of a convolution.")
+      .value("DIRECT", Convolve::direct, "The sum of products itself.")
+      .value("F2X2", Convolve::f2x2, "F(2x2, 3x3): in bf16.")
+      .value("F4X4", Convolve::f4x4, "F(4x4, 3x3): in float32 or bf16.");
+}
+
+void bind_instructions(py::module_& m) {
+  bind_struct(m, "Map", "Where and how a feature map lies in an image's part of the arena.",
+              optional("offset", &Map::offset), required("height", &Map::height),
+              required("width", &Map::width), required("channels", &Map::channels),
+              optional("border", &Map::border), optional("storage", &Map::storage),
+              optional("scale", &Map::scale), optional("zero", &Map::zero))
+      .def(py::init<>(), "No map.")
+      .def("__bool__", [](const Map& map) { return static_cast<bool>(map); })
+      .def(
+          "at",
+          [](Map map, int64_t offset) {
+            map.offset = offset;
+            return map;
+          },
+          "offset"_a, "Such a map at that place.")
+      .def_property_readonly("bytes", &Map::bytes);
+  bind_struct(m, "Load", "The images and a plane of ones, times c_in.", required("out", &Load::out),
+              required("image_channels", &Load::image_channels));
+  bind_struct(m, "BlockPrologue", "A block's input resampled, normalised and activated.",
+              required("x", &BlockPrologue::x), optional("skip", &BlockPrologue::skip),
+              optional("main", &BlockPrologue::main), optional("act", &BlockPrologue::act),
+              optional("raw", &BlockPrologue::raw), optional("resample", &BlockPrologue::resample),
+              optional("weight", &BlockPrologue::weight),
+              optional("skip_weight", &BlockPrologue::skip_weight),
+              optional("normalised", &BlockPrologue::normalised));
+  bind_struct(m, "Convolve", "A convolution and all that happens to its result.",
+              required("in_", &Convolve::in), optional("sum", &Convolve::sum),
+              optional("out", &Convolve::out), optional("act", &Convolve::act),
+              required("taps", &Convolve::taps), required("in_channels", &Convolve::in_channels),
+              required("weights", &Convolve::weights), optional("winograd", &Convolve::winograd),
+              optional("dequantise", &Convolve::dequantise),
+              optional("modulation", &Convolve::modulation),
+              optional("sum_weight", &Convolve::sum_weight), optional("limit", &Convolve::limit));
+  bind_struct(m, "SplitHeads", "Queries, keys and values, normalised per head.",
+              required("qkv", &SplitHeads::qkv), required("heads", &SplitHeads::heads),
+              required("head_channels", &SplitHeads::head_channels),
+              required("head_stride", &SplitHeads::head_stride), optional("q", &SplitHeads::q),
+              optional("k", &SplitHeads::k), optional("v", &SplitHeads::v),
+              required("pixels_stride", &SplitHeads::pixels_stride))
+      .def_property_readonly("query_bytes", &SplitHeads::query_bytes)
+      .def_property_readonly("key_bytes", &SplitHeads::key_bytes)
+      .def_property_readonly("value_bytes", &SplitHeads::value_bytes);
+  bind_struct(m, "Attend", "softmax(q k^T / sqrt(head_channels)) v.",
+              required("from_", &Attend::from), required("out", &Attend::out));
+  bind_struct(m, "Store", "The result, to a contiguous image.", required("in_", &Store::in),
+              required("image_channels", &Store::image_channels));
+}
+
 }  // namespace
 
 void bind_plans(py::module_& m) {
-  py::class_<Map>(m, "Map", "Where and how a feature map lies in an image's part of the arena.")
-      .def(py::init<>())
-      .def(py::init([](int64_t offset, int64_t height, int64_t width, int64_t channels,
-                       int64_t border, const std::string& storage, float scale, float zero) {
-             return Map{offset, height, width, channels, border, storage_named(storage),
-                        scale,  zero};
-           }),
-           py::kw_only(), "offset"_a, "height"_a, "width"_a, "channels"_a, "border"_a = 0,
-           "storage"_a = "f32", "scale"_a = 1.0f, "zero"_a = 0.0f)
-      .def_property_readonly("bytes", &Map::bytes);
-
-  const Map none;
-  py::class_<PlanBuilder>(m, "Plan",
-                          "Instructions of one evaluation of a U-Net; see csrc/engine/plan.h.")
-      .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t>(), py::kw_only(), "resolution"_a,
-           "image_channels"_a, "image_bytes"_a, "weight_bytes"_a, "modulations"_a)
+  m.attr("LANES") = kLanes;
+  m.attr("ALIGNMENT") = kAlignment;
+  bind_enums(m);
+  bind_instructions(m);
+  py::class_<PlanBuilder> plan(
+      m, "Plan", "Instructions of one evaluation of a U-Net; see csrc/engine/plan.h.");
+  plan.def(py::init(&make_plan), py::kw_only(), "resolution"_a, "image_channels"_a, "image_bytes"_a,
+           "weight_bytes"_a, "modulations"_a)
+      .def("add", &PlanBuilder::add, "instruction"_a)
+      .def("__len__", [](const PlanBuilder& p) { return p.plan().instructions.size(); })
+      .def_property_readonly("instructions",
+                             [](const PlanBuilder& p) { return p.plan().instructions; })
       .def_property_readonly("number", &PlanBuilder::number, "What the operator `evaluate` takes.")
       .def_property_readonly("scratch_bytes",
                              [](const PlanBuilder& p) { return p.plan().scratch_bytes; })
-      .def("__len__", [](const PlanBuilder& p) { return p.plan().instructions.size(); })
       .def(
-          "load",
-          [](PlanBuilder& p, const Map& out, int64_t image_channels) {
-            p.add(Load{out, image_channels});
+          "arena_bytes",
+          [](const PlanBuilder& p, int64_t images, int64_t threads, int64_t chunk) {
+            if (threads < 1) {
+              throw py::value_error("Plan.arena_bytes: threads must be positive, got " +
+                                    std::to_string(threads));
+            }
+            const Teams teams(images, threads);
+            return teams.count * p.plan().team_bytes(chunk, teams.members);
           },
-          py::kw_only(), "out"_a, "image_channels"_a)
-      .def(
-          "block_prologue",
-          [](PlanBuilder& p, const Map& x, const Map& skip, const Map& main, const Map& act,
-             const Map& raw, int resample, float weight, float skip_weight, int64_t normalised) {
-            p.add(
-                BlockPrologue{x, skip, main, act, raw, resample, weight, skip_weight, normalised});
-          },
-          py::kw_only(), "x"_a, "skip"_a = none, "main"_a = none, "act"_a = none, "raw"_a = none,
-          "resample"_a = 0, "weight"_a = 1.0f, "skip_weight"_a = 0.0f, "normalised"_a = 0)
-      .def(
-          "convolve",
-          [](PlanBuilder& p, const Map& in, int64_t weights, int64_t taps, int64_t in_channels,
-             const Map& sum, const Map& out, const Map& act, int64_t dequantise, int64_t modulation,
-             float sum_weight, float limit, int64_t winograd) {
-            p.add(Convolve{in, sum, out, act, taps, in_channels, weights, winograd, dequantise,
-                           modulation, sum_weight, limit});
-          },
-          py::kw_only(), "in_"_a, "weights"_a, "taps"_a, "in_channels"_a, "sum"_a = none,
-          "out"_a = none, "act"_a = none, "dequantise"_a = -1, "modulation"_a = -1,
-          "sum_weight"_a = 0.0f, "limit"_a = std::numeric_limits<float>::infinity(),
-          "winograd"_a = 0)
-      .def(
-          "attend",
-          [](PlanBuilder& p, const Map& qkv, const Map& out, int64_t heads, int64_t head_channels,
-             int64_t head_stride, int64_t q, int64_t k, int64_t v, int64_t pixels_stride) {
-            const SplitHeads split{qkv, heads, head_channels, head_stride, q, k, v, pixels_stride};
-            p.add(split);
-            p.add(Attend{split, out});
-          },
-          py::kw_only(), "qkv"_a, "out"_a, "heads"_a, "head_channels"_a, "head_stride"_a, "q"_a,
-          "k"_a, "v"_a, "pixels_stride"_a)
-      .def(
-          "store",
-          [](PlanBuilder& p, const Map& in, int64_t image_channels) {
-            p.add(Store{in, image_channels});
-          },
-          py::kw_only(), "in_"_a, "image_channels"_a);
+          "images"_a, "threads"_a, "chunk"_a,
+          "Of a batch that teams of threads take through the plan `chunk` images at a time.")
+      .def(py::pickle(&plan_state, &plan_of_state));
+  for (const auto& [name, member] : kOptions) {
+    plan.def_property_readonly(
+        name, [member = member](const PlanBuilder& p) { return p.plan().*member; });
+  }
 }

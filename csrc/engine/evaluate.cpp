@@ -1,7 +1,6 @@
 // evaluate and guided_half_step: the operators that run plans. Schemas, checks, and the split over
 // threads.
 #include <chrono>
-#include <numeric>
 
 #include "cpu/engine_kernels.h"
 #include "engine/registry.h"
@@ -16,7 +15,7 @@ struct Run {
   void operator()(const Load& i) const { load_kernel(i, f); }
   void operator()(const BlockPrologue& i) const { block_prologue_kernel(i, f); }
   void operator()(const Convolve& i) const {
-    (!i.winograd                     ? convolve_kernel
+    (i.winograd == Convolve::direct  ? convolve_kernel
      : i.in.storage == Storage::bf16 ? winograd_bf16_kernel
                                      : winograd_kernel)(i, f);
   }
@@ -39,25 +38,20 @@ struct Net {
   float* result = nullptr;
   int64_t chunk = 1;  // images that a team takes through the plan together
   double* times = nullptr;
-
-  // Of the arena, for a team of `members` threads.
-  int64_t arena_bytes(int64_t members) const {
-    return chunk * plan->image_bytes + members * plan->scratch_bytes;
-  }
 };
 
-// The images, and how threads share them: in teams, alone on images of their own where these go
-// round evenly, which needs no meeting, else together on the same image.
+// The images, and the teams of threads that share them.
 struct Call {
   const char* function;
-  int64_t images, threads, teams, members;
+  int64_t images, threads;
+  Teams teams{1, 1};
   const char* x;
   bool x_is_double;
   int64_t x_strides[4];
   double c_in;
 
   Call(const char* name, const Tensor& image, double scale, int64_t count)
-      : function(name), images(0), threads(count), teams(1), members(1), c_in(scale) {
+      : function(name), images(0), threads(count), c_in(scale) {
     check_image(function, "x", image);
     const Dtype dtype = dtype_of(function, "x", image);
     check(dtype == Dtype::f32 || dtype == Dtype::f64, function,
@@ -67,8 +61,7 @@ struct Call {
     x = static_cast<const char*>(image.const_data_ptr());
     x_is_double = dtype == Dtype::f64;
     for (int d = 0; d < 4; ++d) x_strides[d] = image.stride(d);
-    teams = images >= 4 * threads ? threads : std::max<int64_t>(1, std::gcd(images, threads));
-    members = threads / teams;
+    teams = Teams(images, threads);
   }
 
   Net net(int64_t number, const Tensor& x_tensor, const Tensor& weights, const Tensor& modulations,
@@ -104,7 +97,7 @@ struct Call {
   }
 
   static bool aligned(const Tensor& t) {
-    return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 64 == 0;
+    return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % kAlignment == 0;
   }
 
   // Runs the nets one after the other, then done(begin, end) for each thread's share of the images'
@@ -112,20 +105,24 @@ struct Call {
   template <class Done>
   void run(const std::vector<Net>& nets, Tensor& arena, const Done& done) const {
     int64_t part = 0;
-    for (const Net& net : nets) part = std::max(part, net.arena_bytes(members));
+    for (const Net& net : nets) {
+      part = std::max(part, net.plan->team_bytes(net.chunk, teams.members));
+    }
     check(arena.scalar_type() == ScalarType::Byte && arena.is_contiguous() && aligned(arena) &&
-              arena.numel() >= teams * part,
-          function, ": arena must have ", teams * part, " bytes on a multiple of 64, got ",
+              arena.numel() >= teams.count * part,
+          function, ": arena must have ", teams.count * part, " bytes on a multiple of 64, got ",
           arena.numel());
     if (images == 0) return;
     char* const base = static_cast<char*>(arena.mutable_data_ptr());
     const Plan& first = *nets.front().plan;
     const int64_t elements = first.image_channels * first.resolution * first.resolution;
     std::vector<std::unique_ptr<Barrier>> barriers;
-    for (int64_t i = 0; i < teams; ++i) barriers.push_back(std::make_unique<Barrier>(members));
+    for (int64_t i = 0; i < teams.count; ++i) {
+      barriers.push_back(std::make_unique<Barrier>(teams.members));
+    }
     run_threads(static_cast<int>(threads), [&](int thread) {
-      const int64_t team = thread / members, member = thread % members;
-      const int64_t begin = images * team / teams, end = images * (team + 1) / teams;
+      const int64_t members = teams.members, team = thread / members, member = thread % members;
+      const int64_t begin = images * team / teams.count, end = images * (team + 1) / teams.count;
       for (const Net& net : nets) {
         run_net(net, base + team * part, static_cast<int>(member), begin, end, elements,
                 thread == 0 ? net.times : nullptr, *barriers[team]);
@@ -145,8 +142,8 @@ struct Call {
     f.weights = net.weights;
     f.modulation_stride = net.modulation_stride;
     f.thread = member;
-    f.threads = static_cast<int>(members);
-    f.scratch = arena + net.chunk * net.plan->image_bytes + member * net.plan->scratch_bytes;
+    f.threads = static_cast<int>(teams.members);
+    f.scratch = arena + net.plan->team_bytes(net.chunk, member);
     f.x_is_double = x_is_double;
     for (int d = 0; d < 4; ++d) f.x_strides[d] = x_strides[d];
     f.c_in = c_in;
@@ -184,14 +181,14 @@ void evaluate(int64_t plan, const Tensor& x, double c_in, const Tensor& weights,
   call.run({net}, arena, [](int64_t, int64_t) {});
 }
 
-// The whole of a half step in one call: both nets, then the fused update of each team's images
-// while the nets' results are in cache.
-void guided_half_step(int64_t plan, const Tensor& weights, const Tensor& modulations, Tensor raw,
-                      int64_t chunk, int64_t guide_plan, std::optional<Tensor> guide_weights,
-                      std::optional<Tensor> guide_modulations, std::optional<Tensor> guide_raw,
-                      int64_t guide_chunk, Tensor arena, int64_t threads, const Tensor& x,
-                      std::optional<Tensor> x_next, Tensor slope, Tensor out, double c_in,
-                      double sigma, double sigma_next, double guidance, double sigma_data) {
+// The whole of a half step in one call: the model and the guide, then the fused update of each
+// team's images while the nets' results are in cache.
+void guided_half_step(const std::vector<int64_t>& plans, const std::vector<Tensor>& weights,
+                      const std::vector<Tensor>& modulations, std::vector<Tensor> raws,
+                      const std::vector<int64_t>& chunks, Tensor arena, int64_t threads,
+                      const Tensor& x, std::optional<Tensor> x_next, Tensor slope, Tensor out,
+                      double c_in, double sigma, double sigma_next, double guidance,
+                      double sigma_data) {
   const char* function = "guided_half_step";
   const Tensor& at = x_next ? *x_next : x;
   const Call call(function, at, c_in, threads);
@@ -200,26 +197,32 @@ void guided_half_step(int64_t plan, const Tensor& weights, const Tensor& modulat
     check_like(function, name, *t, "x", x);
     check(t->is_contiguous(), function, ": ", name, " must be contiguous; use .contiguous()");
   }
-  std::vector<Net> nets{call.net(plan, at, weights, modulations, raw, chunk)};
-  if (guide_raw) {
-    check(guide_weights && guide_modulations, function,
-          ": a guide must have weights and modulations");
-    nets.push_back(
-        call.net(guide_plan, at, *guide_weights, *guide_modulations, *guide_raw, guide_chunk));
+  const size_t count = plans.size();
+  check(count == 1 || count == 2, function,
+        ": plans must be those of a model or of a model and its guide, got ", count);
+  check(weights.size() == count && modulations.size() == count && raws.size() == count &&
+            chunks.size() == count,
+        function, ": weights, modulations, raws and chunks must be one for each of ", count,
+        " plans, got ", weights.size(), ", ", modulations.size(), ", ", raws.size(), " and ",
+        chunks.size());
+  std::vector<Net> nets;
+  for (size_t i = 0; i < count; ++i) {
+    nets.push_back(call.net(plans[i], at, weights[i], modulations[i], raws[i], chunks[i]));
   }
   const Dtype dtype = dtype_of(function, "x", x);
   const GuidedLevels levels{x_next ? sigma_next : sigma, sigma_next - sigma, guidance, sigma_data,
                             true};
-  const void* guide_data = guide_raw ? guide_raw->const_data_ptr() : nullptr;
+  const void* raw = nets.front().result;
+  const void* guide_raw = count == 2 ? nets.back().result : nullptr;
   call.run(nets, arena, [&](int64_t begin, int64_t end) {
     if (x_next) {
       guided_heun_second_kernel(dtype, Dtype::f32, x.const_data_ptr(), at.const_data_ptr(),
-                                slope.const_data_ptr(), raw.const_data_ptr(), guide_data,
-                                out.mutable_data_ptr(), levels, begin, end);
+                                slope.const_data_ptr(), raw, guide_raw, out.mutable_data_ptr(),
+                                levels, begin, end);
     } else {
-      guided_heun_first_kernel(dtype, Dtype::f32, x.const_data_ptr(), raw.const_data_ptr(),
-                               guide_data, out.mutable_data_ptr(), slope.mutable_data_ptr(), levels,
-                               begin, end);
+      guided_heun_first_kernel(dtype, Dtype::f32, x.const_data_ptr(), raw, guide_raw,
+                               out.mutable_data_ptr(), slope.mutable_data_ptr(), levels, begin,
+                               end);
     }
   });
 }
@@ -231,14 +234,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(autoguide_fast, m) {
   m.def(
       "evaluate(int plan, Tensor x, float c_in, Tensor weights, Tensor modulations, "
       "Tensor(a!) arena, Tensor(b!) result, int threads, int chunk, Tensor(c!)? times) -> ()");
-  // Both nets at x, or at x_next where that is given; then guided_heun_first, whose results go to
-  // out and slope, or guided_heun_second, which reads slope.
+  // The nets, of the model and of the guide if there is one, at x, or at x_next where that is
+  // given; then guided_heun_first, whose results go to out and slope, or guided_heun_second, which
+  // reads slope.
   m.def(
-      "guided_half_step(int plan, Tensor weights, Tensor modulations, Tensor(a!) raw, int chunk, "
-      "int guide_plan, Tensor? guide_weights, Tensor? guide_modulations, Tensor(b!)? guide_raw, "
-      "int guide_chunk, Tensor(c!) arena, int threads, Tensor x, Tensor? x_next, "
-      "Tensor(d!) slope, Tensor(e!) out, float c_in, float sigma, float sigma_next, "
-      "float guidance, float sigma_data) -> ()");
+      "guided_half_step(int[] plans, Tensor[] weights, Tensor[] modulations, Tensor(a!)[] raws, "
+      "int[] chunks, Tensor(b!) arena, int threads, Tensor x, Tensor? x_next, Tensor(c!) slope, "
+      "Tensor(d!) out, float c_in, float sigma, float sigma_next, float guidance, "
+      "float sigma_data) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(autoguide_fast, CPU, m) {

@@ -6,9 +6,11 @@
 // convolution reads have a border of zeros around them. autoguide_fast/engine/ writes plans.
 #pragma once
 #include <cstdint>
-#include <string>
+#include <limits>
 #include <variant>
 #include <vector>
+
+#include "cpu/kernels.h"
 
 // Small functions of the variants for different instruction sets must not be shared by the linker.
 #define AGF_INLINE inline __attribute__((always_inline))
@@ -18,6 +20,11 @@ namespace agf {
 using std::int64_t;
 
 constexpr int kLanes = 16;  // channels of a panel of weights, and what channel counts are padded to
+constexpr int64_t kAlignment = 64;  // bytes: of maps in the arena, of weights in their block
+
+AGF_INLINE constexpr int64_t aligned_bytes(int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
 
 // How a map's values are stored. u8: value = scale * (stored - zero), with constants of the plan.
 enum class Storage : int { f32 = 0, bf16 = 1, u8 = 2 };
@@ -41,37 +48,46 @@ struct Map {
 // The images and a plane of ones, times c_in, into `out`.
 struct Load {
   Map out;
-  int64_t image_channels;
+  int64_t image_channels = 0;
 };
 
 // The entry of a block: [weight x, skip_weight skip] resampled, normalised and activated.
 struct BlockPrologue {
   Map x, skip;         // skip: none unless the block concatenates
   Map main, act, raw;  // what the sum at the block's end needs; mp_silu of it; a copy as stored
-  int resample;        // -1 down, 0 keep, 1 up
-  float weight, skip_weight;
-  int64_t normalised;  // number of channels of the pixel norm; 0 for none
+  Resample resample = Resample::keep;
+  float weight = 1, skip_weight = 0;
+  int64_t normalised = 0;  // number of channels of the pixel norm; 0 for none
 };
 
 // A convolution, 1x1 or 3x3, and all that happens to its result before anything else reads it.
 struct Convolve {
+  // The algorithm: the sum of products itself, or Winograd's F(n x n, 3x3) with the value n.
+  enum Winograd : int64_t { direct = 0, f2x2 = 2, f4x4 = 4 };
+
   Map in, sum, out, act;
-  int64_t taps;         // 1 or 9
-  int64_t in_channels;  // that count; a multiple of 4, at most in.channels
-  int64_t weights;      // byte offset of the packed weights
-  int64_t winograd;     // n: by F(n x n, 3x3), 2 or 4 in bf16, with transformed weights, 4 in
-                        // float32; 0: directly
-  int64_t dequantise;   // u8: byte offset of [2, out channels]: scale, and sum of weights * zero
-  int64_t modulation;   // r = mp_silu(r * modulation), at this channel of all; -1: not
-  float sum_weight, limit;  // r = clip(r + sum_weight * sum, limit) where there is `sum`
+  int64_t taps = 0;            // 1 or 9
+  int64_t in_channels = 0;     // that count; a multiple of 4, at most in.channels
+  int64_t weights = -1;        // byte offset of the packed weights
+  Winograd winograd = direct;  // f2x2 and f4x4 in bf16, with transformed weights; f4x4 in float32
+  int64_t dequantise = -1;     // u8: byte offset of [2, out channels]: scale, sum of weights * zero
+  int64_t modulation = -1;     // r = mp_silu(r * modulation), at this channel of all; -1: not
+  float sum_weight = 0;        // r = clip(r + sum_weight * sum, limit) where there is `sum`
+  float limit = std::numeric_limits<float>::infinity();
 };
 
 // Queries, keys and values from the first convolution of an attention, normalised per head.
 struct SplitHeads {
   Map qkv;  // channels [3, heads, head_stride]; bf16: products may be, too
-  int64_t heads, head_channels, head_stride;
-  int64_t q, k, v;        // byte offsets of float32 [heads, pixels, head_stride]; the keys are
-  int64_t pixels_stride;  // padded to this number of pixels
+  int64_t heads = 0, head_channels = 0, head_stride = 0;
+  int64_t q = -1, k = -1, v = -1;  // byte offsets of float32 [heads, pixels, head_stride]; the keys
+  int64_t pixels_stride = 0;       // are padded to this number of pixels
+
+  AGF_INLINE int64_t query_bytes() const {
+    return 4 * heads * qkv.height * qkv.width * head_stride;
+  }
+  AGF_INLINE int64_t key_bytes() const { return 4 * heads * head_stride * pixels_stride; }
+  AGF_INLINE int64_t value_bytes() const { return query_bytes(); }
 };
 
 // out = softmax(q k^T / sqrt(head_channels)) v
@@ -83,7 +99,7 @@ struct Attend {
 // The result, from the first channels of `in` to a contiguous image.
 struct Store {
   Map in;
-  int64_t image_channels;
+  int64_t image_channels = 0;
 };
 
 using Instruction = std::variant<Load, BlockPrologue, Convolve, SplitHeads, Attend, Store>;
@@ -94,6 +110,15 @@ struct Plan {
   int64_t scratch_bytes = 0;  // for each thread
   int64_t weight_bytes = 0, modulations = 0;
   int64_t resolution = 0, image_channels = 0;
+
+  // Checks that every map and weight of the instruction lies within the plan, and appends it;
+  // throws std::invalid_argument.
+  void add(const Instruction& instruction);
+
+  // Of a team's part of the arena: the maps of `chunk` images, then its threads' scratch memory.
+  AGF_INLINE int64_t team_bytes(int64_t chunk, int64_t members) const {
+    return chunk * image_bytes + members * scratch_bytes;
+  }
 };
 
 // What one thread of one team knows while it runs a plan over its images.

@@ -10,8 +10,4 @@ int64_t register_plan(std::shared_ptr<const Plan> plan);
 std::shared_ptr<const Plan> find_plan(int64_t number);  // null if there is none
 void forget_plan(int64_t number);
 
-// Adds an instruction after checking that every map and weight lies within the plan; throws
-// std::invalid_argument.
-void append(Plan& plan, const Instruction& instruction);
-
 }  // namespace agf

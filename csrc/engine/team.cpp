@@ -4,10 +4,12 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -100,6 +102,10 @@ class Workers {
 };
 
 }  // namespace
+
+Teams::Teams(std::int64_t images, std::int64_t threads)
+    : count(images >= 4 * threads ? threads : std::max<std::int64_t>(1, std::gcd(images, threads))),
+      members(threads / count) {}
 
 void run_threads(int threads, const std::function<void(int)>& body) {
   if (threads == 1) return body(0);

@@ -5,9 +5,17 @@
 // stall for milliseconds where another program holds a core.
 #pragma once
 #include <atomic>
+#include <cstdint>
 #include <functional>
 
 namespace agf {
+
+// How threads share images: in teams, alone on images of their own where these go round evenly or
+// are many, which needs no meeting, else together on the same image.
+struct Teams {
+  std::int64_t count, members;  // teams, and threads of each
+  Teams(std::int64_t images, std::int64_t threads);
+};
 
 // Runs body(thread) for every thread in [0, threads), the caller's being 0, and returns when all
 // are done. One call runs at a time. Also right after a fork.

@@ -10,12 +10,12 @@ namespace agf::AGF_ISA {
 namespace {
 
 // values = weight * resample(map) at one pixel of the resampled map.
-void gather(const ExecutionContext& f, const Map& map, int resample, float weight,
+void gather(const ExecutionContext& f, const Map& map, Resample resample, float weight,
             const PixelIterator& at, float* values) {
   const auto source = [&](int64_t y, int64_t x) {
     return reinterpret_cast<const float*>(f.pixel(map, at.image, y, x));
   };
-  if (resample == -1) {
+  if (resample == Resample::down) {
     const float* a = source(2 * at.y, 2 * at.x);
     const float* b = source(2 * at.y, 2 * at.x + 1);
     const float* c = source(2 * at.y + 1, 2 * at.x);
@@ -25,7 +25,7 @@ void gather(const ExecutionContext& f, const Map& map, int resample, float weigh
     for (int64_t j = 0; j < map.channels; ++j) values[j] = (a[j] + b[j] + c[j] + d[j]) * quarter;
     return;
   }
-  const float* a = resample == 1 ? source(at.y / 2, at.x / 2) : source(at.y, at.x);
+  const float* a = resample == Resample::up ? source(at.y / 2, at.x / 2) : source(at.y, at.x);
   AGF_VECTORISE
   for (int64_t j = 0; j < map.channels; ++j) values[j] = a[j] * weight;
 }
@@ -38,7 +38,7 @@ void block_prologue(const BlockPrologue& e, const ExecutionContext& f) {
   PixelIterator at(mine.begin * shape.width, shape.height, shape.width);
   for (int64_t i = mine.begin * shape.width; i < mine.end * shape.width; ++i, at.next()) {
     gather(f, e.x, e.resample, e.weight, at, values);
-    if (e.skip) gather(f, e.skip, 0, e.skip_weight, at, values + e.x.channels);
+    if (e.skip) gather(f, e.skip, Resample::keep, e.skip_weight, at, values + e.x.channels);
     if (e.normalised) {
       const float squares = sum_of_squares(values, static_cast<int>(channels));
       const float factor = normalize_factor(squares, static_cast<float>(e.normalised), kEps);
