@@ -14,9 +14,8 @@ from nets import tiny
 from op_samples import SAMPLES
 
 import autoguide_fast
-from autoguide_fast import engine
-from autoguide_fast._extension import build_info, set_isa
-from autoguide_fast.engine import Engine
+from autoguide_fast import Engine, cpu, engine
+from autoguide_fast._extension import build_info
 
 THREADS = 6
 
@@ -68,19 +67,19 @@ def test_an_operator_ends_with_the_instructions_that_it_began_with():
     x = torch.randn(3, 40, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = []
     for isa in isas:
-        set_isa(isa)
+        cpu.set_isa(isa)
         expected.append(autoguide_fast.ops.normalize(x, 1))
 
     def work(i):
         for k in range(100):
-            set_isa(isas[(i + k) % len(isas)])
+            cpu.set_isa(isas[(i + k) % len(isas)])
             y = autoguide_fast.ops.normalize(x, 1)
             assert any(torch.equal(y, one) for one in expected)
 
     try:
         at_once(work)
     finally:
-        set_isa(chosen)
+        cpu.set_isa(chosen)
 
 
 def arguments(net, batch):

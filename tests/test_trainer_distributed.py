@@ -68,7 +68,7 @@ def torchrun(processes, *arguments, program=("-m", "autoguide_fast.cli", "train"
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("environment", {})}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=environment, **options
+        command, capture_output=True, text=True, timeout=600, env=environment, **options
     )
 
 

@@ -49,25 +49,31 @@ def read(path, function):
 
 
 @contextlib.contextmanager
-def reading(path, function):
+def reading(path, function, check=None):
     """What `read` returns, for as long as the file is open.
 
     The tensors are a mapping, which may read each of them when it is asked for it.
+    `check(header, shapes)` may raise an error before any tensor is read; `shapes` is a dict.
     """
     if reference.is_pickle(path):
-        with reference.reading(path, function) as contents:
-            yield contents
+        with reference.reading(path, function) as (header, tensors):
+            if check is not None:
+                check(header, tensors.shapes)
+            yield header, tensors
     else:
-        yield _read(path, function)
+        yield _read(path, function, check)
 
 
-def _read(path, function):
+def _read(path, function, check):
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             text, header = _header(path, file, function)
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            if check is not None:
+                check(header, {k: tuple(file.get_slice(k).get_shape()) for k in names})
+            tensors = {k: file.get_tensor(k) for k in names}
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, function, error) from None
     found = _CHECKSUM.search(text)

@@ -196,10 +196,14 @@ def load(path_or_name, device="cpu"):
     path = find(path_or_name)
     device = present_device(device, "load")
     with torch.inference_mode(False):
-        with reading(path, "load") as (header, stored):
-            tensors = _weights(path, stored)
-        net = _fitting(path, header, {name: tuple(t.shape) for name, t in tensors.items()})
-        _give(net, tensors)
+        net = None
+
+        def build(header, shapes):
+            nonlocal net
+            net = _fitting(path, header, shapes)
+
+        with reading(path, "load", build) as (header, stored):
+            _give(net, _weights(path, stored))
         net.encoder = encoder(header.get("encoder"))
         net.info = {k: v for k, v in header.items() if k not in OWN}
         return net if device.type == "cpu" else net.to(device)

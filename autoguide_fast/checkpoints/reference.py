@@ -291,6 +291,10 @@ class _Tensors(Mapping):
         return len(self.recorded)
 
     @property
+    def shapes(self):
+        return {name: tuple(tensor.shape) for name, tensor in self.recorded.items()}
+
+    @property
     def nbytes(self):
         return sum(tensor.nbytes for tensor in self.recorded.values())
 
