@@ -7,6 +7,7 @@ import torch
 from nets import tiny
 
 from autoguide_fast import cpu, ops, torch_functional
+from autoguide_fast._C import Convolve, Storage
 from autoguide_fast._extension import build_info
 from autoguide_fast.engine import cache
 from autoguide_fast.engine.prepared import Arena, PreparedNet
@@ -49,8 +50,9 @@ def test_engines_are_made_for_the_instruction_set_in_use(isa):
     """Convolutions of large maps leave int8 where bfloat16 is multiplied."""
     net = Precond(32, 1, 0, model_channels=32, channel_mult=[1], num_blocks=1, attn_resolutions=[])
     lowered = PreparedNet(net.eval(), torch.int8, Arena()).lowered
-    stored = {v["storage"] for _, a in lowered.recipe[1] for v in a.values() if isinstance(v, dict)}
-    assert ("bf16" in stored) == (isa == "avx512_bf16")
+    read = [i.in_.storage for i in lowered.plan.instructions if isinstance(i, Convolve)]
+    assert Storage.U8 in read or isa == "avx512_bf16"
+    assert (Storage.BF16 in read) == (isa == "avx512_bf16")
 
 
 def test_compiled_code_is_compiled_again(monkeypatch):
