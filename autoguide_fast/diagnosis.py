@@ -19,6 +19,7 @@ from .engine import cached, pair_unsupported_reason
 from .files import write_atomically
 from .guidance import evaluated, module_of
 from .networks import Precond
+from .sampler import input_dtype
 
 # Where guidance acts: below, the nets agree; above, both see little but noise.
 SIGMAS = tuple(float(f"{s:.3g}") for s in np.geomspace(0.02, 20, 13))
@@ -208,6 +209,8 @@ def diagnose(
     """
     device = arguments.present_device("cpu" if device is None else device, "diagnose")
     levels = _levels(sigmas)
+    batch_size = arguments.count("batch_size", batch_size, "64 is usual", caller="diagnose")
+    (seed,) = arguments.image_seeds([seed], "diagnose")
     net = _net(model, "model", device)
     named = dict(guide) if isinstance(guide, Mapping) else {"guide": guide}
     if not named:
@@ -254,7 +257,7 @@ def _moments(nets, clean, classes, levels, seed, batch_size, device, count) -> M
             labels = None if one_hot is None else one_hot[part].to(device)
             x = y + level * n
             denoised, *worse = (
-                evaluated(net, x, sigma, labels if getattr(net, "label_dim", 1) else None)
+                _denoised(net, x, sigma, labels if getattr(net, "label_dim", 1) else None)
                 for net in nets
             )
             left = split(y.double() - denoised.double())
@@ -271,6 +274,20 @@ def _moments(nets, clean, classes, levels, seed, batch_size, device, count) -> M
         np.stack([torch.cat([batch[i] for batch in row]).numpy() for row in rows]) for i in range(3)
     )
     return Moments(error, along, gram, None if classes is None else classes.numpy())
+
+
+def _denoised(net, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    """What a net makes of `x`, fed in its own floating type."""
+    dtype = input_dtype(net, x.dtype)
+    labels = None if labels is None else labels.to(dtype)
+    denoised = evaluated(net, x.to(dtype), sigma.to(dtype), labels)
+    if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+        got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+        raise ValueError(
+            f"diagnose: model and guides must return images {list(x.shape)} like their input, got "
+            f"{got}; return the denoised images themselves"
+        )
+    return denoised
 
 
 def _frequency_bands(size: Sequence[int]) -> Callable[[Tensor], Tensor]:

@@ -174,7 +174,27 @@ def test_the_same_seed_gives_the_same_numbers():
     assert not np.array_equal(runs[0].weights(), runs[2].weights())
 
 
+def test_a_net_is_fed_in_its_own_type():
+    class Shrinking(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.share = torch.nn.Parameter(torch.tensor(0.6, dtype=torch.float64))
+
+        def forward(self, x, sigma, class_labels=None):
+            assert x.dtype == sigma.dtype == torch.float64
+            return shrinking(self.share)(x, sigma)
+
+    y = gaussian(30)
+    found = diagnose(Shrinking().eval(), shrinking(0.4), y, sigmas=SIGMAS)
+    plain = diagnose(shrinking(0.6), shrinking(0.4), y, sigmas=SIGMAS)
+    assert found.weights() == pytest.approx(plain.weights(), rel=1e-4)
+
+
 BAD = {
+    "one_for_all": ({"guide": lambda x, s, c: x[:1]}, "must return images"),
+    "nothing": ({"guide": lambda x, s, c: None}, "must return images .* got NoneType"),
+    "batch_size": ({"batch_size": 0}, "diagnose: batch_size must be at least 1"),
+    "seed": ({"seed": -1}, "diagnose: seeds must"),
     "sigma": ({"sigmas": [0.0]}, "sigmas must be noise levels"),
     "no_sigma": ({"sigmas": []}, "sigmas must hold at least one"),
     "guide": ({"guide": 3}, "guide guide must be a name, a path or a callable"),
