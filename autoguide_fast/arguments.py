@@ -6,10 +6,15 @@ import math
 import numbers
 import operator
 import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from .arrays import KINDS, as_tensor
+from .arrays import KINDS, Array, as_tensor
+
+Flag = TypeVar("Flag", bound=bool | None)
 
 CALLER = "sample"
 
@@ -21,7 +26,9 @@ MOST_STEPS = 10_000
 LEVELS = (1e-18, 1e18)
 
 
-def number(name, value, rule, ok, remedy, caller=CALLER):
+def number(
+    name: str, value: Any, rule: str, ok: Callable[[float], bool], remedy: str, caller: str = CALLER
+) -> float:
     """Return `value` as a float; TypeError or ValueError unless `ok(value)` holds."""
     try:
         if isinstance(value, (str, bytes)):
@@ -38,7 +45,7 @@ def number(name, value, rule, ok, remedy, caller=CALLER):
     return as_float
 
 
-def count(name, value, remedy, most=None, caller=CALLER):
+def count(name: str, value: Any, remedy: str, most: int | None = None, caller: str = CALLER) -> int:
     """Return `value` as an int from 1 to `most`."""
     try:
         as_int = operator.index(value)
@@ -52,7 +59,7 @@ def count(name, value, remedy, most=None, caller=CALLER):
     return as_int
 
 
-def flag(name, value, allowed, remedy):
+def flag(name: str, value: Flag, allowed: Sequence[Flag], remedy: str) -> Flag:
     """Return `value`, one of `allowed`, which are True, False and perhaps None."""
     if (value is None or isinstance(value, bool)) and value in allowed:
         return value
@@ -61,7 +68,7 @@ def flag(name, value, allowed, remedy):
     )
 
 
-def function_or_none(name, function, given):
+def function_or_none(name: str, function: object, given: str) -> None:
     """Check that `function` can be called, where there is one; `given` says with what."""
     if function is not None and not callable(function):
         raise TypeError(
@@ -70,7 +77,7 @@ def function_or_none(name, function, given):
         )
 
 
-def _shown(value):
+def _shown(value: object) -> str:
     """`value` as a message can show it: one short line."""
     try:
         text = repr(value) if isinstance(value, str) else str(value)
@@ -79,13 +86,20 @@ def _shown(value):
     return type(value).__name__ if "\n" in text or len(text) > 60 else text
 
 
-def noise_levels(num_steps, sigma_min, sigma_max, rho, dtype=torch.float64, caller=CALLER):
+def noise_levels(
+    num_steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float,
+    dtype: torch.dtype = torch.float64,
+    caller: str = CALLER,
+) -> tuple[int, float, float, float]:
     """Check what makes the schedule of a state of type `dtype`; return four plain numbers."""
     num_steps = count("num_steps", num_steps, "32 is the published choice", MOST_STEPS, caller)
     least, most = LEVELS
     rule = f"above 0, from {least:g} to {most:g}"
 
-    def level(value):
+    def level(value: float) -> bool:
         return least <= value <= most
 
     low = number("sigma_min", sigma_min, rule, level, "0.002 is usual", caller)
@@ -101,7 +115,9 @@ def noise_levels(num_steps, sigma_min, sigma_max, rho, dtype=torch.float64, call
     return num_steps, low, high, rho
 
 
-def trained_levels(sigma_min, sigma_max, model, guide):
+def trained_levels(
+    sigma_min: float | None, sigma_max: float | None, model: object, guide: object
+) -> tuple[float, float]:
     """Return the two levels, those of the model for None, or else 0.002 and 80.
 
     Warns of levels given that a net says it was not trained for.
@@ -124,17 +140,19 @@ def trained_levels(sigma_min, sigma_max, model, guide):
     return chosen
 
 
-def _trained_level(net, name):
+def _trained_level(net: object, name: str) -> float | None:
     """The level `name` that a net says it was trained for, or None."""
     level = getattr(net, name, None)
     is_level = isinstance(level, numbers.Real) and 0 < level < math.inf
     return float(level) if is_level else None
 
 
-def churn_values(S_churn, S_min, S_max, S_noise):
+def churn_values(
+    S_churn: float, S_min: float, S_max: float, S_noise: float
+) -> tuple[float, float, float, float]:
     """Check the four churn parameters of EDM alg. 2; return them as floats."""
 
-    def positive(value):
+    def positive(value: float) -> bool:
         return value >= 0 and math.isfinite(value)
 
     values = (
@@ -150,13 +168,15 @@ def churn_values(S_churn, S_min, S_max, S_noise):
     return values
 
 
-def weight(guidance, caller=CALLER):
+def weight(guidance: float, caller: str = CALLER) -> float:
     """Check the guidance weight; return it as a float."""
     remedy = "1 is no guidance, 1.5 a usual start"
     return number("guidance", guidance, "finite", math.isfinite, remedy, caller)
 
 
-def guidance_interval(interval, caller=CALLER):
+def guidance_interval(
+    interval: tuple[float, float] | None, caller: str = CALLER
+) -> tuple[float, float] | None:
     """Check `interval`; return `(lo, hi)` as floats, or None."""
     if interval is None:
         return None
@@ -175,7 +195,7 @@ def guidance_interval(interval, caller=CALLER):
     return low, high
 
 
-def state_dtype(dtype, caller=CALLER):
+def state_dtype(dtype: torch.dtype, caller: str = CALLER) -> None:
     """Check the type of the sampler's state."""
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise TypeError(
@@ -184,7 +204,9 @@ def state_dtype(dtype, caller=CALLER):
         )
 
 
-def present_device(device, caller=CALLER, argument="device"):
+def present_device(
+    device: torch.device | str, caller: str = CALLER, argument: str = "device"
+) -> torch.device:
     """Return `device` as a torch.device that is there, with its index."""
     try:
         resolved = torch.device(device)
@@ -206,7 +228,7 @@ def present_device(device, caller=CALLER, argument="device"):
         ) from None
 
 
-def image_seeds(seeds, caller=CALLER):
+def image_seeds(seeds: Iterable[int] | Array | None, caller: str = CALLER) -> Sequence[int]:
     """Return the seeds as a list or range of ints >= 0."""
     remedy = "seeds=range(16) makes sixteen images, seeds=[16] the one of seed 16"
     if seeds is None:
@@ -233,7 +255,7 @@ def image_seeds(seeds, caller=CALLER):
     return values
 
 
-def _whole_numbers(values, most):
+def _whole_numbers(values: Any, most: int) -> list[int] | range:
     """The first `most` of what a sequence or iterator yields, as ints; a range stays one."""
     if isinstance(values, range):
         return values[:most]
@@ -247,7 +269,7 @@ def _whole_numbers(values, most):
     return [operator.index(value) for value in found]
 
 
-def array_kind(kind, device):
+def array_kind(kind: str, device: torch.device | None) -> None:
     """Check `array` for results on `device` (None where that is not known yet)."""
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(
@@ -268,7 +290,7 @@ def array_kind(kind, device):
         )
 
 
-def tensor_of_noise(noise):
+def tensor_of_noise(noise: Array) -> Tensor:
     """Return `noise` as a floating-point tensor, where it lies."""
     try:
         tensor = as_tensor(noise)
@@ -286,7 +308,12 @@ def tensor_of_noise(noise):
     return tensor
 
 
-def given_noise(noise, image_shape, seeds, dtype):
+def given_noise(
+    noise: Tensor,
+    image_shape: tuple[int, ...] | None,
+    seeds: Sequence[int] | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """Check `noise` against the nets' image shape (or None) and the number of seeds (or None)."""
     if (image_shape is not None and tuple(noise.shape[1:]) != image_shape) or noise.ndim < 2:
         expected = "C, H, W" if image_shape is None else ", ".join(map(str, image_shape))
@@ -307,7 +334,7 @@ def given_noise(noise, image_shape, seeds, dtype):
     return noise
 
 
-def labels(class_labels, num_images, label_dim):
+def labels(class_labels: Any, num_images: int, label_dim: int | None) -> Tensor | None:
     """Return the labels as a CPU tensor with one entry per image, or None.
 
     Classes int64 `[N]` or soft rows float32 `[N, label_dim]` where `label_dim` is known; as given,
@@ -369,12 +396,12 @@ def labels(class_labels, num_images, label_dim):
     return classes
 
 
-def one_hot(classes, label_dim):
+def one_hot(classes: Tensor, label_dim: int) -> Tensor:
     """Return float32 one-hot rows `[N, label_dim]` of classes int64 `[N]`."""
     return torch.nn.functional.one_hot(classes, label_dim).to(torch.float32)
 
 
-def nets_agree(model, guide):
+def nets_agree(model: object, guide: object) -> None:
     """Check that model and guide are made for the same images and labels."""
     for name in ("img_resolution", "img_channels"):
         ours, theirs = getattr(model, name, None), getattr(guide, name, None)
@@ -395,7 +422,7 @@ def nets_agree(model, guide):
         )
 
 
-def label_dim(model, guide):
+def label_dim(model: object, guide: object) -> int | None:
     """Number of classes that model and guide are told, or None where neither says."""
     found = getattr(model, "label_dim", None)
     if found is None:
@@ -408,7 +435,7 @@ def label_dim(model, guide):
     )
 
 
-def image_shape(*nets):
+def image_shape(*nets: object) -> tuple[int, int, int] | None:
     """Shape (C, H, W) of the images that the first of `nets` that tells is made for, or None."""
     for net in nets:
         channels = getattr(net, "img_channels", None)
@@ -421,7 +448,7 @@ def image_shape(*nets):
     return None
 
 
-def decoder(model, raw, shape):
+def decoder(model: object, raw: bool | None, shape: tuple[int, ...] | None) -> Any:
     """What decodes the model's samples of `shape` (C, H, W), or None where they stay raw.
 
     The attribute `encoder` of a model counts where it has a method `decode`: networks of other
@@ -446,7 +473,7 @@ def decoder(model, raw, shape):
     return encoder
 
 
-def finite_weights(role, module):
+def finite_weights(role: str, module: torch.nn.Module) -> None:
     """Check that no weight of `module` is NaN or infinite."""
     name = not_finite([*module.named_parameters(), *module.named_buffers()])
     if name is not None:
@@ -456,7 +483,7 @@ def finite_weights(role, module):
         )
 
 
-def not_finite(named):
+def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """The first name of `named`, pairs of name and tensor, whose tensor has NaN or infinity."""
     wide = [
         (name, t if t.itemsize > 1 else t.float())

@@ -1,11 +1,17 @@
 """Arrays of NumPy, CuPy and other libraries as tensors, and tensors as such arrays."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 import torch
 
 KINDS = ("torch", "numpy", "cupy")
+
+
+class Array(Protocol):
+    """A tensor, or an array of NumPy, CuPy or another library that knows DLPack."""
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 def as_tensor(value: Any) -> torch.Tensor:
@@ -33,7 +39,7 @@ def as_tensor(value: Any) -> torch.Tensor:
     return _of_numpy(value)
 
 
-def _of_numpy(value):
+def _of_numpy(value: Any) -> torch.Tensor:
     if isinstance(value, numpy.ma.MaskedArray):
         raise TypeError("an array with a mask")
     try:
@@ -53,7 +59,7 @@ def _of_numpy(value):
     return torch.from_numpy(array)
 
 
-def _numbers(array):
+def _numbers(array: numpy.ndarray) -> numpy.ndarray:
     """An array of Python objects as one of numbers, if that is what they are."""
     found = numpy.array(array.tolist())
     if found.dtype != object:

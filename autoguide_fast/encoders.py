@@ -2,12 +2,20 @@
 
 import functools
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 STABILITY_VAE = "stabilityai/sd-vae-ft-mse"
+
+
+class Decoder(Protocol):
+    """What the `encoder` of a model has to be for `sample`: something that decodes."""
+
+    def decode(self, x: Tensor, /) -> Tensor:
+        """Samples `[N, C, H, W]` to as many images."""
+        ...
 
 
 class PixelEncoder:

@@ -1,9 +1,16 @@
 """`Engine`, the public face of all engines: a pair made ready once, to be run many times."""
 
-import torch
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from .engine import BaseEngine, make_engine, pair_unsupported_reason
+import torch
+from torch import Tensor
+
+from .engine import BaseEngine, PreparedDenoiser, Profile, make_engine, pair_unsupported_reason
 from .generate import sample
+from .guidance import Denoiser, Unlabelled
+from .networks import Precond
+from .sampler import Step, Stepper
 
 
 class Engine(BaseEngine):
@@ -20,28 +27,27 @@ class Engine(BaseEngine):
         images = engine.sample(guidance=1.7, seeds=range(64))
 
     Args:
-        model (Precond): float32; may be wrapped by `unlabelled`.
-        guide (Precond or None): Likewise, on the same device and with the `sigma_data` of the
-            model.
-        dtype (torch.dtype or "auto"): On the CPU, what convolutions and attention multiply:
-            torch.float32; torch.bfloat16, with float32 sums; torch.int8, with int32 sums and
-            constant scales (attention in bfloat16, as are 3x3 convolutions of maps of 32x32 pixels
-            or more, where Winograd's larger tiles make that faster than int8 and no less precise).
-            All else is float32, as is attention on a processor that does not multiply bfloat16,
-            where int8 is all of the convolutions. On a CUDA device, the type of weights and
-            maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be),
-            torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions
-            multiply FP8, which costs quality (`engine/float8.py`).
+        model: float32.
+        guide: likewise, on the same device and with the `sigma_data` of the model.
+        dtype: on the CPU, what convolutions and attention multiply: torch.float32; torch.bfloat16,
+            with float32 sums; torch.int8, with int32 sums and constant scales (attention in
+            bfloat16, as are 3x3 convolutions of maps of 32x32 pixels or more, where Winograd's
+            larger tiles make that faster than int8 and no less precise). All else is float32, as is
+            attention on a processor that does not multiply bfloat16, where int8 is all of the
+            convolutions. On a CUDA device, the type of weights and maps: torch.float32 (as precise
+            as `torch.backends.cudnn.allow_tf32` lets it be), torch.float16, torch.bfloat16;
+            torch.float8_e4m3fn for float16 whose wide convolutions multiply FP8, which costs
+            quality (`engine/float8.py`).
             Embedding, state and steps are float32. "auto" takes the fastest here of those whose
             samples are as good as float32's: float16 on a CUDA device, bfloat16 on a CPU that
             multiplies it (AVX-512 BF16), else float32.
 
     Attributes:
-        model, guide (callable): The prepared denoisers, `(x, sigma, class_labels) -> D` as those
-            that they were made of; `guide` may be None. Not differentiable: they refuse tensors
-            that require gradients in gradient mode, and those of forward mode and `torch.func`.
-        dtype (torch.dtype): As given, or as "auto" chose.
-        device (torch.device): Where it runs.
+        model, guide: the prepared denoisers, `(x, sigma, class_labels) -> D` as those that they
+            were made of; `guide` may be None. Not differentiable: they refuse tensors that require
+            gradients in gradient mode, and those of forward mode and `torch.func`.
+        dtype: as given, or as "auto" chose.
+        device: where it runs.
 
     Raises:
         ValueError: nets that it cannot run (`Engine.runs` tells beforehand): any whose options and
@@ -54,49 +60,57 @@ class Engine(BaseEngine):
     that running takes.
     """
 
-    def __init__(self, model, guide=None, dtype=torch.float32, **options):
+    def __init__(
+        self,
+        model: Precond | Unlabelled,
+        guide: Precond | Unlabelled | None = None,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+        **options: Any,
+    ) -> None:
         self._engine = make_engine(model, guide, dtype, **options)
 
     @property
-    def model(self):
+    def model(self) -> PreparedDenoiser:
         return self._engine.model
 
     @property
-    def guide(self):
+    def guide(self) -> PreparedDenoiser | None:
         return self._engine.guide
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         return self._engine.dtype
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self._engine.device
 
     @staticmethod
-    def runs(model, guide=None):
+    def runs(model: Denoiser, guide: Denoiser | None = None) -> bool:
         """Whether an engine can be made of these: plain float32 `Precond`s on one device."""
         return pair_unsupported_reason(model, guide) is None
 
-    def sample(self, **options):
+    def sample(self, **options: Any) -> Tensor | Any:
         """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""
         return sample(self, **options)
 
-    def stepper(self, guidance, class_labels, steps):
+    def stepper(
+        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+    ) -> Stepper:
         """A stepper of this pair for `sampler.heun`.
 
         Args:
-            guidance (float): The weight w.
-            class_labels (Tensor [N or 1, label_dim] or None)
-            steps (list of sampler.Step): The steps that will be run.
+            guidance: the weight w.
+            class_labels: `[N or 1, label_dim]`, or None.
+            steps: those that will be run.
         """
         return self._engine.stepper(guidance, class_labels, steps)
 
-    def close(self):
+    def close(self) -> None:
         """Release the memory that running takes, not that of the weights; it may run again."""
         self._engine.close()
 
-    def peak_memory(self, batch, threads=None):
+    def peak_memory(self, batch: int, threads: int | None = None) -> int:
         """Bytes that sampling `batch` images takes.
 
         On the CPU, what the engine holds meanwhile: weights, arena, state. `threads` is that of
@@ -110,7 +124,7 @@ class Engine(BaseEngine):
         """
         return self._engine.peak_memory(batch, threads)
 
-    def profile(self, batch=1, repeats=20):
+    def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """Measure where the time of an evaluation goes, net by net; returns a `Profile`.
 
         Runs the nets on noise at one noise level, `repeats` times after two that do not count. On

@@ -1,19 +1,29 @@
 """`sample`: from seeds, a model and its guide to images."""
 
+from __future__ import annotations  # so that `help` has the names of types
+
 import contextlib
 import math
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from . import arguments, arrays
-from .engine import cached, clear, lacks_memory, pair_unsupported_reason
+from .arrays import Array
+from .encoders import Decoder
+from .engine import BaseEngine, cached, clear, lacks_memory, pair_unsupported_reason
 from .guidance import module_of
 from .networks import Precond
-from .request import checked
-from .sampler import EagerStepper, heun
+from .request import Labels, Net, Request, Seeds, checked
+from .sampler import EagerStepper, Step, Stepper, heun
 from .seeds import StackedRandom
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -26,34 +36,34 @@ class StepInfo:
     num_steps: int
     sigma: float  # noise level now reached
     indices: range  # which of the images asked for are in this batch
-    x: torch.Tensor  # a copy of their state at `sigma`, [N, C, H, W]
+    x: Tensor  # a copy of their state at `sigma`, [N, C, H, W]
 
 
 def sample(
-    model,
-    guide=None,
-    guidance=None,
-    class_labels=None,
-    seeds=None,
-    noise=None,
-    num_steps=32,
-    sigma_min=None,
-    sigma_max=None,
-    rho=7.0,
-    S_churn=0.0,
-    S_min=0.0,
-    S_max=math.inf,
-    S_noise=1.0,
-    interval=None,
-    batch_size=None,
-    device=None,
-    dtype=torch.float32,
-    progress=False,
-    callback=None,
-    raw=None,
-    array="torch",
-    on_batch=None,
-):
+    model: Net | BaseEngine,
+    guide: Net | None = None,
+    guidance: float | None = None,
+    class_labels: Labels | None = None,
+    seeds: Seeds | None = None,
+    noise: Array | None = None,
+    num_steps: int = 32,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    S_noise: float = 1.0,
+    interval: tuple[float, float] | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+    callback: Callable[[StepInfo], object] | None = None,
+    raw: bool | None = None,
+    array: str = "torch",
+    on_batch: Callable[[range, Any], object] | None = None,
+) -> Tensor | Any:
     """Sample images from a model, guided by a worse version of it.
 
     Heun's method along the noise levels of `schedules.rho_schedule` (EDM alg. 1; with churn EDM
@@ -135,7 +145,7 @@ def sample(
         return _run(request, bar)
 
 
-def _run(request, bar):
+def _run(request: Request, bar: tqdm) -> Any:
     """Sample what was asked for, batch by batch; returns what `sample` does."""
     engine = request.engine or _engine(request)
     images = None
@@ -169,16 +179,18 @@ def _run(request, bar):
     return arrays.as_kind(images, request.array)
 
 
-def _stepper(request, engine, labels):
+def _stepper(request: Request, engine: BaseEngine | None, labels: Tensor | None) -> Stepper:
     if engine is not None:
         return engine.stepper(request.guidance, labels, request.steps)
     return EagerStepper(request.model, request.guide, request.guidance, labels, request.device)
 
 
-def _watcher(request, bar, stepper, number, indices):
+def _watcher(
+    request: Request, bar: tqdm, stepper: Stepper, number: int, indices: range
+) -> Callable[[Step, Tensor], None]:
     """What `heun` calls after each step of one batch."""
 
-    def on_step(step, x):
+    def on_step(step: Step, x: Tensor) -> None:
         _check_finite(step, x, stepper, request.names)
         bar.update()
         if request.callback is not None:
@@ -196,7 +208,7 @@ def _watcher(request, bar, stepper, number, indices):
     return on_step
 
 
-def _engine(request):
+def _engine(request: Request) -> BaseEngine | None:
     """The engine of a pair, or None for nets that are evaluated as they are."""
     nets = request.model, request.guide if request.guidance != 1 else None
     if reason := pair_unsupported_reason(*nets):
@@ -222,7 +234,9 @@ def _engine(request):
     return None
 
 
-def _drawn(request, indices):
+def _drawn(
+    request: Request, indices: range
+) -> tuple[Tensor, Tensor | None, Callable[[], Tensor] | None]:
     """Noise, labels and the source of churn noise for the images `indices`."""
     part, shape = slice(indices.start, indices.stop), request.image_shape
     label_dim = request.label_dim
@@ -233,7 +247,7 @@ def _drawn(request, indices):
         if label_dim:
             labels = streams.randint(label_dim)
 
-        def randn():
+        def randn() -> Tensor:
             return streams.randn(shape, request.dtype)
 
     if request.noise is not None:
@@ -245,7 +259,7 @@ def _drawn(request, indices):
     return x.to(request.dtype), labels, randn
 
 
-def _decoded(encoder, x):
+def _decoded(encoder: Decoder | None, x: Tensor) -> Tensor:
     """What an encoder makes of samples `x`, which are themselves what there is without one."""
     if encoder is None:
         return x
@@ -260,7 +274,7 @@ def _decoded(encoder, x):
 
 
 @contextlib.contextmanager
-def _evaluating(*nets):
+def _evaluating(*nets: object) -> Iterator[None]:
     """Puts the modules among these in evaluation mode and back, whatever happens in between."""
     tops = [top for net in nets if (top := module_of(net)) is not None]
     training = [module for top in tops for module in top.modules() if module.training]
@@ -273,14 +287,14 @@ def _evaluating(*nets):
             module.training = True
 
 
-def _bar(request):
+def _bar(request: Request) -> tqdm:
     from tqdm import tqdm
 
     total = len(request.batches) * len(request.steps)
     return tqdm(total=total, unit="step", disable=not request.progress)
 
 
-def _check_finite(step, x, stepper, names):
+def _check_finite(step: Step, x: Tensor, stepper: Stepper, names: Mapping[str, str]) -> None:
     # A sum is finite only if all of it is; it costs no memory, as the second question does.
     if torch.isfinite(x.sum()) or torch.isfinite(x).all():
         return

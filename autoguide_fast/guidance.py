@@ -1,11 +1,24 @@
 """How several denoisers become one: the guided combination, its interval, the unlabelled guide."""
 
+from typing import Any, Protocol
+
 import torch
+from torch import Tensor
 
 from . import arguments
 
 
-def guided(denoised, guide_denoised, guidance):
+class Denoiser(Protocol):
+    """What a model or a guide is: a callable `(x, sigma, class_labels) -> D`.
+
+    `x` are noisy images `[N, C, H, W]`, `sigma` their noise level, 0-dim, `class_labels`
+    `[N, label_dim]` or None; D are the denoised images, like `x`. Modules are such callables.
+    """
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, /) -> Tensor: ...
+
+
+def guided(denoised: Tensor, guide_denoised: Tensor, guidance: float | Tensor) -> Tensor:
     """The guided denoiser's output `D_w = D0 + w (D1 - D0)` (arXiv 2406.02507, eq. 3).
 
     `denoised` is D1, what the model says; `guide_denoised` is D0, what its guide says;
@@ -15,7 +28,7 @@ def guided(denoised, guide_denoised, guidance):
     return guide_denoised + guidance * (denoised - guide_denoised)
 
 
-def guides_at(sigma, guidance, interval=None):
+def guides_at(sigma: float, guidance: float, interval: tuple[float, float] | None = None) -> bool:
     """Whether the guide has to run at the noise level `sigma` (a host-side float).
 
     It does unless `guidance` is 1, or `sigma` lies outside `interval = (lo, hi]`, where the
@@ -31,19 +44,19 @@ class Unlabelled:
 
     label_dim = 0
 
-    def __init__(self, net):
+    def __init__(self, net: Denoiser) -> None:
         self.net = net
 
-    def __call__(self, x, sigma, class_labels=None):
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         return self.net(x, sigma, None)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name == "net":  # not there yet, as while unpickling
             raise AttributeError(name)
         return getattr(self.net, name)
 
 
-def unlabelled(net):
+def unlabelled(net: Denoiser) -> Unlabelled:
     """`net` without its label, as a guide for classifier-free guidance.
 
     `sample(net, guide=unlabelled(net), guidance=2)` is CFG from the model's own unlabelled
@@ -60,24 +73,24 @@ def unlabelled(net):
     return net if isinstance(net, Unlabelled) else Unlabelled(net)
 
 
-def unwrapped(net):
+def unwrapped(net: object) -> tuple[Any, bool]:
     """`net` without an `unlabelled` around it, and whether there was one."""
     found = isinstance(net, Unlabelled)
     return (net.net if found else net), found
 
 
-def bare(net):
+def bare(net: object) -> Any:
     """`net` without an `unlabelled` around it."""
     return unwrapped(net)[0]
 
 
-def module_of(net):
+def module_of(net: object) -> torch.nn.Module | None:
     """The module in `net`, or None for a bare callable."""
     net = bare(net)
     return net if isinstance(net, torch.nn.Module) else None
 
 
-def evaluated(net, x, sigma, class_labels):
+def evaluated(net: Denoiser, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
     """What `net(x, sigma, class_labels)` returns, when neither side can change what is the other's.
 
     The net gets copies, for it may write to them, and what it returns is copied, since it may be a
@@ -88,7 +101,12 @@ def evaluated(net, x, sigma, class_labels):
     return output.clone() if isinstance(output, torch.Tensor) else output
 
 
-def guided_denoiser(model, guide, guidance, interval=None):
+def guided_denoiser(
+    model: Denoiser,
+    guide: Denoiser | None,
+    guidance: float,
+    interval: tuple[float, float] | None = None,
+) -> Denoiser:
     """One denoiser `(x, sigma, class_labels) -> D` made of a model and its guide.
 
     For use outside `autoguide_fast.sample`, which takes model and guide separately and fuses them.
@@ -110,7 +128,7 @@ def guided_denoiser(model, guide, guidance, interval=None):
                 f"{type(net).__name__}; load a name or a path with autoguide_fast.load first"
             )
 
-    def denoiser(x, sigma, class_labels=None):
+    def denoiser(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         level = None if interval is None or guidance == 1 else _only_level(sigma)
         denoised = evaluated(model, x, sigma, class_labels)
         if not guides_at(level, guidance, interval):
@@ -120,7 +138,7 @@ def guided_denoiser(model, guide, guidance, interval=None):
     return denoiser
 
 
-def _only_level(sigma):
+def _only_level(sigma: Tensor | float) -> float:
     """The one noise level of a batch as a float."""
     if not isinstance(sigma, torch.Tensor):
         return float(sigma)

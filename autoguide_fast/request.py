@@ -1,19 +1,26 @@
 """Everything that `sample` is asked for, checked before any work: `checked` makes a `Request`."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from . import arguments, checkpoints
-from .encoders import LatentEncoder
+from .arrays import Array
+from .encoders import Decoder, LatentEncoder
 from .engine import BaseEngine
-from .guidance import module_of
+from .guidance import Denoiser, module_of
 from .sampler import Step, plan_steps
 from .schedules import Churn, rho_schedule
 
 DEFAULT_BATCH_SIZE = 64
+
+# What `sample` takes for a model or a guide, for seeds and for labels.
+Net = str | os.PathLike | Denoiser
+Seeds = Iterable[int] | Array
+Labels = int | Sequence[int] | Sequence[Sequence[float]] | Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +28,7 @@ class Request:
     """One call of `sample`, checked: what will be run, and where.
 
     Attributes:
-        model, guide: callables `(x, sigma, class_labels) -> D`; guide None where there is none.
+        model, guide: what will be evaluated; guide None where there is none.
         names: what messages call them, by role.
         engine: the one whose nets these are, or None for nets that come by themselves.
         guidance: the weight w.
@@ -37,8 +44,8 @@ class Request:
         array, progress, callback, on_batch: as for `sample`.
     """
 
-    model: Callable
-    guide: Callable | None
+    model: Denoiser
+    guide: Denoiser | None
     names: dict[str, str]
     engine: BaseEngine | None
     guidance: float
@@ -47,12 +54,12 @@ class Request:
     batch_size: int
     image_shape: tuple[int, ...]
     seeds: Sequence[int] | None
-    noise: torch.Tensor | None
-    classes: torch.Tensor | None
+    noise: Tensor | None
+    classes: Tensor | None
     label_dim: int | None
     device: torch.device
     dtype: torch.dtype
-    encoder: object | None
+    encoder: Decoder | None
     array: str
     progress: bool
     callback: Callable | None
@@ -66,30 +73,30 @@ class Request:
 
 
 def checked(
-    model,
-    guide,
-    guidance,
-    class_labels,
-    seeds,
-    noise,
-    num_steps,
-    sigma_min,
-    sigma_max,
-    rho,
-    S_churn,
-    S_min,
-    S_max,
-    S_noise,
-    interval,
-    batch_size,
-    device,
-    dtype,
-    progress,
-    callback,
-    raw,
-    array,
-    on_batch,
-):
+    model: Net | BaseEngine,
+    guide: Net | None,
+    guidance: float | None,
+    class_labels: Labels | None,
+    seeds: Seeds | None,
+    noise: Array | None,
+    num_steps: int,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    rho: float,
+    S_churn: float,
+    S_min: float,
+    S_max: float,
+    S_noise: float,
+    interval: tuple[float, float] | None,
+    batch_size: int | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+    progress: bool,
+    callback: Callable | None,
+    raw: bool | None,
+    array: str,
+    on_batch: Callable | None,
+) -> Request:
     """The `Request` for these arguments of `sample`, documented there; networks are loaded.
 
     Raises:
@@ -119,8 +126,9 @@ def checked(
     arguments.array_kind(array, device)
 
     # The networks, and what they say.
-    engine = model if isinstance(model, BaseEngine) else None
-    if engine is not None:
+    engine = None
+    if isinstance(model, BaseEngine):
+        engine = model
         model, guide = _engine_pair(engine, guide, guidance, device)
         device = engine.device
     if noise is not None:
@@ -183,7 +191,9 @@ def checked(
     )
 
 
-def _engine_pair(engine, guide, guidance, device):
+def _engine_pair(
+    engine: BaseEngine, guide: Net | None, guidance: float, device: torch.device | None
+) -> tuple[Denoiser, Denoiser | None]:
     if device is not None and device != engine.device:
         raise ValueError(
             f"sample: device must be {engine.device} for this Engine, got {device}; pass the "
@@ -202,11 +212,17 @@ def _engine_pair(engine, guide, guidance, device):
     return engine.model, engine.guide
 
 
-def _described(net, role):
+def _described(net: Net | None, role: str) -> str:
     return f"{role} {os.fspath(net)!r}" if isinstance(net, (str, os.PathLike)) else role
 
 
-def _nets(model, guide, guidance, device, noise):
+def _nets(
+    model: Net,
+    guide: Net | None,
+    guidance: float,
+    device: torch.device | None,
+    noise: Tensor | None,
+) -> tuple[Denoiser, Denoiser | None, torch.device]:
     """The two nets as callables on one device, which is returned too; loads names and paths."""
     if isinstance(model, (str, os.PathLike)) and guide is None and guidance != 1:
         guide = checkpoints.bundled_guide(model)

@@ -6,15 +6,16 @@ step. `EagerStepper` evaluates any callables; other steppers may run the same lo
 as a CUDA graph: noise levels are device tensors and nothing is read back.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from . import ops
-from .guidance import bare, evaluated, guides_at, module_of
+from .guidance import Denoiser, bare, evaluated, guides_at, module_of
 from .networks import Precond
 from .schedules import Churn
 
@@ -31,16 +32,22 @@ class Step:
     churn_std: float  # of the noise that raises sigma to sigma_hat; 0 for none
     guided: bool  # the guide runs in the first half, at sigma_hat
     guided_next: bool  # the guide runs in the second half, at sigma_next
-    level: torch.Tensor  # sigma_hat, 0-dim float64 on the device
-    level_next: torch.Tensor  # sigma_next, likewise
+    level: Tensor  # sigma_hat, 0-dim float64 on the device
+    level_next: Tensor  # sigma_next, likewise
 
     @property
-    def is_last(self):
+    def is_last(self) -> bool:
         """The last step, to sigma = 0, has no second half."""
         return self.sigma_next == 0
 
 
-def plan_steps(sigmas, guidance=1.0, interval=None, churn=None, device="cpu"):
+def plan_steps(
+    sigmas: Iterable[float] | Tensor,
+    guidance: float = 1.0,
+    interval: tuple[float, float] | None = None,
+    churn: Churn | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Step]:
     """The list of `Step` for the noise levels `sigmas` (float64 [num_steps + 1], last 0).
 
     `guidance` and `interval` decide where the guide runs, `churn` (a `schedules.Churn`)
@@ -87,9 +94,9 @@ class Stepper(Protocol):
             the state after it. The last state is not in it. Of any floating type.
     """
 
-    outputs: list[tuple[str, torch.Tensor]]
+    outputs: list[tuple[str, Tensor]]
 
-    def first(self, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def first(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Euler's step from `x` at `step.level` to `step.level_next`.
 
         Returns:
@@ -97,9 +104,7 @@ class Stepper(Protocol):
         """
         ...
 
-    def second(
-        self, x: torch.Tensor, x_next: torch.Tensor, slope: torch.Tensor, step: Step
-    ) -> torch.Tensor:
+    def second(self, x: Tensor, x_next: Tensor, slope: Tensor, step: Step) -> Tensor:
         """Heun's correction of `x_next` by the slope found there; never called for the last step.
 
         `x` is what `first` was given for this step, `x_next` and `slope` what it returned.
@@ -109,9 +114,7 @@ class Stepper(Protocol):
         """
         ...
 
-    def whole(
-        self, noise: torch.Tensor, randn: Callable[[], torch.Tensor] | None = None
-    ) -> torch.Tensor | None:
+    def whole(self, noise: Tensor, randn: Callable[[], Tensor] | None = None) -> Tensor | None:
         """The result of `heun(self, noise, steps, randn)`, where there is a faster way to it.
 
         None, without a call of `randn`, where it is not. `outputs` may be empty afterwards.
@@ -119,18 +122,23 @@ class Stepper(Protocol):
         return None
 
 
-def heun(stepper, noise, steps, randn=None, on_step=None):
+def heun(
+    stepper: Stepper,
+    noise: Tensor,
+    steps: Sequence[Step],
+    randn: Callable[[], Tensor] | None = None,
+    on_step: Callable[[Step, Tensor], None] | None = None,
+) -> Tensor:
     """Integrate from pure noise to an image.
 
     Args:
-        stepper (Stepper): Takes the two halves of each step.
-        noise (Tensor [N, C, H, W], float32 or float64): Standard normal noise; its type is that of
-            the state.
-        steps (sequence of Step): From `plan_steps`, on the device of `noise`.
-        randn (callable, optional): Called without arguments for the churn noise, shaped and typed
-            as `noise`; needed where a step has `churn_std > 0`.
-        on_step (callable, optional): `on_step(step, x)` after each step, to look at the state: a
-            stepper writes to `x` again in the steps that follow, so keep and change a copy.
+        stepper: takes the two halves of each step.
+        noise: `[N, C, H, W]` float32 or float64, standard normal; its type is that of the state.
+        steps: from `plan_steps`, on the device of `noise`.
+        randn: called for the churn noise, shaped and typed as `noise`; needed where a step has
+            `churn_std > 0`.
+        on_step: `on_step(step, x)` after each step, to look at the state: a stepper writes to `x`
+            again in the steps that follow, so keep and change a copy.
 
     Returns:
         Tensor like `noise`. Differentiable where the stepper is; capturable in a CUDA graph unless
@@ -139,6 +147,11 @@ def heun(stepper, noise, steps, randn=None, on_step=None):
     x = noise * steps[0].sigma
     for step in steps:
         if step.churn_std:
+            if randn is None:
+                raise ValueError(
+                    f"heun: randn must be given where noise is added, got None at step {step.index}"
+                    "; pass what draws noise like the first, or steps without churn"
+                )
             x = x + step.churn_std * randn()
         x_next, slope = stepper.first(x, step)
         if not step.is_last:
@@ -156,15 +169,21 @@ class EagerStepper(Stepper):
     is evaluated without.
 
     Args:
-        model, guide (callable `(x, sigma, class_labels) -> D`): `guide` may be None where no step
-            is guided. A module gets `x` and the 0-dim `sigma` in its own floating type, a bare
-            callable in that of the state.
-        guidance (float)
-        class_labels (Tensor or None): Handed to both; None to a net whose `label_dim` is 0.
-        device (torch.device): Where the state lives.
+        model, guide: `guide` may be None where no step is guided. A module gets `x` and the 0-dim
+            `sigma` in its own floating type, a bare callable in that of the state.
+        guidance: the weight w.
+        class_labels: handed to both; None to a net whose `label_dim` is 0.
+        device: where the state lives.
     """
 
-    def __init__(self, model, guide=None, guidance=1.0, class_labels=None, device="cpu"):
+    def __init__(
+        self,
+        model: Denoiser,
+        guide: Denoiser | None = None,
+        guidance: float = 1.0,
+        class_labels: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.nets = {"model": model, "guide": guide}
         self.labels = {
             role: None if getattr(net, "label_dim", None) == 0 else class_labels
@@ -173,7 +192,7 @@ class EagerStepper(Stepper):
         self.guidance = torch.tensor(guidance, dtype=torch.float64, device="cpu").to(device)
         self.outputs = []
 
-    def first(self, x, step):
+    def first(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """See `Stepper.first`."""
         self.outputs.clear()
         denoised = self._evaluate(x, step.level, step.guided)
@@ -183,18 +202,18 @@ class EagerStepper(Stepper):
         self.outputs.append(("state", x_next))
         return x_next, slope
 
-    def second(self, x, x_next, slope, step):
+    def second(self, x: Tensor, x_next: Tensor, slope: Tensor, step: Step) -> Tensor:
         """See `Stepper.second`."""
         denoised = self._evaluate(x_next, step.level_next, step.guided_next)
         return ops.guided_heun_second(
             x, x_next, slope, *denoised, step.level, step.level_next, self.guidance
         )
 
-    def _evaluate(self, x, sigma, guided):
+    def _evaluate(self, x: Tensor, sigma: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
         denoised = self._output("model", x, sigma)
         return denoised, self._output("guide", x, sigma) if guided else None
 
-    def _output(self, role, x, sigma):
+    def _output(self, role: str, x: Tensor, sigma: Tensor) -> Tensor:
         net = self.nets[role]
         dtype = input_dtype(net, x.dtype)
         labels = self.labels[role]
@@ -208,11 +227,11 @@ class EagerStepper(Stepper):
         return output
 
 
-def _autocast_off(device):
+def _autocast_off(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
-def input_dtype(net, state_dtype):
+def input_dtype(net: Denoiser, state_dtype: torch.dtype) -> torch.dtype:
     """The floating type in which `net` is fed: a module's own, else that of the state.
 
     Float32 for a `Precond`, which casts for itself, and for modules of mixed or no types; what a
@@ -227,7 +246,7 @@ def input_dtype(net, state_dtype):
     return own.pop() if len(own) == 1 and not isinstance(module, Precond) else torch.float32
 
 
-def _check_output(role, output, x):
+def _check_output(role: str, output: object, x: Tensor) -> None:
     if not isinstance(output, torch.Tensor):
         raise TypeError(
             f"sample: {role} must return a tensor, got {type(output).__name__}; return the "

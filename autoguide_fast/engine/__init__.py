@@ -4,10 +4,12 @@ from .base_engine import BaseEngine, pair_unsupported_reason
 from .cache import cached, clear
 from .graphs import lacks_memory
 from .make import make_engine
+from .prepared import PreparedDenoiser
 from .profile import Profile
 
 __all__ = [
     "BaseEngine",
+    "PreparedDenoiser",
     "Profile",
     "cached",
     "clear",

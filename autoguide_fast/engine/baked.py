@@ -5,11 +5,15 @@ was normalised, scaled and laid out once. Between them run the fused operators (
 lie channels-last from the first to the last.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .. import ops
-from ..networks import Block
+from ..guidance import Denoiser
+from ..networks import Block, UNet
 from ..nn import MPConv
 from ..preconditioning import denoised, magnitude
 from . import pack
@@ -28,9 +32,11 @@ class BakedConv(torch.nn.Module):
     a product of matrices (cuBLAS), a larger one a convolution (cuDNN).
     """
 
-    def __init__(self, weight, dtype):
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.kernel = weight.shape[-1]
+        self.out_channels, self.kernel = len(weight), weight.shape[-1]
         weight = weight.to(dtype)
         if self.kernel == 1:
             weight = weight.flatten(1)
@@ -38,7 +44,7 @@ class BakedConv(torch.nn.Module):
             weight = weight.contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", weight)
 
-    def forward(self, x, gain=None):
+    def forward(self, x: Tensor, gain: None = None) -> Tensor:
         if self.kernel == 1:
             return F.linear(x.permute(0, 2, 3, 1), self.weight).permute(0, 3, 1, 2)
         return F.conv2d(x, self.weight, padding=self.kernel // 2)
@@ -48,14 +54,20 @@ class BakedNet(PreparedDenoiser):
     """A denoiser `(x, sigma, class_labels) -> D` on baked weights; a snapshot of a `Precond`.
 
     Args:
-        net (Precond or Unlabelled): float32, on any device.
-        dtype (torch.dtype): Of maps and weights: float16, bfloat16, float32; or float8_e4m3fn for
-            the blocks' convolutions where that pays (`float8.py`), with the rest in float16.
-        shared (BakedNet, optional): One of the same net, whose weights it then uses.
-        float8_width (int): Narrower convolutions stay in float16.
+        net: a `Precond`, perhaps `unlabelled`: float32, on any device.
+        dtype: of maps and weights: float16, bfloat16, float32; or float8_e4m3fn for the blocks'
+            convolutions where that pays (`float8.py`), with the rest in float16.
+        shared: one of the same net, whose weights it then uses.
+        float8_width: narrower convolutions stay in float16.
     """
 
-    def __init__(self, net, dtype, shared=None, **float8_options):
+    def __init__(
+        self,
+        net: Denoiser,
+        dtype: torch.dtype,
+        shared: BakedNet | None = None,
+        **float8_options: int,
+    ) -> None:
         super().__init__(net)
         self.dtype = torch.float16 if dtype == torch.float8_e4m3fn else dtype
         self.device = device_of(net)
@@ -63,22 +75,23 @@ class BakedNet(PreparedDenoiser):
             self.embedding, self.unet = shared.embedding, shared.unet
         else:
             with torch.no_grad(), no_autocast(self.device.type):
-                net = self.source(net)
-                self.embedding = Embedding(net)
-                self.unet = _baked(net.unet, dtype, **float8_options)
+                source = self.source(net)
+                self.embedding = Embedding(source)
+                self.unet = _baked(source.unet, dtype, **float8_options)
         blocks = [*self.unet.enc.values(), *self.unet.dec.values()]
-        widths = [b.conv_res1.channels for b in blocks if isinstance(b, Block)]
-        self.columns, start = [], 0  # of each block among the embedding's modulations
+        widths = [b.conv_res1.out_channels for b in blocks if isinstance(b, Block)]
+        self.columns: list[slice] = []  # of each block among the embedding's modulations
+        start = 0
         for width in widths:
             self.columns.append(slice(start, start + width))
             start += pack.padded(width)
 
     @property
-    def weight_bytes(self):
+    def weight_bytes(self) -> int:
         """Memory of the weights."""
         return sum(b.nbytes for b in self.unet.buffers()) + self.embedding.bytes
 
-    def modulations(self, levels, class_labels, batch):
+    def modulations(self, levels: Tensor, class_labels: Tensor | None, batch: int) -> Tensor:
         """The blocks' modulations for noise levels `[L]` and labels `[N or 1, label_dim]`.
 
         Returns `[L, batch * channels of all blocks]`: block after block, each `[batch, channels]`.
@@ -88,7 +101,7 @@ class BakedNet(PreparedDenoiser):
             rows = self.embedding.modulations(levels, labels)
         return self._by_block(rows.expand(-1, batch, -1))
 
-    def image(self, batch):
+    def image(self, batch: int) -> Tensor:
         """Return a buffer for `run`: zeros, but for the channel of ones that stands for biases."""
         shape = batch, _padded(self.img_channels + 1), self.img_resolution, self.img_resolution
         image = torch.empty(
@@ -97,7 +110,7 @@ class BakedNet(PreparedDenoiser):
         image[:, self.img_channels] = 1
         return image
 
-    def run(self, image, modulations):
+    def run(self, image: Tensor, modulations: Tensor) -> Tensor:
         """Return `F [N, C, H, W]`, of the maps' type, for an `image` that holds `c_in x`.
 
         `modulations` is a row of what `modulations` returned.
@@ -109,12 +122,10 @@ class BakedNet(PreparedDenoiser):
             start += count
         return self.unet.run_blocks(image, rows)[:, : self.img_channels]
 
-    def __call__(self, x, sigma, class_labels=None):
-        """Denoise `x [N, C, H, W]` at `sigma` (0-dim or [N]), as `Precond.forward` does.
-
-        Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
-        ValueError where a derivative is asked for.
-        """
+    def __call__(
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """See `PreparedDenoiser.__call__`."""
         check_call(x, sigma, class_labels)
         with torch.no_grad(), no_autocast(self.device.type):
             x = x.to(torch.float32)
@@ -127,14 +138,14 @@ class BakedNet(PreparedDenoiser):
             raw = self.run(image, modulations).float()
             return denoised(x, raw, sigma, self.sigma_data)
 
-    def _by_block(self, rows):
+    def _by_block(self, rows: Tensor) -> Tensor:
         """`[L, N, modulations]` -> `[L, -1]`, so that each block's rows lie side by side."""
         blocks = [rows[..., columns].flatten(1) for columns in self.columns]
         empty = rows.new_empty(len(rows), 0)
         return torch.cat([empty, *blocks], dim=1).to(self.dtype)
 
 
-def _baked(unet, dtype, **float8_options):
+def _baked(unet: UNet, dtype: torch.dtype, **float8_options: int) -> UNet:
     """A `UNet`, which is changed, so that nothing in it is left to be prepared."""
     maps = torch.float16 if dtype == torch.float8_e4m3fn else dtype
     for name, module in unet.enc.items():
@@ -147,20 +158,19 @@ def _baked(unet, dtype, **float8_options):
             continue
         del block.emb_gain, block.emb_linear
         for name, module in list(block.named_children()):
+            assert isinstance(module, MPConv)  # as all that a block has
             weight = ops.mp_weight(module.weight.detach())
             if dtype == torch.float8_e4m3fn and suits_float8(weight, **float8_options):
-                baked = Float8Conv(weight, maps)
+                block.add_module(name, Float8Conv(weight, maps))
             else:
-                baked = BakedConv(weight, maps)
-            baked.channels = len(weight)
-            setattr(block, name, baked)
+                block.add_module(name, BakedConv(weight, maps))
     weight = ops.mp_weight(unet.out_conv.weight.detach(), unet.out_gain.detach())
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, _padded(len(weight)) - len(weight)))
-    unet.out_conv = BakedConv(weight, maps)
+    unet.add_module("out_conv", BakedConv(weight, maps))
     unet.register_parameter("out_gain", None)
     del unet.emb_fourier, unet.emb_noise, unet.emb_label
     return unet
 
 
-def _padded(channels):
+def _padded(channels: int) -> int:
     return -(-channels // MULTIPLE) * MULTIPLE

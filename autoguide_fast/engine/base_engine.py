@@ -1,9 +1,21 @@
 """What the engines for a CPU and for a GPU have in common, and what they owe whoever runs them."""
 
+from __future__ import annotations
+
 import abc
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from .._extension import build_info
-from .prepared import device_of, unsupported_reason
+from ..guidance import Denoiser, bare
+from ..sampler import Step, Stepper
+from .prepared import PreparedDenoiser, device_of, unsupported_reason
+from .profile import Profile
+
+Kind = TypeVar("Kind", bound="BaseEngine")
 
 
 class BaseEngine(abc.ABC):
@@ -13,52 +25,58 @@ class BaseEngine(abc.ABC):
     runs the steppers that `stepper` makes.
 
     Attributes:
-        model, guide (callable): The prepared denoisers, `(x, sigma, class_labels) -> D`; `guide`
-            may be None.
-        dtype (torch.dtype): What it multiplies.
-        device (torch.device): Where it runs.
+        model, guide: the prepared denoisers, `(x, sigma, class_labels) -> D`; `guide` may be None.
+        dtype: what it multiplies.
+        device: where it runs.
     """
 
+    model: PreparedDenoiser
+    guide: PreparedDenoiser | None
+    dtype: torch.dtype
+    device: torch.device
+
     @abc.abstractmethod
-    def stepper(self, guidance, class_labels, steps):
+    def stepper(
+        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+    ) -> Stepper:
         """A `sampler.Stepper` of this pair.
 
         Args:
-            guidance (float): The weight w.
-            class_labels (Tensor [N or 1, label_dim] or None)
-            steps (sequence of sampler.Step): The steps that will be run.
+            guidance: the weight w.
+            class_labels: `[N or 1, label_dim]`, or None.
+            steps: those that will be run.
         """
 
     @abc.abstractmethod
-    def close(self):
+    def close(self) -> None:
         """Release the memory that running takes, not that of the weights; it may run again."""
 
     @abc.abstractmethod
-    def peak_memory(self, batch, threads=None):
+    def peak_memory(self, batch: int, threads: int | None = None) -> int:
         """Bytes that sampling `batch` images takes."""
 
     @abc.abstractmethod
-    def profile(self, batch=1, repeats=20):
+    def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """Measure where the time of an evaluation goes, net by net; returns a `Profile`."""
 
-    def __enter__(self):
+    def __enter__(self: Kind) -> Kind:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # What is packed, not the nets, which are not kept.
         return _restored, (type(self), build_info()["version"], self.__getstate__())
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return vars(self).copy()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
-def _restored(kind, version, state):
+def _restored(kind: type[Kind], version: str, state: dict[str, Any]) -> Kind:
     """The engine with this state: what copies and pickles are made with."""
     if version != build_info()["version"]:
         raise ValueError(
@@ -70,13 +88,13 @@ def _restored(kind, version, state):
     return engine
 
 
-def check_pair(model, guide):
+def check_pair(model: Denoiser, guide: Denoiser | None) -> None:
     """Raise ValueError where an engine cannot be made of these."""
     if reason := pair_unsupported_reason(model, guide):
         raise ValueError(f"Engine: {reason}")
 
 
-def pair_unsupported_reason(model, guide):
+def pair_unsupported_reason(model: Denoiser, guide: Denoiser | None) -> str | None:
     """Why no engine can be made of a pair, as the rest of a message; None where one can."""
     for role, net in (("model", model), ("guide", guide)):
         reason = None if role == "guide" and net is None else unsupported_reason(net)
@@ -84,10 +102,11 @@ def pair_unsupported_reason(model, guide):
             return f"{role} must be a plain float32 Precond, got {reason}"
     if guide is None:
         return None
-    if guide.sigma_data != model.sigma_data:
+    ours, theirs = bare(model).sigma_data, bare(guide).sigma_data
+    if ours != theirs:
         return (
-            f"guide must have the model's sigma_data {model.sigma_data:g}, got "
-            f"{guide.sigma_data:g}; the fused step preconditions both alike"
+            f"guide must have the model's sigma_data {ours:g}, got {theirs:g}; the fused step "
+            "preconditions both alike"
         )
     if device_of(guide) != device_of(model):
         return (

@@ -2,23 +2,25 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import torch
 
 from .. import as_built, cpu
-from ..guidance import unwrapped
+from ..guidance import Denoiser, bare, unwrapped
+from .base_engine import BaseEngine
 from .digest import digest
 from .make import make_engine
 from .prepared import device_of
 
 LIMIT = 4  # engines; each holds about what its nets' parameters take
 
-_engines: OrderedDict = OrderedDict()
+_engines: OrderedDict[Hashable, BaseEngine] = OrderedDict()
 _lock = threading.Lock()  # held for moments
 _making = threading.Lock()  # held while an engine is made, so that none is made twice
 
 
-def cached(model, guide=None):
+def cached(model: Denoiser, guide: Denoiser | None = None) -> BaseEngine:
     """The engine of a pair, made now or kept from an earlier call.
 
     It computes in float32, or as networks with `use_fp16` do on a CUDA device: in float16 if both
@@ -26,7 +28,8 @@ def cached(model, guide=None):
     however it was changed, makes another engine, and a checkpoint that is loaded again does not.
     Their `encoder` is None: a pair's is known by who asks.
     """
-    half = device_of(model).type == "cuda" and all(net.use_fp16 for net in (model, guide) if net)
+    nets = [bare(net) for net in (model, guide) if net]
+    half = device_of(model).type == "cuda" and all(net.use_fp16 for net in nets)
     dtype = torch.float16 if half else torch.float32
     key = _key(model, guide, dtype)
     if engine := _kept(key):
@@ -46,27 +49,27 @@ def cached(model, guide=None):
     return engine
 
 
-def clear():
+def clear() -> None:
     """Forget all kept engines; their memory is freed once nobody else holds them."""
     with _lock:
         _engines.clear()
 
 
-def _kept(key):
+def _kept(key: Hashable) -> BaseEngine | None:
     with _lock:
         if key in _engines:
             _engines.move_to_end(key)
         return _engines.get(key)
 
 
-def _key(model, guide, dtype):
+def _key(model: Denoiser, guide: Denoiser | None, dtype: torch.dtype) -> Hashable:
     return dtype, cpu.isa(), _fingerprint(model), _fingerprint(guide)
 
 
-def _fingerprint(net):
+def _fingerprint(net: Denoiser | None) -> Hashable:
     """What a prepared net is made of, and nothing else is (`prepared.PreparedDenoiser`)."""
     if net is None:
         return None
-    net, unlabelled = unwrapped(net)
-    config, tensors = as_built.contents(net)
-    return unlabelled, str(device_of(net)), config, digest(tensors)
+    plain, unlabelled = unwrapped(net)
+    config, tensors = as_built.contents(plain)
+    return unlabelled, str(device_of(plain)), config, digest(tensors)

@@ -1,13 +1,17 @@
 """`CpuEngine`: a pair on the CPU, each evaluation a plan of fused instructions."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from .. import cpu
-from ..guidance import bare
+from ..guidance import Denoiser, bare
+from ..sampler import Step, Stepper
 from .base_engine import BaseEngine, check_pair
 from .cpu_stepper import CpuStepper
 from .prepared import STORAGE_TYPES, Arena, PreparedNet, device_of
-from .profile import Profile
+from .profile import Profile, Row
 
 
 class CpuEngine(BaseEngine):
@@ -17,10 +21,18 @@ class CpuEngine(BaseEngine):
         model, guide, dtype: As for `autoguide_fast.Engine`.
     """
 
-    def __init__(self, model, guide=None, dtype=torch.float32):
+    model: PreparedNet
+    guide: PreparedNet | None
+
+    def __init__(
+        self,
+        model: Denoiser,
+        guide: Denoiser | None = None,
+        dtype: torch.dtype | str = torch.float32,
+    ) -> None:
         if dtype == "auto":
             dtype = torch.bfloat16 if cpu.isa() == "avx512_bf16" else torch.float32
-        if dtype not in STORAGE_TYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_TYPES:
             raise ValueError(
                 f"Engine: dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto', got "
                 f"{dtype!r}; float32 gives the reference's numbers"
@@ -36,16 +48,18 @@ class CpuEngine(BaseEngine):
                 guide, dtype, self._arena, shared=self.model if bare(guide) is bare(model) else None
             )
 
-    def stepper(self, guidance, class_labels, steps):
+    def stepper(
+        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+    ) -> Stepper:
         """See `BaseEngine.stepper`."""
         return CpuStepper(self.model, self.guide, guidance, class_labels, steps)
 
-    def close(self):
+    def close(self) -> None:
         """Release the arena; it may run again."""
         with self._arena.lock:
             self._arena.release()
 
-    def peak_memory(self, batch, threads=None):
+    def peak_memory(self, batch: int, threads: int | None = None) -> int:
         """See `autoguide_fast.Engine.peak_memory`."""
         threads = threads or torch.get_num_threads()
         nets = [net for net in (self.model, self.guide) if net is not None]
@@ -56,9 +70,9 @@ class CpuEngine(BaseEngine):
         state = (4 + 2 * len(nets)) * batch * image
         return sum(weights.values()) + arena + state
 
-    def profile(self, batch=1, repeats=20):
+    def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """See `autoguide_fast.Engine.profile`; here, instruction by instruction."""
-        rows = []
+        rows: list[Row] = []
         for role, net in (("model", self.model), ("guide", self.guide)):
             if net is None:
                 continue

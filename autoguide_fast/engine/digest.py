@@ -5,16 +5,18 @@ Every bit and its place counts: of two nets that differ, however they do, no mor
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy
 import torch
 import xxhash
+from torch import Tensor
 
 # Elements whose sum has one factor each, and that lie side by side in memory once more at a time.
 _ROW, _GROUP = 1 << 16, 1 << 24
 
 
-def digest(tensors):
+def digest(tensors: Sequence[Tensor]) -> bytes:
     """The 128 bits of the content of float32 `tensors`, of one device, in order; a `bytes`.
 
     That two lists have tensors of the same shapes has to be known. Strides do not matter. Of a
@@ -26,7 +28,7 @@ def digest(tensors):
     return total.digest()
 
 
-def sums(tensors):
+def sums(tensors: Sequence[Tensor]) -> Tensor:
     """Sums of rows of 2^16 elements, int64 `[rows, 2]`, for float32 `tensors` of one device.
 
     Each is `sum_i factor_i bits_i` modulo 2^64, with the element's bits as an int32 and constant
@@ -35,7 +37,7 @@ def sums(tensors):
     """
     pieces = [piece for t in tensors for piece in t.detach().flatten().split(_GROUP)]
     factors = _factors(pieces[0].device)
-    found = []
+    found: list[Tensor] = []
     while pieces:
         count, length = 1, len(pieces[0])
         while count < len(pieces) and length + len(pieces[count]) <= _GROUP:
@@ -49,7 +51,7 @@ def sums(tensors):
 
 
 @functools.lru_cache(8)
-def _factors(device):
+def _factors(device: torch.device) -> Tensor:
     """int64 `[2, row]`, the same everywhere."""
     generator = torch.Generator("cpu").manual_seed(0)
     info = torch.iinfo(torch.int64)

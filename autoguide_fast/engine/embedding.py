@@ -2,22 +2,23 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .. import ops, preconditioning
-from ..networks import Block
+from ..networks import Block, Precond
 from . import pack
 
 
 class Embedding:
     """The embedding network of a `Precond` with prepared weights; a snapshot."""
 
-    def __init__(self, net):
+    def __init__(self, net: Precond) -> None:
         unet = net.unet
         self.label_dim = net.label_dim
         self.label_balance = unet.label_balance
         self.freqs, self.phases = unet.emb_fourier.freqs.clone(), unet.emb_fourier.phases.clone()
         self.noise = ops.mp_weight(unet.emb_noise.weight.detach(), 1.0)
-        self.label = None
+        self.label: Tensor | None = None
         if unet.emb_label is not None:
             # A one-hot row times sqrt(label_dim) has unit magnitude.
             self.label = ops.mp_weight(unet.emb_label.weight.detach(), net.label_dim**0.5)
@@ -29,20 +30,20 @@ class Embedding:
         self.blocks = torch.cat(rows)
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         """Memory of its weights."""
         return sum(w.nbytes for w in (self.noise, self.label, self.blocks) if w is not None)
 
-    def modulations(self, levels, class_labels):
+    def modulations(self, levels: Tensor, class_labels: Tensor | None) -> Tensor:
         """Numbers near 1 by which the embedding scales channels (EDM2 fig. 21).
 
         Args:
-            levels (Tensor [levels]): Noise levels.
-            class_labels (Tensor [rows, label_dim] or None): None stands for all zeros.
+            levels: noise levels `[levels]`.
+            class_labels: `[rows, label_dim]`; None stands for all zeros.
 
         Returns:
-            Tensor [levels, rows, modulations] float32, in the order of the plan; one row where
-            the net has no labels or got none.
+            float32 `[levels, rows, modulations]`, in the order of the plan; one row where the net
+            has no labels or got none.
         """
         c_noise = preconditioning.c_noise(levels.to(torch.float32))
         emb = F.linear(ops.mp_fourier(c_noise, self.freqs, self.phases), self.noise)[:, None]
@@ -54,7 +55,7 @@ class Embedding:
             emb = ops.mp_sum(emb.expand(shape), labels.expand(shape), t=self.label_balance)
         return F.linear(ops.mp_silu(emb.contiguous()), self.blocks) + 1
 
-    def of_images(self, sigma, class_labels):
+    def of_images(self, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
         """Like `modulations`, for noise levels `[1 or N]` and labels `[1 or N]`: `[1 or N, :]`."""
         rows = self.modulations(sigma, class_labels)
         if rows.shape[1] == 1:

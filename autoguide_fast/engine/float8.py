@@ -14,6 +14,7 @@ against 18 FLOP for each pair of channels.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # Output channels from which the gathering should cost less than FP8 gains: at 4.8 TB/s it adds 5 to
 # 6 ps a channel, and FP8 saves 18 (1 / 600 - 1 / 1200) TFLOP/s^-1 = 15 fs a pair of channels.
@@ -23,7 +24,7 @@ WIDTH = 512
 _LARGEST = 448.0
 
 
-def suits_float8(weight, float8_width=WIDTH):
+def suits_float8(weight: Tensor, float8_width: int = WIDTH) -> bool:
     """Whether a block's convolution `[out, in, k, k]` is to be computed in FP8.
 
     Products of FP8 matrices take whole groups of 16 channels.
@@ -35,16 +36,20 @@ def suits_float8(weight, float8_width=WIDTH):
 class Float8Conv(torch.nn.Module):
     """A convolution in FP8 with float32 sums, of maps `[N, C, H, W]` of `dtype`, channels-last."""
 
-    def __init__(self, weight, dtype):
+    weight: Tensor
+    magnitude: Tensor
+    one: Tensor
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.kernel, self.dtype = weight.shape[-1], dtype
+        self.out_channels, self.kernel, self.dtype = len(weight), weight.shape[-1], dtype
         magnitude = weight.square().mean().sqrt()
         cells = (weight / magnitude).permute(0, 2, 3, 1).flatten(1)
         self.register_buffer("weight", cells.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn))
         self.register_buffer("magnitude", magnitude.float())
         self.register_buffer("one", torch.ones_like(self.magnitude))
 
-    def forward(self, x, gain=None):
+    def forward(self, x: Tensor, gain: None = None) -> Tensor:
         pixels = x.permute(0, 2, 3, 1)
         cells = pixels.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
         if self.kernel > 1:

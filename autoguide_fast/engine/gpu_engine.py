@@ -2,18 +2,25 @@
 
 import contextlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from ..guidance import bare
+from ..guidance import Denoiser, bare
 from ..networks import Block
-from ..sampler import plan_steps
-from .baked import BakedNet
+from ..sampler import Step, Stepper, plan_steps
+from .baked import BakedConv, BakedNet
 from .base_engine import BaseEngine, check_pair
 from .gpu_stepper import GpuStepper
 from .graphs import CudaGraphs
 from .prepared import device_of, no_autocast
-from .profile import Label, Profile
+from .profile import Label, Profile, Row
+from .recordings import RunBoth
+
+Recording = TypeVar("Recording")
 
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn
 
@@ -27,22 +34,31 @@ class GpuEngine(BaseEngine):
 
     Args:
         model, guide, dtype: As for `autoguide_fast.Engine`.
-        recorder (optional): What records, by default the device's `CudaGraphs`.
-        overlap (bool, optional): Whether model and guide run on two streams. By default they do
-            where the model's first map has fewer than two tiles of 128x128 for each multiprocessor,
-            so that its convolutions leave some of them idle: EDM2-S at a batch below 5 on 132.
-        float8_options: Of `BakedNet`.
+        recorder: what records, by default the device's `CudaGraphs`; or what stands for it.
+        overlap: whether model and guide run on two streams. By default they do where the model's
+            first map has fewer than two tiles of 128x128 for each multiprocessor, so that its
+            convolutions leave some of them idle: EDM2-S at a batch below 5 on 132.
+        float8_options: of `BakedNet`.
 
     Attributes:
-        pair (dict of str to BakedNet): "model" and "guide".
-        largest (int or None): Images at a time that memory lasts for, once it did not for more.
+        pair: the prepared nets by their role, "model" and "guide".
+        largest: images at a time that memory lasts for, once it did not for more.
     """
 
+    model: BakedNet
+    guide: BakedNet | None
+
     def __init__(
-        self, model, guide=None, dtype=torch.float32, recorder=None, overlap=None, **float8_options
-    ):
+        self,
+        model: Denoiser,
+        guide: Denoiser | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        recorder: CudaGraphs | None = None,
+        overlap: bool | None = None,
+        **float8_options: int,
+    ) -> None:
         dtype = torch.float16 if dtype == "auto" else dtype
-        if dtype not in DTYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
             raise ValueError(
                 "Engine: dtype must be torch.float16, torch.bfloat16, torch.float32, "
                 f"torch.float8_e4m3fn or 'auto' on a GPU, got {dtype!r}; float16 is as good as "
@@ -57,39 +73,47 @@ class GpuEngine(BaseEngine):
                     "Engine: dtype must be torch.float16 or torch.bfloat16 on a GPU of compute "
                     f"capability {capability[0]}.{capability[1]}, got {dtype}; FP8 needs 8.9"
                 )
-        self.dtype, self.overlap, self.largest = dtype, overlap, None
+        self.dtype, self.overlap = dtype, overlap
+        self.largest: int | None = None
         self.recorder = recorder or CudaGraphs(self.device)
         with self.exclusive(), self.recorder.private_stream():
             self.model, self.guide = BakedNet(model, dtype, **float8_options), None
             if guide is not None:
                 shared = self.model if bare(guide) is bare(model) else None
                 self.guide = BakedNet(guide, dtype, shared, **float8_options)
-        self._recordings = OrderedDict()
+        self._recordings: OrderedDict[tuple, Any] = OrderedDict()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "_recordings"}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._recordings = OrderedDict()  # which are made when needed
 
     @property
-    def pair(self):
+    def pair(self) -> dict[str, BakedNet]:
         """The prepared nets by their role."""
         return {"model": self.model} | ({} if self.guide is None else {"guide": self.guide})
 
-    def stepper(self, guidance, class_labels, steps):
+    def stepper(
+        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+    ) -> Stepper:
         """See `BaseEngine.stepper`."""
         return GpuStepper(self, guidance, class_labels, steps)
 
     @contextlib.contextmanager
-    def exclusive(self):
+    def exclusive(self) -> Iterator[None]:
         """While inside, the caller alone may make and use recordings, whatever mode torch is in."""
         modes = torch.inference_mode(False), torch.no_grad(), no_autocast(self.device.type)
         with self.recorder.exclusive(), modes[0], modes[1], modes[2]:
             yield
 
-    def recording(self, key, make, guided):
+    def recording(
+        self,
+        key: tuple,
+        make: Callable[[CudaGraphs, dict[str, BakedNet], RunBoth], Recording],
+        guided: bool,
+    ) -> Recording:
         """The recording `key`, made now or kept; to be called inside `exclusive`.
 
         `make` is called with recorder, pair, and how the pair's two nets are run. What is recorded
@@ -111,14 +135,14 @@ class GpuEngine(BaseEngine):
         self._recordings.move_to_end(key)
         return self._recordings[key]
 
-    def close(self):
+    def close(self) -> None:
         """Release what running took: graphs, their pool and buffers. It may be run again."""
         with self.exclusive():
             self.recorder.synchronize()
             self._recordings.clear()
             self.recorder.release_memory()
 
-    def peak_memory(self, batch, threads=None):
+    def peak_memory(self, batch: int, threads: int | None = None) -> int:
         """Bytes that torch holds at most on the device while this records and runs, measured.
 
         That of `batch` images in 2 steps, from scratch, and of whatever else lies there; CUDA's own
@@ -127,19 +151,19 @@ class GpuEngine(BaseEngine):
         self.close()
         return self.recorder.peak(lambda: self._stepped(batch))
 
-    def profile(self, batch=1, repeats=20):
+    def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """Measure where the time of an evaluation goes, net by net; returns a `Profile`.
 
         As for `CpuEngine`, with the convolutions and, in each block, what lies between them.
         Launched one by one, not replayed: where the device waits for Python, the wait is counted.
         """
-        rows = []
+        rows: list[Row] = []
         with self.exclusive():
             for role, net in self.pair.items():
                 rows += _timed(role, net, self.recorder, batch, repeats)
         return Profile(rows, batch, self.recorder.name)
 
-    def _stepped(self, batch):
+    def _stepped(self, batch: int) -> Tensor | None:
         """Two steps of `batch` images, so that everything has been recorded and run."""
         net = self.model
         shape = batch, net.img_channels, net.img_resolution, net.img_resolution
@@ -148,16 +172,17 @@ class GpuEngine(BaseEngine):
         noise = torch.ones(shape, dtype=torch.float32, device=self.device)
         return self.stepper(guidance, None, steps).whole(noise)
 
-    def _overlaps(self, batch):
+    def _overlaps(self, batch: int) -> bool:
         if self.overlap is not None:
             return self.overlap
         first = next(iter(self.model.unet.enc.values()))
+        assert isinstance(first, BakedConv)  # the images' own
         pixels = batch * self.model.img_resolution**2
         tiles = -(-pixels // 128) * -(-len(first.weight) // 128)
         return tiles < 2 * self.recorder.multiprocessors
 
 
-def _settings():
+def _settings() -> tuple:
     """What torch was told about the libraries' products and convolutions."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     return (
@@ -172,20 +197,22 @@ def _settings():
     )
 
 
-def _one_after_the_other(first, second):
+def _one_after_the_other(first: Callable[[], None], second: Callable[[], None]) -> None:
     first()
     second()
 
 
-def _timed(role, net, recorder, batch, repeats):
+def _timed(role: str, net: BakedNet, recorder: CudaGraphs, batch: int, repeats: int) -> list[Row]:
     """Rows of a `Profile`: each convolution, and each block without its convolutions."""
-    marks, seconds, work = [], {}, {}
+    marks: list[tuple[Label, torch.cuda.Event, int | None]] = []
+    seconds: dict[Label, float] = {}
+    work: dict[Label, float] = {}
 
-    def watch(name, module):
-        def before(module, arguments):
+    def watch(name: Label, module: torch.nn.Module) -> list[RemovableHandle]:
+        def before(module: torch.nn.Module, arguments: tuple) -> None:
             marks.append((name, recorder.mark(), len(marks)))
 
-        def after(module, arguments, result):
+        def after(module: torch.nn.Module, arguments: tuple, result: Tensor) -> None:
             marks.append((name, recorder.mark(), None))
             if name not in work:
                 weight = getattr(module, "weight", None)
@@ -197,14 +224,14 @@ def _timed(role, net, recorder, batch, repeats):
             module.register_forward_hook(after),
         ]
 
-    hooks = []
-    for name, module in [*net.unet.enc.items(), *net.unet.dec.items()]:
+    hooks: list[RemovableHandle] = []
+    for layer, module in [*net.unet.enc.items(), *net.unet.dec.items()]:
         if isinstance(module, Block):
-            hooks += watch(Label("between", name), module)
+            hooks += watch(Label("between", layer), module)
             for child, convolution in module.named_children():
-                hooks += watch(Label(child, name), convolution)
+                hooks += watch(Label(child, layer), convolution)
         else:
-            hooks += watch(Label(name), module)
+            hooks += watch(Label(layer), module)
     hooks += watch(Label("out_conv"), net.unet.out_conv)
     modulations = net.modulations(torch.ones(1, device=net.device), None, batch)[0]
     try:
@@ -213,7 +240,7 @@ def _timed(role, net, recorder, batch, repeats):
             net.run(net.image(batch).normal_(), modulations)
             if repeat < 2:
                 continue
-            opened = []
+            opened: list[tuple[Label, torch.cuda.Event, list[float]]] = []
             for name, mark, start in marks:
                 if start is not None:
                     opened.append((name, mark, [0.0]))

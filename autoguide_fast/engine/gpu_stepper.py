@@ -1,17 +1,45 @@
 """The GPU engine's stepper: loads recordings, runs them, hands out copies of what they wrote."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
-from ..sampler import Stepper, heun
-from .graphs import lacks_memory
+from ..sampler import Step, Stepper, heun
+from .baked import BakedNet
+from .graphs import CudaGraphs, lacks_memory
 from .prepared import check_call
-from .recordings import Half, Loop
+from .recordings import Half, Loop, RunBoth
+
+Recording = TypeVar("Recording")
 
 # Steps that one recording holds at most: a graph of 64 steps of EDM2-S with its guide has about
 # 80,000 kernels, which take some 100 MB of the device.
 LONGEST = 64
+
+
+class Recorded(Protocol):
+    """What a stepper needs of the `GpuEngine` that it belongs to; described there."""
+
+    device: torch.device
+    largest: int | None
+
+    @property
+    def pair(self) -> dict[str, BakedNet]: ...
+
+    def exclusive(self) -> AbstractContextManager[None]: ...
+
+    def recording(
+        self,
+        key: tuple,
+        make: Callable[[CudaGraphs, dict[str, BakedNet], RunBoth], Recording],
+        guided: bool,
+    ) -> Recording: ...
+
+    def close(self) -> None: ...
 
 
 class GpuStepper(Stepper):
@@ -21,22 +49,25 @@ class GpuStepper(Stepper):
     between steps; `whole` runs one for all. A batch that memory does not last for is split once.
 
     Args:
-        engine (GpuEngine)
-        guidance (float): The weight w.
-        class_labels (Tensor [N or 1, label_dim] or None)
-        steps (sequence of sampler.Step): The steps that will be run.
+        engine: whose pair it runs.
+        guidance: the weight w.
+        class_labels: `[N or 1, label_dim]`, or None.
+        steps: those that will be run.
     """
 
-    def __init__(self, engine, guidance, class_labels, steps):
+    def __init__(
+        self, engine: Recorded, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+    ) -> None:
         self.engine, self.steps, self.class_labels = engine, steps, class_labels
         self.guided = any(s.guided or s.guided_next for s in steps)
         self.guidance = torch.tensor(guidance, dtype=torch.float64, device=engine.device)
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         self.levels = levels[:-1].to(torch.float32)  # the last is 0, where nothing is evaluated
-        self._modulations = {}  # by role and part of the batch, for `first` and `second`
+        # By role and part of the batch, for `first` and `second`.
+        self._modulations: dict[tuple[str, int, int], Tensor] = {}
         self.outputs = []
 
-    def first(self, x, step):
+    def first(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """See `sampler.Stepper.first`."""
         check_call(x)
         self.outputs.clear()
@@ -44,26 +75,30 @@ class GpuStepper(Stepper):
         self.outputs.append(("state", x_next))
         return x_next, slope
 
-    def second(self, x, x_next, slope, step):
+    def second(self, x: Tensor, x_next: Tensor, slope: Tensor, step: Step) -> Tensor:
         """See `sampler.Stepper.second`."""
         return self._half(step, True, x, x_next, slope)[0]
 
-    def whole(self, noise, randn=None):
+    def whole(self, noise: Tensor, randn: Callable[[], Tensor] | None = None) -> Tensor:
         """See `sampler.Stepper.whole`; `heun` half by half beyond `LONGEST` steps."""
         check_call(noise)
         if len(self.steps) > LONGEST:
             return heun(self, noise, self.steps, randn)
-        churn = [randn() for step in self.steps if step.churn_std]
-        guided = tuple((s.guided, s.guided_next) for s in self.steps)
         churned = tuple(s.churn_std > 0 for s in self.steps)
+        churn = [] if randn is None else [randn() for step in self.steps if step.churn_std]
+        guided = tuple((s.guided, s.guided_next) for s in self.steps)
 
-        def run(rows):
+        def run(rows: slice) -> tuple[Tensor, ...]:
             count = len(noise[rows])
             key = "whole", count, noise.dtype, guided, churned
             engine = self.engine
             with engine.exclusive():
                 loop = engine.recording(
-                    key, lambda *common: Loop(*common, count, noise.dtype, self.steps), self.guided
+                    key,
+                    lambda recorder, pair, run_both: Loop(
+                        recorder, pair, run_both, count, noise.dtype, self.steps
+                    ),
+                    self.guided,
                 )
                 loop.load(
                     self.steps,
@@ -77,18 +112,22 @@ class GpuStepper(Stepper):
 
         return self._in_parts(len(noise), run)[0]
 
-    def _half(self, step, second, x, *rest):
+    def _half(self, step: Step, second: bool, x: Tensor, *rest: Tensor) -> Sequence[Tensor]:
         guided = step.guided_next if second else step.guided
         evaluation = 2 * step.index + second
-        outputs = []
+        outputs: list[str] = []
 
-        def run(rows):
+        def run(rows: slice) -> tuple[Tensor, ...]:
             count = len(x[rows])
             key = "second" if second else "first", count, x.dtype, guided
             engine = self.engine
             with engine.exclusive():
                 half = engine.recording(
-                    key, lambda *common: Half(*common, count, x.dtype, step, second), guided
+                    key,
+                    lambda recorder, pair, run_both: Half(
+                        recorder, pair, run_both, count, x.dtype, step, second
+                    ),
+                    guided,
                 )
                 modulations = {
                     role: self._kept_rows(role, rows, count)[evaluation] for role in half.nets.pair
@@ -105,19 +144,19 @@ class GpuStepper(Stepper):
         self.outputs += zip(outputs, found[count:], strict=True)
         return found[:count]
 
-    def _rows(self, role, rows, count, levels):
+    def _rows(self, role: str, rows: slice, count: int, levels: Tensor) -> Tensor:
         labels = self.class_labels
         if labels is not None and len(labels) > 1:
             labels = labels[rows]
         return self.engine.pair[role].modulations(levels, labels, count)
 
-    def _kept_rows(self, role, rows, count):
+    def _kept_rows(self, role: str, rows: slice, count: int) -> Tensor:
         key = role, rows.start, count
         if key not in self._modulations:
             self._modulations[key] = self._rows(role, rows, count, self.levels)
         return self._modulations[key]
 
-    def _in_parts(self, count, run):
+    def _in_parts(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> Sequence[Tensor]:
         """`run` for slices of the batch, which returns tuples of images; and these joined."""
         engine = self.engine
         size = max(1, min(count, engine.largest or count))

@@ -6,8 +6,11 @@ so the rest is tested on a CPU; and put this file before a stand-in for streams 
 waits for what (`tests/streams.py`).
 """
 
+from __future__ import annotations
+
 import contextlib
 import threading
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -18,31 +21,28 @@ class CudaGraphs:
     The graphs of a recorder share one pool of memory: they never run at the same time, and what has
     to outlast a replay is allocated outside of it. Threads exclude each other, and so do all
     recorders of a device, because libraries keep one workspace for a stream.
-
-    Args:
-        device (torch.device)
     """
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self._shared = _shared(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[CudaGraphs], tuple[torch.device]]:
         return CudaGraphs, (self.device,)  # a copy has graphs of its own
 
     @property
-    def multiprocessors(self):
+    def multiprocessors(self) -> int:
         """How many the device has."""
         return torch.cuda.get_device_properties(self.device).multi_processor_count
 
     @property
-    def name(self):
+    def name(self) -> str:
         """What the device is called."""
         return torch.cuda.get_device_name(self.device)
 
     @contextlib.contextmanager
-    def exclusive(self):
+    def exclusive(self) -> Iterator[None]:
         """While inside, the caller alone may use buffers and graphs, on its current stream.
 
         What it launches runs after whatever was launched inside before, on any stream.
@@ -56,7 +56,7 @@ class CudaGraphs:
                 self._shared.done.record(stream)
 
     @contextlib.contextmanager
-    def private_stream(self):
+    def private_stream(self) -> Iterator[None]:
         """While inside, the current stream is the recorders' own; use it inside `exclusive`.
 
         For what is allocated once and may be freed at any time. torch hands freed memory to the
@@ -71,7 +71,9 @@ class CudaGraphs:
         finally:
             current.wait_stream(self._shared.stream)
 
-    def record(self, function, warm_up):
+    def record(
+        self, function: Callable[[], object], warm_up: Callable[[], object]
+    ) -> Callable[[], None]:
         """Return a callable that launches again what `function()` launches.
 
         To be called on `private_stream`. `warm_up()` runs before, outside the graph: libraries
@@ -107,7 +109,7 @@ class CudaGraphs:
                 failure = None  # or this frame would keep itself, and what memory it holds
         return graph.replay
 
-    def run_concurrently(self, first, second):
+    def run_concurrently(self, first: Callable[[], object], second: Callable[[], object]) -> None:
         """Run two functions on two streams, both after what is under way and before what follows.
 
         What they allocate must be freed before they return.
@@ -121,16 +123,16 @@ class CudaGraphs:
         finally:
             stream.wait_stream(self._shared.side)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Wait until nothing that was recorded runs any more, so that it may be forgotten."""
         self._shared.done.synchronize()
 
-    def release_memory(self):
+    def release_memory(self) -> None:
         """Return memory that torch keeps, that of forgotten graphs included, to the device."""
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
 
-    def peak(self, function):
+    def peak(self, function: Callable[[], object]) -> int:
         """Return the most bytes that tensors took while `function()` ran, those before included."""
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -138,13 +140,13 @@ class CudaGraphs:
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device)
 
-    def mark(self):
+    def mark(self) -> torch.cuda.Event:
         """Return a mark in the current stream's time."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def seconds(self, start, end):
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         """Return the seconds between two marks, once both are reached."""
         end.synchronize()
         return start.elapsed_time(end) / 1e3
@@ -153,7 +155,7 @@ class CudaGraphs:
 class _Shared:
     """What the recorders of a device have in common."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         self.lock = threading.RLock()
         with torch.cuda.device(device):
             self.stream, self.side = torch.cuda.Stream(), torch.cuda.Stream()
@@ -164,7 +166,7 @@ _shared_by_device: dict[torch.device, _Shared] = {}
 _guard = threading.Lock()
 
 
-def _shared(device):
+def _shared(device: torch.device) -> _Shared:
     with _guard:
         if device not in _shared_by_device:
             _shared_by_device[device] = _Shared(device)
@@ -172,7 +174,7 @@ def _shared(device):
 
 
 @contextlib.contextmanager
-def own_workspaces():
+def own_workspaces() -> Iterator[None]:
     """Let cuBLAS take its workspaces from the memory of the graph that is captured.
 
     torch keeps one for each thread and stream, and drops all when `torch.compile` captures a graph:
@@ -190,7 +192,7 @@ _choosing = threading.Lock()  # recorders of several devices set one switch
 
 
 @contextlib.contextmanager
-def _measured_choice():
+def _measured_choice() -> Iterator[None]:
     """Let cuDNN choose its algorithms by measurement, unless its user wants them deterministic."""
     with _choosing:
         before = torch.backends.cudnn.benchmark
@@ -206,6 +208,6 @@ def _measured_choice():
 _LACKING = "out of memory", "ALLOC_FAILED", "unable to find an engine", "can't allocate memory"
 
 
-def lacks_memory(error):
+def lacks_memory(error: RuntimeError) -> bool:
     """Whether a RuntimeError says that memory did not last."""
     return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _LACKING)

@@ -6,9 +6,12 @@ becomes the end of the first or the entry of a block.
 """
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import cpu, ops
 from .._C import (
@@ -24,6 +27,8 @@ from .._C import (
     Store,
     Winograd,
 )
+from ..networks import Block, Precond
+from ..nn import MPConv
 from . import arena, calibrate, pack
 from .profile import Label
 
@@ -32,14 +37,21 @@ class Feature:
     """A feature map: channels in runs, each padded to whole panels.
 
     Args:
-        size (int): Height and width.
-        runs (sequence of int): Channels of each run.
-        border (int): Of zeros, in pixels.
-        storage (Storage)
-        clip (tuple of float): Of a U8 map, the range that it covers.
+        size: height and width.
+        runs: channels of each run.
+        border: of zeros, in pixels.
+        storage: type of its values.
+        clip: of a U8 map, the range that it covers.
     """
 
-    def __init__(self, size, runs, border=0, storage=Storage.F32, clip=(0.0, 0.0)):
+    def __init__(
+        self,
+        size: int,
+        runs: tuple[int, ...],
+        border: int = 0,
+        storage: Storage = Storage.F32,
+        clip: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         self.size, self.runs, self.storage = size, runs, storage
         self.channels = sum(map(pack.padded, runs))
         # Of a U8 map: value = scale * (stored - zero), and 0 is exact.
@@ -59,10 +71,10 @@ class Feature:
         )
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         return self.unplaced.bytes
 
-    def placed(self, offset):
+    def placed(self, offset: int) -> Map:
         return self.unplaced.at(offset)
 
 
@@ -72,7 +84,7 @@ class Bytes:
 
     bytes: int
 
-    def placed(self, offset):
+    def placed(self, offset: int) -> int:
         return offset
 
 
@@ -81,9 +93,9 @@ class Lowered:
     """A plan, its weights, and what the profile says of each instruction."""
 
     plan: Plan
-    weights: torch.Tensor
-    names: list  # of Label
-    flops: list  # of one image, multiplications and additions of the convolution itself
+    weights: Tensor
+    names: list[Label]
+    flops: list[float]  # of one image, multiplications and additions of the convolution itself
 
 
 @dataclass
@@ -91,9 +103,9 @@ class Unplaced:
     """An instruction before its maps have a place."""
 
     kind: type  # of the instruction
-    fields: dict  # of it; `Feature`, `Bytes` and `Unplaced` where it has offsets
+    fields: dict[str, Any]  # of it; `Feature`, `Bytes` and `Unplaced` where it has offsets
 
-    def parts(self):
+    def parts(self) -> Iterator[Feature | Bytes]:
         """What it needs of the arena."""
         for value in self.fields.values():
             if isinstance(value, Unplaced):
@@ -101,10 +113,10 @@ class Unplaced:
             elif isinstance(value, (Feature, Bytes)):
                 yield value
 
-    def placed(self, places):
+    def placed(self, places: Mapping[Feature | Bytes, Any]) -> Any:
         """The instruction, with each of its parts `placed`."""
 
-        def place(value):
+        def place(value: Any) -> Any:
             if isinstance(value, Unplaced):
                 return value.placed(places)
             return places[value] if isinstance(value, (Feature, Bytes)) else value
@@ -117,15 +129,16 @@ class PlanWriter:
     """Collects the instructions of a plan, and places their maps in the arena at the end."""
 
     storage: Storage
-    ranges: dict = field(default_factory=dict)  # of what a convolution reads, for U8 maps
+    # Of what a convolution reads, for U8 maps.
+    ranges: dict[MPConv, tuple[float, float]] = field(default_factory=dict)
     mixed: bool = False  # U8 maps, but BF16 for convolutions that suit large tiles
     packer: pack.Packer = field(default_factory=pack.Packer)
-    instructions: list = field(default_factory=list)
-    names: list = field(default_factory=list)
-    flops: list = field(default_factory=list)
+    instructions: list[Unplaced] = field(default_factory=list)
+    names: list[Label] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
     modulations: int = 0
 
-    def add(self, kind, name, flops=0.0, **fields):
+    def add(self, kind: type, name: Label, flops: float = 0.0, **fields: Any) -> Unplaced:
         """Append an instruction of that kind; returns it."""
         instruction = Unplaced(kind, fields)
         self.instructions.append(instruction)
@@ -133,7 +146,9 @@ class PlanWriter:
         self.flops.append(flops)
         return instruction
 
-    def map(self, size, runs, border=0, reader=None):
+    def map(
+        self, size: int, runs: tuple[int, ...], border: int = 0, reader: MPConv | None = None
+    ) -> Feature:
         """A map of float32, or of the plan's storage type where only `reader` reads it."""
         if reader is None:
             return Feature(size, runs, border)
@@ -143,7 +158,15 @@ class PlanWriter:
             return Feature(size, runs, border, Storage.BF16)
         return Feature(size, runs, border, self.storage, self.ranges[reader])
 
-    def convolve(self, name, weight, source, rows=None, factor=1.0, **fields):
+    def convolve(
+        self,
+        name: Label,
+        weight: Tensor,
+        source: Feature,
+        rows: Sequence[int] | None = None,
+        factor: float = 1.0,
+        **fields: Any,
+    ) -> None:
         """A convolution of `source` with a prepared `weight` times `factor`."""
         rows = rows or (len(weight),)
         taps = weight[0, 0].numel()
@@ -169,9 +192,9 @@ class PlanWriter:
             fields["weights"] = self.packer.add(pack.direct(weight, source.storage))
         self.add(Convolve, name, flops, in_=source, taps=taps, in_channels=in_channels, **fields)
 
-    def finish(self, net):
+    def finish(self, net: Precond) -> Lowered:
         """Place the maps and make the plan."""
-        used = {}
+        used: dict[Feature | Bytes, tuple[int, int]] = {}
         for i, instruction in enumerate(self.instructions):
             for part in instruction.parts():
                 first, _ = used.get(part, (i, i))
@@ -191,7 +214,7 @@ class PlanWriter:
         return Lowered(plan, weights, self.names, self.flops)
 
 
-def _suits_winograd(source, weight):
+def _suits_winograd(source: Feature, weight: Tensor) -> bool:
     """Whether fewer products pay for transforms: F(4x4, 3x3) in float32, F(2x2, 3x3) in bf16."""
     outputs, inputs, taps = weight.shape
     if taps != 9 or source.storage == Storage.U8 or min(inputs, outputs) < 32:
@@ -201,7 +224,7 @@ def _suits_winograd(source, weight):
     return source.size % 4 == 0 and source.size >= 8
 
 
-def _suits_large_tiles(size, shape):
+def _suits_large_tiles(size: int, shape: torch.Size) -> bool:
     """Whether F(4x4, 3x3) in bf16 is faster than int8, and no less precise.
 
     Its weights, `shape`, take eight times the memory of those in int8: 64 tiles or more have to
@@ -211,12 +234,12 @@ def _suits_large_tiles(size, shape):
     return kernel == [3, 3] and size % 4 == 0 and size >= 32 and min(inputs, outputs) >= 32
 
 
-def lower(net, storage=Storage.F32):
+def lower(net: Precond, storage: Storage = Storage.F32) -> Lowered:
     """Return the `Lowered` form of a plain float32 `Precond`.
 
     Args:
-        net (Precond)
-        storage (Storage): Type of what the convolutions of the blocks read.
+        net: what is lowered.
+        storage: type of what the convolutions of the blocks read.
     """
     writer = PlanWriter(storage)
     if storage == Storage.U8:
@@ -228,17 +251,19 @@ def lower(net, storage=Storage.F32):
     writer.add(Load, Label("load", "image"), out=image, image_channels=net.img_channels)
     x, skips = image, []
     for name, module in unet.enc.items():
-        if name.endswith("conv"):
+        if isinstance(module, MPConv):
             out = writer.map(size, (module.weight.shape[0],))
             writer.convolve(Label(name), _prepared(module), x, out=out)
             x = out
         else:
+            assert isinstance(module, Block)
             x = _block(writer, name, module, x)
         skips.append(x)
     blocks = list(unet.dec.items())
     for name, module in blocks:
         last = name == blocks[-1][0]
         skip = skips.pop() if "block" in name else None
+        assert isinstance(module, Block)
         x = _block(writer, name, module, x, skip, border=int(last))
     result = writer.map(size, (net.img_channels,))
     writer.convolve(Label("out_conv"), _prepared(unet.out_conv, unet.out_gain), x, out=result)
@@ -246,11 +271,11 @@ def lower(net, storage=Storage.F32):
     return writer.finish(net)
 
 
-def _prepared(conv, gain=1.0):
+def _prepared(conv: MPConv, gain: float | Tensor = 1.0) -> Tensor:
     return ops.mp_weight(conv.weight.detach(), gain).to(torch.float32)
 
 
-def _balance(t):
+def _balance(t: float) -> tuple[float, float]:
     """The two weights of `mp_sum` (EDM2 eq. 88)."""
     norm = math.hypot(1 - t, t)
     return (1 - t) / norm, t / norm
@@ -259,7 +284,14 @@ def _balance(t):
 RESAMPLE = {"down": Resample.DOWN, "keep": Resample.KEEP, "up": Resample.UP}
 
 
-def _block(writer, name, block, x, skip=None, border=0):
+def _block(
+    writer: PlanWriter,
+    name: str,
+    block: Block,
+    x: Feature,
+    skip: Feature | None = None,
+    border: int = 0,
+) -> Feature:
     """Append a `networks.Block`; return its output."""
     mode = RESAMPLE[block.resample_mode]
     size = {Resample.DOWN: x.size // 2, Resample.KEEP: x.size, Resample.UP: 2 * x.size}[mode]
@@ -302,7 +334,9 @@ def _block(writer, name, block, x, skip=None, border=0):
     return _attention(writer, name, block, out, copy or out, limit, border)
 
 
-def _enter_encoder(writer, name, block, x, mode, size):
+def _enter_encoder(
+    writer: PlanWriter, name: str, block: Block, x: Feature, mode: Resample, size: int
+) -> tuple[Feature, Feature]:
     width = block.conv_res0.weight.shape[1]
     if block.conv_skip is not None:
         if mode != Resample.KEEP:
@@ -328,9 +362,17 @@ def _enter_encoder(writer, name, block, x, mode, size):
     return main, act
 
 
-def _enter_decoder(writer, name, block, x, skip, mode, size):
+def _enter_decoder(
+    writer: PlanWriter,
+    name: str,
+    block: Block,
+    x: Feature,
+    skip: Feature | None,
+    mode: Resample,
+    size: int,
+) -> tuple[Feature, Feature]:
     runs = x.runs + (skip.runs if skip else ())
-    arguments = {"x": x, "resample": mode}
+    arguments: dict[str, Any] = {"x": x, "resample": mode}
     if skip:
         here, there = _balance(block.concat_balance)
         # EDM2 eq. 103.
@@ -361,8 +403,17 @@ def _enter_decoder(writer, name, block, x, skip, mode, size):
     return main, act
 
 
-def _attention(writer, name, block, x, source, limit, border):
+def _attention(
+    writer: PlanWriter,
+    name: str,
+    block: Block,
+    x: Feature,
+    source: Feature,
+    limit: float,
+    border: int,
+) -> Feature:
     """Append the self-attention at the end of a block."""
+    assert block.attn_qkv is not None and block.attn_proj is not None  # as there are heads
     width, heads = block.attn_proj.weight.shape[0], block.num_heads
     channels = width // heads
     stride, pixels = pack.padded(channels), x.size**2

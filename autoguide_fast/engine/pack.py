@@ -7,8 +7,10 @@ Winograd's is `[panel, channel, 9, 16]`.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from .._C import ALIGNMENT, LANES, Storage, winograd_weight_matrix
 
@@ -16,21 +18,21 @@ STEP_BYTES = 4
 DTYPES = {Storage.F32: torch.float32, Storage.BF16: torch.bfloat16, Storage.U8: torch.int8}
 
 
-def padded(channels):
+def padded(channels: int) -> int:
     """`channels` rounded up to whole panels."""
     return math.ceil(channels / LANES) * LANES
 
 
-def spread(weight, rows, columns):
+def spread(weight: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
     """Place a weight `[K, C, kh, kw]` among zeros.
 
     Args:
-        weight (Tensor): Prepared float32 weight.
-        rows, columns (sequence of int): How many outputs and inputs each run has, in order; each is
-            padded to whole panels. They add up to `K` and `C`.
+        weight: prepared, float32.
+        rows, columns: how many outputs and inputs each run has, in order; each is padded to whole
+            panels. They add up to `K` and `C`.
 
     Returns:
-        Tensor [padded K, padded C, kh * kw].
+        `[padded K, padded C, kh * kw]`.
     """
     k, c = (sum(padded(count) for count in runs) for runs in (rows, columns))
     out = weight.new_zeros(k, c, weight[0, 0].numel())
@@ -46,7 +48,7 @@ def spread(weight, rows, columns):
     return out
 
 
-def direct(weight, storage):
+def direct(weight: Tensor, storage: Storage) -> Tensor:
     """Pack `[K, C, taps]` for maps of that storage; float32, bfloat16, or int8 as it is."""
     values = STEP_BYTES // storage.bytes
     k, c, taps = weight.shape
@@ -54,13 +56,13 @@ def direct(weight, storage):
     return weight.permute(0, 4, 2, 1, 3).to(DTYPES[storage]).contiguous()
 
 
-def winograd(weight):
+def winograd(weight: Tensor) -> Tensor:
     """Pack `[K, C, 9]` for Winograd's convolution, which transforms it as it goes; float32."""
     k, c, taps = weight.shape
     return weight.reshape(k // LANES, LANES, c, taps).permute(0, 2, 3, 1).contiguous()
 
 
-def winograd_bf16(weight, tile):
+def winograd_bf16(weight: Tensor, tile: int) -> Tensor:
     """Transform `[K, C, 9]` to the points of F(tile x tile, 3x3), in float64; pack as bfloat16."""
     g = torch.tensor(winograd_weight_matrix(tile), dtype=torch.float64, device=weight.device)
     weight = weight.double().unflatten(2, (3, 3))
@@ -68,7 +70,7 @@ def winograd_bf16(weight, tile):
     return direct(points, Storage.BF16)
 
 
-def quantised(weight, zero):
+def quantised(weight: Tensor, zero: int) -> tuple[Tensor, Tensor]:
     """Round `[K, C, taps]` to int8 with one scale for each output.
 
     Returns:
@@ -84,10 +86,11 @@ def quantised(weight, zero):
 class Packer:
     """Collects packed weights into one block of bytes."""
 
-    def __init__(self):
-        self.parts, self.bytes = [], 0
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.bytes = 0
 
-    def add(self, tensor):
+    def add(self, tensor: Tensor) -> int:
         """Append `tensor`; return its offset."""
         offset = self.bytes
         data = tensor.flatten().view(torch.uint8)
@@ -96,6 +99,6 @@ class Packer:
         self.bytes += len(data) + filler
         return offset
 
-    def block(self):
+    def block(self) -> Tensor:
         """All of it, uint8 `[bytes]`."""
         return torch.cat(self.parts)

@@ -1,15 +1,21 @@
 """One network made ready: its plan, its packed weights, its embedding."""
 
+from __future__ import annotations
+
+import abc
 import contextlib
 import threading
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import as_built
 from .._C import Storage
-from ..guidance import Unlabelled, bare, unwrapped
+from ..guidance import Denoiser, Unlabelled, bare, unwrapped
 from ..modes import watching
 from ..networks import Precond
 from ..preconditioning import denoised, magnitude
@@ -30,12 +36,12 @@ class Arena:
     then on, and so forth, down to one.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lock = threading.Lock()
         self.block = _bytes(0)
         self.images = _CHUNK_IMAGES  # that a team takes together at most
 
-    def reserve(self, nets, images, threads):
+    def reserve(self, nets: Sequence[PreparedNet], images: int, threads: int) -> Tensor:
         """A block in which any of `nets` runs such a batch; to be called with the lock held."""
         while True:
             size = max(net.arena_bytes(images, threads) for net in nets)
@@ -47,7 +53,7 @@ class Arena:
             except (RuntimeError, MemoryError) as error:
                 self._fallback(size, threads, error)
 
-    def _fallback(self, size, threads, error):
+    def _fallback(self, size: int, threads: int, error: Exception) -> None:
         if self.images == 1:
             raise MemoryError(
                 f"Engine: {size / 2**20:.1f} MiB must be free for one image a team of threads, got "
@@ -61,19 +67,19 @@ class Arena:
             )
         self.images //= 2
 
-    def release(self):
+    def release(self) -> None:
         """Release its memory; to be called with the lock held."""
         self.block = _bytes(0)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Arena], tuple[()]]:
         return Arena, ()  # a copy has memory of its own
 
 
-def _bytes(count):
+def _bytes(count: int) -> Tensor:
     return torch.empty(count, dtype=torch.uint8, device="cpu")
 
 
-class PreparedDenoiser:
+class PreparedDenoiser(abc.ABC):
     """A denoiser made ready to run: what it keeps of a `Precond` beside its weights.
 
     A net is its options and tensors, see `unsupported_reason`: prepared nets are made of `source`,
@@ -81,18 +87,28 @@ class PreparedDenoiser:
     them, and what `cache` compares is all that they can depend on.
     """
 
-    def __init__(self, net):
-        self.encoder = net.encoder
-        net, self.unlabelled = unwrapped(net)
-        options = net.config
+    def __init__(self, net: Denoiser) -> None:
+        plain, self.unlabelled = unwrapped(net)
+        self.encoder: Any = plain.encoder
+        options = plain.config
         self.img_resolution, self.img_channels = options["img_resolution"], options["img_channels"]
         self.label_dim = 0 if self.unlabelled else options["label_dim"]
         self.sigma_data = float(options["sigma_data"])
 
     @staticmethod
-    def source(net):
+    def source(net: Denoiser) -> Precond:
         """The `Precond` to prepare for `net`: another one, with the same options and tensors."""
         return as_built.rebuilt(*as_built.contents(bare(net)))
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """Denoise `x [N, C, H, W]` at `sigma` (0-dim or [N]), as `Precond.forward` does.
+
+        Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
+        ValueError where a derivative is asked for.
+        """
 
 
 class PreparedNet(PreparedDenoiser):
@@ -101,27 +117,28 @@ class PreparedNet(PreparedDenoiser):
     `shared` is one of the same net, whose plan and weights it then uses.
     """
 
-    def __init__(self, net, dtype, arena, shared=None):
+    def __init__(
+        self, net: Denoiser, dtype: torch.dtype, arena: Arena, shared: PreparedNet | None = None
+    ) -> None:
         super().__init__(net)
         if shared is not None:
             self.embedding, self.lowered = shared.embedding, shared.lowered
         else:
             with undisturbed("cpu"):
-                net = self.source(net)
-                self.embedding, self.lowered = Embedding(net), lower(net, STORAGE_TYPES[dtype])
+                source = self.source(net)
+                self.embedding = Embedding(source)
+                self.lowered = lower(source, STORAGE_TYPES[dtype])
         self.arena = arena
 
     @property
-    def weight_bytes(self):
+    def weight_bytes(self) -> int:
         """Memory of the packed weights."""
         return self.lowered.weights.nbytes + self.embedding.bytes
 
-    def __call__(self, x, sigma, class_labels=None):
-        """Denoise `x [N, C, H, W]` at `sigma` (0-dim or [N]), as `Precond.forward` does.
-
-        Returns float32 `[N, C, H, W]`, which requires no gradient. Not differentiable: raises
-        ValueError where a derivative is asked for.
-        """
+    def __call__(
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """See `PreparedDenoiser.__call__`."""
         check_call(x, sigma, class_labels)
         with torch.no_grad(), no_autocast("cpu"):
             x = x.to(torch.float32)
@@ -132,20 +149,27 @@ class PreparedNet(PreparedDenoiser):
             self.evaluate(x / magnitude(sigma, self.sigma_data), 1.0, rows, raw)
             return denoised(x, raw, sigma, self.sigma_data)
 
-    def modulations(self, levels, class_labels):
+    def modulations(self, levels: Tensor, class_labels: Tensor | None) -> Tensor:
         """The blocks' modulations for these levels and labels, `[levels, N or 1, modulations]`."""
         with undisturbed("cpu"):
             return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
 
-    def evaluate(self, x, c_in, modulations, result, times=None):
+    def evaluate(
+        self,
+        x: Tensor,
+        c_in: float,
+        modulations: Tensor,
+        result: Tensor,
+        times: Tensor | None = None,
+    ) -> None:
         """Write `F(c_in x)` into `result`, float32 `[N, C, H, W]`.
 
         Args:
-            x (Tensor [N, C, H, W]): float32 or float64.
-            c_in (float)
-            modulations (Tensor [N or 1, modulations]): One noise level's, of `modulations`.
-            result (Tensor): Contiguous.
-            times (Tensor, optional): float64, one for each instruction; grows by its seconds.
+            x: `[N, C, H, W]` float32 or float64.
+            c_in: what `x` is multiplied with.
+            modulations: `[N or 1, modulations]`, one noise level's of what `modulations` returns.
+            result: contiguous.
+            times: float64, one for each instruction; grows by its seconds.
         """
         threads = torch.get_num_threads()
         with self.arena.lock, torch.inference_mode():
@@ -162,30 +186,30 @@ class PreparedNet(PreparedDenoiser):
                 times,
             )
 
-    def arena_bytes(self, images, threads):
+    def arena_bytes(self, images: int, threads: int) -> int:
         """Bytes of the arena for a batch: bounded, because teams take a few images at a time."""
         chunk = self.chunk(images, threads)
         return self.lowered.plan.arena_bytes(images, threads, chunk)
 
-    def chunk(self, images, threads):
+    def chunk(self, images: int, threads: int) -> int:
         """Images that a team of threads takes through the plan together."""
         share = -(-images // threads) if images >= threads else images
         return max(1, min(share, self.arena.images, _CHUNK_BYTES // self.lowered.plan.image_bytes))
 
 
-def no_autocast(device_type):
+def no_autocast(device_type: str) -> torch.autocast:
     """The time in which torch computes in the types that it is given."""
     return torch.autocast(device_type, enabled=False)
 
 
 @contextlib.contextmanager
-def undisturbed(device_type):
+def undisturbed(device_type: str) -> Iterator[None]:
     """`no_autocast`, and neither are gradients recorded."""
     with no_autocast(device_type), torch.inference_mode():
         yield
 
 
-def check_call(*arguments):
+def check_call(*arguments: object) -> None:
     """Raise ValueError where an engine's call does not do what is asked of it.
 
     That is a derivative in one of the tensors among `arguments`, or a mode that would see nothing.
@@ -212,22 +236,22 @@ def check_call(*arguments):
         )
 
 
-def unsupported_reason(net):
+def unsupported_reason(net: Denoiser) -> str | None:
     """Why `net` cannot be prepared, as the end of a message; None where it can.
 
     Only a net that is its options and its tensors, of float32 on one device, can be prepared:
     whatever else a net does (`as_built.differences`) an engine would leave out without a word.
     """
-    wrapper, (net, unlabelled) = net, unwrapped(net)
-    if unlabelled and (type(wrapper) is not Unlabelled or vars(wrapper).keys() != {"net"}):
-        return f"a {type(wrapper).__name__} with methods or attributes of its own; use the first"
-    if not isinstance(net, Precond):
-        return f"{type(net).__name__}; sample runs any callable, without an engine"
-    if difference := next(as_built.differences(net), None):
+    plain, unlabelled = unwrapped(net)
+    if unlabelled and (type(net) is not Unlabelled or vars(net).keys() != {"net"}):
+        return f"a {type(net).__name__} with methods or attributes of its own; use the first"
+    if not isinstance(plain, Precond):
+        return f"{type(plain).__name__}; sample runs any callable, without an engine"
+    if difference := next(as_built.differences(plain), None):
         return difference.text
-    _, tensors = as_built.contents(net)
-    if net.run_dtype not in (None, torch.float32):
-        return f"one that runs in {net.run_dtype}; set its run_dtype to None"
+    _, tensors = as_built.contents(plain)
+    if plain.run_dtype not in (None, torch.float32):
+        return f"one that runs in {plain.run_dtype}; set its run_dtype to None"
     if any(t.dtype != torch.float32 or t.layout != torch.strided for t in tensors):
         return "weights of another type; convert it with .float()"
     devices = sorted({str(t.device) for t in tensors})
@@ -236,6 +260,6 @@ def unsupported_reason(net):
     return None
 
 
-def device_of(net):
+def device_of(net: Denoiser) -> torch.device:
     """The device of a net that can be prepared."""
     return bare(net).unet.out_gain.device

@@ -1,23 +1,29 @@
 """Where an engine's time goes, instruction by instruction."""
 
+from __future__ import annotations
+
 import json
-from collections import defaultdict
+import os
 from dataclasses import dataclass
+from typing import Any
 
 
 class Label(str):
     """The name of what is measured: a layer's, or a block's and its part's.
 
     Attributes:
-        part (str): The last of the two alone; a profile adds up what has it in common.
+        part: the last of the two alone; a profile adds up what has it in common.
     """
 
     part: str
 
-    def __new__(cls, part, block=""):
+    def __new__(cls, part: str, block: str = "") -> Label:
         label = super().__new__(cls, f"{block} {part}" if block else part)
         label.part = part
         return label
+
+
+Row = tuple[str, Label, float, float]  # role, name, seconds, flop
 
 
 @dataclass(frozen=True)
@@ -25,25 +31,22 @@ class Profile:
     """Mean times of one evaluation of each net of an engine; `str()` is a table.
 
     Attributes:
-        rows (list of (role, name, seconds, flop)): In the order in which they run; names are
-            `Label`s; `flop` counts multiplications and additions of the textbook's convolution or
-            attention for the batch.
-        batch (int)
-        where (str): What it was measured on.
+        rows: (role, name, seconds, flop) of each, in the order in which they run; flop counts
+            multiplications and additions of the textbook's convolution or attention for the batch.
+        batch: images at a time.
+        where: what it was measured on.
     """
 
-    rows: list
+    rows: list[Row]
     batch: int
     where: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         total = sum(seconds for _, _, seconds, _ in self.rows)
-        by_part = defaultdict(lambda: [0.0, 0.0, 0])
+        by_part: dict[tuple[str, str], tuple[float, float, int]] = {}
         for role, name, seconds, flop in self.rows:
-            entry = by_part[role, name.part]
-            entry[0] += seconds
-            entry[1] += flop
-            entry[2] += 1
+            before = by_part.get((role, name.part), (0.0, 0.0, 0))
+            by_part[role, name.part] = before[0] + seconds, before[1] + flop, before[2] + 1
         lines = [
             f"batch {self.batch}, {self.where}: {1e3 * total:.3f} ms an evaluation",
             f"{'net':<7}{'instruction':<13}{'count':>6}{'ms':>10}{'share':>8}{'GFLOP/s':>10}",
@@ -56,9 +59,10 @@ class Profile:
             lines.append(f"{role:<7}{part:<13}{count:>6}{time}{rate:>10}")
         return "\n".join(lines)
 
-    def save_trace(self, path):
+    def save_trace(self, path: str | os.PathLike) -> None:
         """Write a Chrome trace (chrome://tracing, Perfetto) of one evaluation to `path`."""
-        events, start = [], 0.0
+        events: list[dict[str, Any]] = []
+        start = 0.0
         for role, name, seconds, flop in self.rows:
             events.append(
                 {

@@ -5,13 +5,20 @@ buffers on the device, so that one recording serves any schedule, weight and lab
 reads nothing back to the host, and neither reads nor writes memory that a user holds.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from .. import ops
 from ..preconditioning import c_in
-from ..sampler import Stepper, heun
+from ..sampler import Step, Stepper, heun
+from .baked import BakedNet
+from .graphs import CudaGraphs
+
+# Runs two functions, one after the other or concurrently.
+RunBoth = Callable[[Callable[[], None], Callable[[], None]], None]
 
 
 class Evaluations(Stepper):
@@ -21,21 +28,28 @@ class Evaluations(Stepper):
     `outputs` stays empty, and `raws` holds what the nets return.
 
     Args:
-        pair (dict of str to BakedNet): "model", and "guide" where it is used.
-        run_both (callable): Runs two functions, one after the other or concurrently.
-        images (int)
-        dtype (torch.dtype): Of the state.
-        levels (int): At how many noise levels the nets are evaluated.
+        pair: "model", and "guide" where it is used.
+        run_both: how both are run.
+        images: how many.
+        dtype: of the state.
+        levels: at how many noise levels the nets are evaluated.
     """
 
-    def __init__(self, pair, run_both, images, dtype, levels):
+    def __init__(
+        self,
+        pair: Mapping[str, BakedNet],
+        run_both: RunBoth,
+        images: int,
+        dtype: torch.dtype,
+        levels: int,
+    ) -> None:
         model = pair["model"]
         self.pair, self.run_both, self.sigma_data = pair, run_both, model.sigma_data
         self.channels = model.img_channels
         size = images, model.img_channels, model.img_resolution, model.img_resolution
         self.device = model.device
 
-        def buffer(*shape, dtype=dtype):
+        def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         self.buffer, self.shape = buffer, size
@@ -52,29 +66,29 @@ class Evaluations(Stepper):
             for role, net in pair.items()
         }
 
-    def begin(self):
+    def begin(self) -> None:
         """Derive from the levels what each evaluation needs; to be recorded first."""
         levels = self.levels.flatten().to(torch.float32)
         self.c_in = c_in(levels, self.sigma_data)
 
-    def first(self, x, step):
+    def first(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """See `sampler.Stepper.first`."""
         raws = self._evaluate(x, 2 * step.index, step.guided)
         return ops.guided_heun_first(
             x, *raws, step.level, step.level_next, self.guidance, self.sigma_data
         )
 
-    def second(self, x, x_next, slope, step):
+    def second(self, x: Tensor, x_next: Tensor, slope: Tensor, step: Step) -> Tensor:
         """See `sampler.Stepper.second`."""
         raws = self._evaluate(x_next, 2 * step.index + 1, step.guided_next)
         return ops.guided_heun_second(
             x, x_next, slope, *raws, step.level, step.level_next, self.guidance, self.sigma_data
         )
 
-    def _evaluate(self, x, evaluation, guided):
+    def _evaluate(self, x: Tensor, evaluation: int, guided: bool) -> tuple[Tensor, Tensor | None]:
         torch.mul(x, self.c_in[evaluation], out=self.image[:, : self.channels])
 
-        def run(role):
+        def run(role: str) -> None:
             # Half a step reads one row of modulations, whichever half it is.
             rows = self.modulations[role]
             self.raws[role].copy_(self.pair[role].run(self.image, rows[evaluation % len(rows)]))
@@ -90,19 +104,28 @@ class Half:
     """One half of a step: evaluations at one noise level, and what the sampler makes of them.
 
     Args:
-        recorder: A `graphs.CudaGraphs`, or what stands for it.
-        pair, run_both, images, dtype: As for `Evaluations`.
-        step (sampler.Step): One of the steps that this half serves.
-        second (bool): Which half.
+        recorder: a `CudaGraphs`, or what stands for it.
+        pair, run_both, images, dtype: as for `Evaluations`.
+        step: one of the steps that this half serves.
+        second: which half.
     """
 
-    def __init__(self, recorder, pair, run_both, images, dtype, step, second):
+    def __init__(
+        self,
+        recorder: CudaGraphs,
+        pair: Mapping[str, BakedNet],
+        run_both: RunBoth,
+        images: int,
+        dtype: torch.dtype,
+        step: Step,
+        second: bool,
+    ) -> None:
         nets = self.nets = Evaluations(pair, run_both, images, dtype, levels=1)
         nets.levels[0, 0], nets.levels[0, 1] = 2.0, 1.0  # levels are divided by, while warming up
         step = replace(step, index=0, level=nets.levels[0, 0], level_next=nets.levels[0, 1])
         self.x, self.x_next, self.slope, self.result = (nets.buffer(*nets.shape) for _ in range(4))
 
-        def run():
+        def run() -> None:
             nets.begin()
             if second:
                 self.result.copy_(nets.second(self.x, self.x_next, self.slope, step))
@@ -113,7 +136,15 @@ class Half:
 
         self._replay = recorder.record(run, warm_up=run)
 
-    def load(self, step, guidance, modulations, x, x_next=None, slope=None):
+    def load(
+        self,
+        step: Step,
+        guidance: Tensor,
+        modulations: Mapping[str, Tensor],
+        x: Tensor,
+        x_next: Tensor | None = None,
+        slope: Tensor | None = None,
+    ) -> None:
         """Set the buffers; `modulations` are of this half's level."""
         self.nets.levels.copy_(torch.stack([step.level, step.level_next])[None])
         self.nets.guidance.copy_(guidance)
@@ -123,7 +154,7 @@ class Half:
             if value is not None:
                 buffer.copy_(value)
 
-    def run(self):
+    def run(self) -> None:
         """Run on what is loaded."""
         self._replay()
 
@@ -132,12 +163,20 @@ class Loop:
     """The whole of `sampler.heun`.
 
     Args:
-        recorder, pair, run_both, images, dtype: As for `Half`.
-        steps (list of sampler.Step): Steps like those that will be run: as many of them, guided and
-            churned at the same places.
+        recorder, pair, run_both, images, dtype: as for `Half`.
+        steps: steps like those that will be run: as many of them, guided and churned at the same
+            places.
     """
 
-    def __init__(self, recorder, pair, run_both, images, dtype, steps):
+    def __init__(
+        self,
+        recorder: CudaGraphs,
+        pair: Mapping[str, BakedNet],
+        run_both: RunBoth,
+        images: int,
+        dtype: torch.dtype,
+        steps: Sequence[Step],
+    ) -> None:
         nets = self.nets = Evaluations(pair, run_both, images, dtype, levels=2 * len(steps) - 1)
         falling = torch.arange(2 * len(steps), 0, -1.0, dtype=torch.float64, device=nets.device)
         nets.levels.copy_(falling.view(-1, 2))  # as in `Half`
@@ -149,7 +188,7 @@ class Loop:
             for step, (a, b) in zip(steps, (row.unbind() for row in nets.levels), strict=True)
         ]
 
-        def run(steps=steps):
+        def run(steps: Sequence[Step] = steps) -> None:
             nets.begin()
             self.result.copy_(heun(nets, self.x, steps, iter(self.churn).__next__))
 
@@ -163,7 +202,14 @@ class Loop:
         )
         self._replay = recorder.record(run, warm_up=lambda: run([whole]))
 
-    def load(self, steps, guidance, modulations, noise, churn):
+    def load(
+        self,
+        steps: Sequence[Step],
+        guidance: Tensor,
+        modulations: Callable[[str], Tensor],
+        noise: Tensor,
+        churn: Sequence[Tensor],
+    ) -> None:
         """Set the buffers; `modulations` is a function of the role, `churn` a list of noise."""
         levels = [level for step in steps for level in (step.level, step.level_next)]
         self.nets.levels.copy_(torch.stack(levels).view(-1, 2))
@@ -175,6 +221,6 @@ class Loop:
         for buffer, std, drawn in zip(self.churn, stds, churn, strict=True):
             torch.mul(drawn, std, out=buffer)
 
-    def run(self):
+    def run(self) -> None:
         """Run on what is loaded."""
         self._replay()
