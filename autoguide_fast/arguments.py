@@ -117,7 +117,7 @@ def noise_levels(
 
 def trained_levels(
     sigma_min: float | None, sigma_max: float | None, model: object, guide: object
-) -> tuple[float, float]:
+) -> list[float]:
     """Return the two levels, those of the model for None, or else 0.002 and 80.
 
     Warns of levels given that a net says it was not trained for.
@@ -143,8 +143,8 @@ def trained_levels(
 def _trained_level(net: object, name: str) -> float | None:
     """The level `name` that a net says it was trained for, or None."""
     level = getattr(net, name, None)
-    is_level = isinstance(level, numbers.Real) and 0 < level < math.inf
-    return float(level) if is_level else None
+    as_float = float(level) if isinstance(level, numbers.Real) else math.nan
+    return as_float if 0 < as_float < math.inf else None
 
 
 def churn_values(
@@ -427,8 +427,10 @@ def label_dim(model: object, guide: object) -> int | None:
     found = getattr(model, "label_dim", None)
     if found is None:
         found = getattr(guide, "label_dim", None) or None
-    if found is None or (isinstance(found, numbers.Integral) and found >= 0):
-        return found
+    if found is None:
+        return None
+    if isinstance(found, numbers.Integral) and int(found) >= 0:
+        return int(found)
     raise ValueError(
         f"{CALLER}: label_dim must be the number of classes, got {_shown(found)}; set the model's "
         "attribute to 0 for a model without labels"

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +37,7 @@ class PixelEncoder:
         """Floating-point samples `[N, C, H, W]` to uint8 images."""
         return (x.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "PixelEncoder()"
 
 
@@ -48,8 +49,7 @@ class LatentEncoder:
     `diffusers` and is loaded when first needed: training on stored moments needs none.
 
     Args:
-        vae (str or Path): Name of an `AutoencoderKL` for `diffusers` to find or download, or the
-            folder of one.
+        vae: name of an `AutoencoderKL` for `diffusers` to find or download, or the folder of one.
     """
 
     name = "latents"
@@ -63,7 +63,7 @@ class LatentEncoder:
         self.vae = str(vae)
 
     @functools.cached_property
-    def _autoencoder(self):
+    def _autoencoder(self) -> Any:
         try:
             from diffusers import AutoencoderKL
         except ImportError:
@@ -139,24 +139,24 @@ class LatentEncoder:
             images = vae.decode(x.to(torch.float32) * (spread / 0.5) + centre).sample
         return (images.clamp(0, 1) * 255).to(torch.uint8)
 
-    def _check_channels(self, name, x, channels):
+    def _check_channels(self, name: str, x: Tensor, channels: int) -> None:
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(
                 f"LatentEncoder: {name} must be [N, {channels}, H, W], got {list(x.shape)}; the "
                 f"latents of this VAE have {self.channels} channels"
             )
 
-    def _scale(self, device):
+    def _scale(self, device: torch.device) -> Iterator[Tensor]:
         return (
             torch.tensor(values, dtype=torch.float32, device=device).reshape(1, self.channels, 1, 1)
             for values in (self.raw_mean, self.raw_std)
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"LatentEncoder({self.vae!r})"
 
 
-def _check_bytes(encoder, images):
+def _check_bytes(encoder: object, images: Tensor) -> None:
     if images.dtype != torch.uint8:
         raise TypeError(
             f"{type(encoder).__name__}: images must be uint8, got {images.dtype}; images that are "

@@ -70,19 +70,19 @@ class Engine(BaseEngine):
         self._engine = make_engine(model, guide, dtype, **options)
 
     @property
-    def model(self) -> PreparedDenoiser:
+    def model(self) -> PreparedDenoiser:  # type: ignore[override]
         return self._engine.model
 
     @property
-    def guide(self) -> PreparedDenoiser | None:
+    def guide(self) -> PreparedDenoiser | None:  # type: ignore[override]
         return self._engine.guide
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
         return self._engine.dtype
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return self._engine.device
 
     @staticmethod

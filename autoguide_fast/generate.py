@@ -3,6 +3,7 @@
 from __future__ import annotations  # so that `help` has the names of types
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -240,22 +241,22 @@ def _drawn(
     """Noise, labels and the source of churn noise for the images `indices`."""
     part, shape = slice(indices.start, indices.stop), request.image_shape
     label_dim = request.label_dim
-    x, labels, randn = None, None, None
+    x: Tensor | None = None
+    labels: Tensor | None = None
+    randn: Callable[[], Tensor] | None = None
     if request.seeds is not None:
         streams = StackedRandom(request.device, request.seeds[part])
         x = streams.randn(shape)
         if label_dim:
             labels = streams.randint(label_dim)
-
-        def randn() -> Tensor:
-            return streams.randn(shape, request.dtype)
-
+        randn = functools.partial(streams.randn, shape, request.dtype)
     if request.noise is not None:
         x = request.noise[part].to(request.device)
     if request.classes is not None:
         labels = request.classes[part].to(request.device)
-    if label_dim and labels.ndim == 1:
+    if label_dim and labels is not None and labels.ndim == 1:
         labels = arguments.one_hot(labels, label_dim)
+    assert x is not None  # since there are seeds or noise
     return x.to(request.dtype), labels, randn
 
 

@@ -75,8 +75,7 @@ def unlabelled(net: Denoiser) -> Unlabelled:
 
 def unwrapped(net: object) -> tuple[Any, bool]:
     """`net` without an `unlabelled` around it, and whether there was one."""
-    found = isinstance(net, Unlabelled)
-    return (net.net if found else net), found
+    return (net.net, True) if isinstance(net, Unlabelled) else (net, False)
 
 
 def bare(net: object) -> Any:
@@ -96,7 +95,9 @@ def evaluated(net: Denoiser, x: Tensor, sigma: Tensor, class_labels: Tensor | No
     The net gets copies, for it may write to them, and what it returns is copied, since it may be a
     buffer that the next evaluation overwrites: that of a CUDA graph, for instance. Differentiable.
     """
-    given = [v.clone() if isinstance(v, torch.Tensor) else v for v in (x, sigma, class_labels)]
+    given: list[Any] = [
+        v.clone() if isinstance(v, torch.Tensor) else v for v in (x, sigma, class_labels)
+    ]
     output = net(*given)
     return output.clone() if isinstance(output, torch.Tensor) else output
 
@@ -129,10 +130,13 @@ def guided_denoiser(
             )
 
     def denoiser(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        level = None if interval is None or guidance == 1 else _only_level(sigma)
+        guides = guidance != 1
+        if guides and interval is not None:
+            guides = guides_at(_only_level(sigma), guidance, interval)
         denoised = evaluated(model, x, sigma, class_labels)
-        if not guides_at(level, guidance, interval):
+        if not guides:
             return denoised
+        assert guide is not None  # but where guidance is 1
         return guided(denoised, evaluated(guide, x, sigma, class_labels), guidance)
 
     return denoiser

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -150,7 +151,11 @@ def checked(
             "got None; pass noise=StackedRandom('cpu', seeds).randn([C, H, W]) of "
             "autoguide_fast.seeds, or set the two attributes"
         )
-    num_images = len(seeds if noise is None else noise)
+    if noise is not None:
+        num_images = len(noise)
+    else:
+        assert seeds is not None
+        num_images = len(seeds)
     label_dim = arguments.label_dim(model, guide)
     classes = arguments.labels(class_labels, num_images, label_dim)
     if seeds is None and (churn.S_churn or (classes is None and label_dim)):
@@ -233,8 +238,8 @@ def _nets(
             f"sample: guide must be given where guidance is not 1, got None at guidance "
             f"{guidance:g}; pass a worse version of the model, or unlabelled(model) for CFG"
         )
-    nets = {"model": model, "guide": guide}
-    for role, net in nets.items():
+    nets: dict[str, Path | Denoiser | None] = {}
+    for role, net in (("model", model), ("guide", guide)):
         if isinstance(net, (str, os.PathLike)):
             nets[role] = checkpoints.find(net, f"sample: {role}")
         elif (not callable(net) or isinstance(net, type)) and not (role == "guide" and net is None):
@@ -242,6 +247,8 @@ def _nets(
                 f"sample: {role} must be a name, a path or a callable (x, sigma, class_labels) -> "
                 f"D, got {type(net).__name__}; load a checkpoint with autoguide_fast.load"
             )
+        else:
+            nets[role] = net
 
     modules = {role: module_of(net) for role, net in nets.items()}
     found = {
@@ -256,16 +263,17 @@ def _nets(
     if device is None and noise is not None:
         device = noise.device
     if device is None:
-        named = any(isinstance(net, os.PathLike) for net in nets.values())
-        device = "cuda" if named and torch.cuda.is_available() else "cpu"
-        device = arguments.present_device(device)
+        named = any(isinstance(net, Path) for net in nets.values())
+        place = "cuda" if named and torch.cuda.is_available() else "cpu"
+        device = arguments.present_device(place)
     for role, place in found.items():
         if place is not None and place != device:
             raise ValueError(
                 f"sample: {role} must be on {device}, got one on {place}; move it there with "
                 f".to({str(device)!r}), or pass device={str(place)!r}"
             )
-    for role, net in nets.items():
-        if isinstance(net, os.PathLike):
-            nets[role] = checkpoints.load(net, device)
-    return nets["model"], nets["guide"], device
+    model, guide = (
+        checkpoints.load(net, device) if isinstance(net, Path) else net for net in nets.values()
+    )
+    assert model is not None
+    return model, guide, device

@@ -184,7 +184,7 @@ class EagerStepper(Stepper):
         class_labels: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.nets = {"model": model, "guide": guide}
+        self.nets = {"model": model} | ({} if guide is None else {"guide": guide})
         self.labels = {
             role: None if getattr(net, "label_dim", None) == 0 else class_labels
             for role, net in self.nets.items()

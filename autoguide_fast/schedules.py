@@ -22,16 +22,15 @@ def rho_schedule(
     step goes from `sigma_max` straight to 0.
 
     Args:
-        num_steps (int): Number of steps, 1 to 10,000.
-        sigma_min, sigma_max (float): Lowest and highest level, in units of the data, from 1e-18 to
-            1e18.
-        rho (float): Exponent > 0; a larger one spends more steps at low noise. Towards infinity the
-            levels become a geometric sequence.
-        dtype (torch.dtype): Type of the sampler's state, torch.float32 or torch.float64, to which
-            the levels are rounded; they are computed in float64.
+        num_steps: number of steps, 1 to 10,000.
+        sigma_min, sigma_max: lowest and highest level, in units of the data, from 1e-18 to 1e18.
+        rho: exponent > 0; a larger one spends more steps at low noise. Towards infinity the levels
+            become a geometric sequence.
+        dtype: type of the sampler's state, torch.float32 or torch.float64, to which the levels are
+            rounded; they are computed in float64.
 
     Returns:
-        Tensor [num_steps + 1] float64 on the CPU.
+        float64 `[num_steps + 1]` on the CPU.
 
     Raises:
         TypeError, ValueError: anything else, `sigma_min` that is not below `sigma_max`.

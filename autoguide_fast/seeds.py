@@ -20,16 +20,16 @@ class StackedRandom:
     generators would give other numbers for the same seed.
 
     Args:
-        device (torch.device or str): Where the drawn tensors go.
-        seeds (sequence of int): One seed >= 0 per image; equal seeds give equal streams.
+        device: where the drawn tensors go.
+        seeds: one seed >= 0 per image; equal seeds give equal streams.
 
     Raises TypeError or ValueError for seeds that are no whole numbers >= 0.
     """
 
     def __init__(self, device: torch.device | str, seeds: Sequence[int] | Tensor) -> None:
         self.device = torch.device(device)
-        seeds = arguments.image_seeds(seeds, "StackedRandom")
-        self.generators = [torch.Generator("cpu").manual_seed(s % (1 << 32)) for s in seeds]
+        numbers = arguments.image_seeds(seeds, "StackedRandom")
+        self.generators = [torch.Generator("cpu").manual_seed(s % (1 << 32)) for s in numbers]
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers `[N, *shape]`, each image's from its own stream."""
@@ -47,7 +47,7 @@ class StackedRandom:
         draws = [torch.randint(high, [], generator=g, device="cpu") for g in self.generators]
         return self._stack(draws, [], torch.int64)
 
-    def _stack(self, draws, shape, dtype):
+    def _stack(self, draws: list[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         if not draws:
             return torch.empty([0, *shape], dtype=dtype, device=self.device)
         return torch.stack(draws).to(self.device)

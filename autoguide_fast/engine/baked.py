@@ -61,6 +61,9 @@ class BakedNet(PreparedDenoiser):
         float8_width: narrower convolutions stay in float16.
     """
 
+    embedding: Embedding
+    unet: UNet
+
     def __init__(
         self,
         net: Denoiser,

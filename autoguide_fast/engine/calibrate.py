@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 
 from ..networks import Block, Precond
-from ..nn import MPConv
 from ..preconditioning import magnitude
 
 # Noise levels and images that stand for a run; what exceeds the quantile is clipped.
 LEVELS, IMAGES, QUANTILE = (0.005, 0.05, 0.2, 0.5, 1.0, 3.0, 20.0), 4, 0.9999
 
 
-def ranges(net: Precond) -> dict[MPConv, tuple[float, float]]:
+def ranges(net: Precond) -> dict[torch.nn.Module, tuple[float, float]]:
     """Return `{convolution: (low, high)}` of the inputs of a `Precond`'s blocks, 0 included.
 
     Runs the net, which must be the engine's own and in evaluation mode, on noise of the variance
     that noisy data have, classes in turn, at a few noise levels. Deterministic.
     """
-    found: dict[MPConv, tuple[float, float]] = {}
+    found: dict[torch.nn.Module, tuple[float, float]] = {}
 
     def watch(convolution: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
         x = arguments[0].flatten()

@@ -24,7 +24,7 @@ def digest(tensors: Sequence[Tensor]) -> bytes:
     """
     total = xxhash.xxh3_128()
     for t in tensors if all(t.device.type == "cpu" for t in tensors) else [sums(tensors)]:
-        total.update(numpy.ascontiguousarray(t.numpy(force=True)))
+        total.update(numpy.ascontiguousarray(t.numpy(force=True)).data)
     return total.digest()
 
 

@@ -77,7 +77,7 @@ class GpuEngine(BaseEngine):
         self.largest: int | None = None
         self.recorder = recorder or CudaGraphs(self.device)
         with self.exclusive(), self.recorder.private_stream():
-            self.model, self.guide = BakedNet(model, dtype, **float8_options), None
+            self.model, self.guide = BakedNet(model, dtype, None, **float8_options), None
             if guide is not None:
                 shared = self.model if bare(guide) is bare(model) else None
                 self.guide = BakedNet(guide, dtype, shared, **float8_options)
@@ -188,7 +188,7 @@ def _settings() -> tuple:
     return (
         cudnn.enabled,
         cudnn.deterministic,
-        cudnn.conv.fp32_precision,
+        cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         matmul.fp32_precision,
         matmul.allow_fp16_accumulation,
         matmul.allow_fp16_reduced_precision_reduction,

@@ -130,7 +130,7 @@ class PlanWriter:
 
     storage: Storage
     # Of what a convolution reads, for U8 maps.
-    ranges: dict[MPConv, tuple[float, float]] = field(default_factory=dict)
+    ranges: dict[torch.nn.Module, tuple[float, float]] = field(default_factory=dict)
     mixed: bool = False  # U8 maps, but BF16 for convolutions that suit large tiles
     packer: pack.Packer = field(default_factory=pack.Packer)
     instructions: list[Unplaced] = field(default_factory=list)
@@ -318,6 +318,7 @@ def _block(
     copy = None
     if attends and writer.storage != Storage.F32:
         copy = writer.map(size, (width,), reader=block.attn_qkv)
+    copied: dict[str, Any] = {} if copy is None else {"act": copy}
     writer.convolve(
         Label("conv_res1", name),
         _prepared(block.conv_res1),
@@ -327,7 +328,7 @@ def _block(
         sum_weight=keep,
         out=out,
         limit=math.inf if attends else limit,
-        **({"act": copy} if copy else {}),
+        **copied,
     )
     if not attends:
         return out

@@ -20,7 +20,7 @@ from ..modes import watching
 from ..networks import Precond
 from ..preconditioning import denoised, magnitude
 from .embedding import Embedding
-from .lower import lower
+from .lower import Lowered, lower
 
 STORAGE_TYPES = {torch.float32: Storage.F32, torch.bfloat16: Storage.BF16, torch.int8: Storage.U8}
 
@@ -116,6 +116,9 @@ class PreparedNet(PreparedDenoiser):
 
     `shared` is one of the same net, whose plan and weights it then uses.
     """
+
+    embedding: Embedding
+    lowered: Lowered
 
     def __init__(
         self, net: Denoiser, dtype: torch.dtype, arena: Arena, shared: PreparedNet | None = None
@@ -236,7 +239,7 @@ def check_call(*arguments: object) -> None:
         )
 
 
-def unsupported_reason(net: Denoiser) -> str | None:
+def unsupported_reason(net: object) -> str | None:
     """Why `net` cannot be prepared, as the end of a message; None where it can.
 
     Only a net that is its options and its tensors, of float32 on one device, can be prepared:
