@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ except ImportError as error:
 from . import runtime_kernels
 
 
-def build_info():
+def build_info() -> dict[str, Any]:
     """Return facts of the compiled extension as a dict.
 
     Returns:
@@ -29,7 +30,7 @@ def build_info():
     return _C.build_info()
 
 
-def check_torch(found, oldest, tested):
+def check_torch(found: str, oldest: str, tested: str) -> None:
     """Refuse a torch older than the stable ABI in use; warn of one newer than was tried.
 
     Args:
@@ -39,7 +40,7 @@ def check_torch(found, oldest, tested):
         ImportError: `found` is older than `oldest`.
     """
 
-    def release(text):
+    def release(text: str) -> tuple[int, ...]:
         return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
     if release(found) < release(oldest):

@@ -33,7 +33,7 @@ def set_isa(isa: str) -> None:
     _isa, _native_types = isa, _native_types_of(isa)
 
 
-def _native_types_of(isa):
+def _native_types_of(isa: str) -> frozenset[torch.dtype]:
     types = {torch.float32, torch.float64}
     if not _X86:
         types |= {torch.bfloat16, torch.float16}  # left to PyTorch there

@@ -5,19 +5,25 @@ first backward pass alone leave everything else to plain PyTorch.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch
 from torch.utils._device import DeviceContext
 
+Others = ParamSpec("Others")
+Result = TypeVar("Result")
 
-def transformed():
+
+def transformed() -> bool:
     """Whether a transform of `torch.func` or a level of forward-mode differentiation is active."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def watching():
+def watching() -> str | None:
     """The class of an active mode that sees, and may replace, each call of torch; else None.
 
     A `TorchFunctionMode` or `TorchDispatchMode`, but not where new tensors go (`torch.device`).
@@ -31,15 +37,17 @@ def watching():
     return type(modes[-1]).__name__ if modes else None
 
 
-def without_autocast(function):
+def without_autocast(
+    function: Callable[Concatenate[Tensor, Others], Result],
+) -> Callable[Concatenate[Tensor, Others], Result]:
     """Decorate a function of tensors so that it computes in their types, under autocast too."""
 
     @functools.wraps(function)
-    def run(x, *others):
+    def run(x: Tensor, *others: Others.args, **named: Others.kwargs) -> Result:
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
-                return function(x, *others)
-        return function(x, *others)
+                return function(x, *others, **named)
+        return function(x, *others, **named)
 
     return run

@@ -2,8 +2,11 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+Fits = Callable[[object], bool]
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,14 @@ class NetConfig:
     logvar_channels: int = 128
     use_fp16: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         options = {name: _plain(value) for name, value in vars(self).items()}
         _check(options)
         for name, value in options.items():
             value = tuple(value) if isinstance(value, list) else value
             object.__setattr__(self, name, value)
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The options by name, ready for JSON, which has lists for tuples."""
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -53,25 +56,25 @@ class NetConfig:
         }
 
     @property
-    def widths(self):
+    def widths(self) -> list[int]:
         """Channels of each level, highest resolution first."""
         return [self.model_channels * multiple for multiple in self.channel_mult]
 
     @property
-    def noise_channels(self):
+    def noise_channels(self) -> int:
         """Width of the Fourier features."""
         return self._multiple(self.channel_mult_noise, self.widths[0])
 
     @property
-    def emb_channels(self):
+    def emb_channels(self) -> int:
         """Width of the embedding."""
         return self._multiple(self.channel_mult_emb, max(self.widths))
 
-    def _multiple(self, multiple, default):
+    def _multiple(self, multiple: int | None, default: int) -> int:
         return default if multiple is None else self.model_channels * multiple
 
 
-def _plain(value):
+def _plain(value: object) -> Any:
     """`value` as JSON would give it back: lists for tuples, plain numbers for numpy's."""
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
@@ -87,7 +90,7 @@ def _plain(value):
     )
 
 
-def _check(config):
+def _check(config: Mapping[str, Any]) -> None:
     """Raise ValueError, naming option and remedy, where these are not the options of a net."""
     for name, (fits, rule, remedy) in _RULES.items():
         if not fits(config[name]):
@@ -101,7 +104,7 @@ def _check(config):
         )
 
 
-def least_weights(config):
+def least_weights(config: NetConfig) -> int:
     """How many tensors a net of this `NetConfig` has at least.
 
     Each block has four or more. Building a net to count them takes as long as there are layers.
@@ -109,36 +112,45 @@ def least_weights(config):
     return 4 * len(config.channel_mult) * (2 * config.num_blocks + 3)
 
 
-def _is_integer(value):
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value):
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_width(value):
+def _is_width(value: object) -> bool:
     return _is_integer(value) and value > 0
 
 
-def _or_none(fits):
+def _or_none(fits: Fits) -> Fits:
     return lambda value: value is None or fits(value)
 
 
-def _list_of(fits):
+def _list_of(fits: Fits) -> Fits:
     return lambda value: isinstance(value, list) and all(fits(v) for v in value)
 
 
-def _is_positive(value):
+def _is_positive(value: object) -> bool:
     return _is_number(value) and value > 0
 
 
-_WIDTH = (_is_width, "be a positive integer", "raise it")
-_COUNT = (lambda v: _is_integer(v) and v >= 0, "be an integer >= 0", "0 means none")
-_MULTIPLE = (_or_none(_is_width), "be a positive integer or None", "None takes that of the levels")
-_BALANCE = (lambda v: _is_number(v) and 0 <= v <= 1, "lie in [0, 1]", "0.5 weighs both alike")
+_Rule = tuple[Callable[[Any], bool], str, str]
+_WIDTH: _Rule = (_is_width, "be a positive integer", "raise it")
+_COUNT: _Rule = (lambda v: _is_integer(v) and v >= 0, "be an integer >= 0", "0 means none")
+_MULTIPLE: _Rule = (
+    _or_none(_is_width),
+    "be a positive integer or None",
+    "None takes that of the levels",
+)
+_BALANCE: _Rule = (
+    lambda v: _is_number(v) and 0 <= v <= 1,
+    "lie in [0, 1]",
+    "0.5 weighs both alike",
+)
 # By option: whether a value fits, the rule, the remedy.
-_RULES = {
+_RULES: dict[str, _Rule] = {
     **dict.fromkeys(["img_resolution", "img_channels", "model_channels"], _WIDTH),
     **dict.fromkeys(["channels_per_head", "logvar_channels"], _WIDTH),
     **dict.fromkeys(["label_dim", "num_blocks"], _COUNT),

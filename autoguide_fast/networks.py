@@ -1,14 +1,22 @@
 """The EDM2 denoiser: U-Net (EDM2 fig. 21, configuration G), preconditioning (EDM table 1)."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from . import ops, preconditioning, torch_functional
 from .modes import transformed, without_autocast
 from .net_config import NetConfig
 from .nn import MPConv, MPFourier
+
+Flavor = Literal["enc", "dec"]
+Mode = Literal["keep", "up", "down"]
 
 
 class Block(torch.nn.Module):
@@ -20,26 +28,26 @@ class Block(torch.nn.Module):
     clip to `+-clip_act`.
 
     Args:
-        in_channels, out_channels (int): Widths of the input (after concatenation) and the output.
-        config (NetConfig): Of these options: `channels_per_head`, `dropout`, `res_balance`,
-            `attn_balance`, `clip_act`, `concat_balance` (used where `skip` is given), and what
-            makes the embedding's width.
-        flavor ({"enc", "dec"})
-        resample_mode ({"keep", "up", "down"})
-        attention (bool): Whether to end in self-attention with `out_channels // channels_per_head`
-            heads. As in the published networks, a block narrower than `channels_per_head` has no
+        in_channels, out_channels: widths of the input (after concatenation) and the output.
+        config: of these options: `channels_per_head`, `dropout`, `res_balance`, `attn_balance`,
+            `clip_act`, `concat_balance` (used where `skip` is given), and what makes the
+            embedding's width.
+        flavor: of the encoder or of the decoder.
+        resample_mode: what happens to height and width.
+        attention: whether to end in self-attention with `out_channels // channels_per_head` heads.
+            As in the published networks, a block narrower than `channels_per_head` has no
             attention.
     """
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        config,
-        flavor="enc",
-        resample_mode="keep",
-        attention=False,
-    ):
+        in_channels: int,
+        out_channels: int,
+        config: NetConfig,
+        flavor: Flavor = "enc",
+        resample_mode: Mode = "keep",
+        attention: bool = False,
+    ) -> None:
         super().__init__()
         self.flavor = flavor
         self.resample_mode = resample_mode
@@ -61,19 +69,20 @@ class Block(torch.nn.Module):
         self.conv_res0 = MPConv(branch_in, out_channels, kernel=[3, 3])
         self.emb_linear = MPConv(config.emb_channels, out_channels, kernel=[])
         self.conv_res1 = MPConv(out_channels, out_channels, kernel=[3, 3])
-        self.conv_skip = None
+        self.conv_skip: MPConv | None = None
         if in_channels != out_channels:
             self.conv_skip = MPConv(in_channels, out_channels, kernel=[1, 1])
-        self.attn_qkv = self.attn_proj = None
+        self.attn_qkv: MPConv | None = None
+        self.attn_proj: MPConv | None = None
         if self.num_heads:
             self.attn_qkv = MPConv(out_channels, out_channels * 3, kernel=[1, 1])
             self.attn_proj = MPConv(out_channels, out_channels, kernel=[1, 1])
 
-    def modulation(self, emb):
+    def modulation(self, emb: Tensor) -> Tensor:
         """Numbers near 1, `[N or 1, out_channels]`, by which the embedding scales channels."""
         return self.emb_linear(emb, gain=self.emb_gain) + 1
 
-    def forward(self, x, modulation, skip=None):
+    def forward(self, x: Tensor, modulation: Tensor, skip: Tensor | None = None) -> Tensor:
         """`x [N, C, H, W]`, what `modulation` returned, `skip` a feature map or None."""
         x, y = self._enter(x, skip)
         y = self.conv_res0(y)
@@ -89,7 +98,7 @@ class Block(torch.nn.Module):
         x = ops.mp_sum(x, y, t=self.res_balance)
         return ops.mp_sum(x, self._attend(x), t=self.attn_balance, clip=self.clip_act)
 
-    def _enter(self, x, skip):
+    def _enter(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
         """The block's main path and its activated copy, which starts the residual branch."""
         if self.flavor == "enc":
             mode = self.resample_mode
@@ -101,8 +110,9 @@ class Block(torch.nn.Module):
             return x, ops.mp_silu(x)
         return ops.mp_cat_mp_silu(x, skip, t=self.concat_balance)
 
-    def _attend(self, x):
+    def _attend(self, x: Tensor) -> Tensor:
         """Cosine self-attention over the pixels (EDM2 fig. 21)."""
+        assert self.attn_qkv is not None and self.attn_proj is not None
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
         y = torch_functional.attention(q, k, v)  # [N, heads, H*W, channels]
         # Attention leaves a pixel's channels side by side, so that this copies nothing.
@@ -113,7 +123,7 @@ class Block(torch.nn.Module):
 class UNet(torch.nn.Module):
     """The raw network F(x, c_noise, label) of EDM2 fig. 21, for a `NetConfig`."""
 
-    def __init__(self, config):
+    def __init__(self, config: NetConfig) -> None:
         super().__init__()
         widths, num_blocks = config.widths, config.num_blocks
         self.label_balance = config.label_balance
@@ -123,11 +133,18 @@ class UNet(torch.nn.Module):
         # Embedding of noise level and class.
         self.emb_fourier = MPFourier(config.noise_channels)
         self.emb_noise = MPConv(config.noise_channels, config.emb_channels, kernel=[])
-        self.emb_label = None
+        self.emb_label: MPConv | None = None
         if config.label_dim:
             self.emb_label = MPConv(config.label_dim, config.emb_channels, kernel=[])
 
-        def block(flavor, c_in, c_out, resolution, mode="keep", attention=None):
+        def block(
+            flavor: Flavor,
+            c_in: int,
+            c_out: int,
+            resolution: int,
+            mode: Mode = "keep",
+            attention: bool | None = None,
+        ) -> Block:
             if attention is None:
                 attention = resolution in attn_resolutions
             return Block(c_in, c_out, config, flavor, mode, attention)
@@ -165,26 +182,27 @@ class UNet(torch.nn.Module):
                 width = c_out
         self.out_conv = MPConv(width, config.img_channels, kernel=[3, 3])
 
-    def embed(self, c_noise, class_labels):
+    def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
         """Embedding `[N or 1, emb_channels]` of `c_noise [N or 1]` and labels (or None)."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
             # A one-hot row times sqrt(label_dim) has unit magnitude.
+            assert class_labels is not None
             labels = class_labels * class_labels.shape[1] ** 0.5
             emb = ops.mp_sum(emb, self.emb_label(labels), t=self.label_balance)
         return ops.mp_silu(emb)
 
-    def modulations(self, c_noise, class_labels):
+    def modulations(self, c_noise: Tensor, class_labels: Tensor | None) -> list[Tensor]:
         """All blocks' modulations, in the order of the blocks; independent of the images."""
         emb = self.embed(c_noise, class_labels)
         modules = [*self.enc.values(), *self.dec.values()]
         return [m.modulation(emb) for m in modules if isinstance(m, Block)]
 
-    def forward(self, x, c_noise, class_labels):
+    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
         """`x [N, C, H, W]` scaled to unit variance -> `F [N, C, H, W]`."""
         return self.run(x, self.modulations(c_noise, class_labels))
 
-    def run(self, x, modulations):
+    def run(self, x: Tensor, modulations: Iterable[Tensor]) -> Tensor:
         """`forward` with its modulations at hand."""
         grey = x.shape[1] == 1
         x = _with_ones(x)
@@ -193,21 +211,21 @@ class UNet(torch.nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         return self.run_blocks(x, modulations)
 
-    def run_blocks(self, x, modulations):
+    def run_blocks(self, x: Tensor, modulations: Iterable[Tensor]) -> Tensor:
         """`run` for `x` that has its channel of ones, `[N, C + 1, H, W]`."""
-        modulations, skips = iter(modulations), []
+        rows, skips = iter(modulations), []
         for name, module in self.enc.items():
-            x = module(x) if name.endswith("conv") else module(x, next(modulations))
+            x = module(x) if name.endswith("conv") else module(x, next(rows))
             skips.append(x)
         for name, module in self.dec.items():
-            x = module(x, next(modulations), skips.pop() if "block" in name else None)
+            x = module(x, next(rows), skips.pop() if "block" in name else None)
         return self.out_conv(x, gain=self.out_gain)
 
 
-def _option(name):
+def _option(name: str) -> Any:
     """The entry `name` of a `Precond`'s `config`, as an attribute that may be set."""
 
-    def set_option(net, value):
+    def set_option(net: Precond, value: object) -> None:
         net.config = NetConfig(**{**net.config, name: value}).as_dict()
 
     return property(lambda net: net.config[name], set_option)
@@ -225,66 +243,63 @@ class Precond(torch.nn.Module):
     `torch.set_float32_matmul_precision`. New weights are float32, on the default device.
 
     Args:
-        img_resolution (int): Height and width of the images or latents; divisible by `2 **
+        img_resolution: height and width of the images or latents; divisible by `2 **
             (len(channel_mult) - 1)`.
-        img_channels (int): Channels of the images or latents.
-        label_dim (int): Number of classes; 0 for a network without labels, which ignores the ones
-            it is given.
-        model_channels (int): Base width.
-        channel_mult (sequence of int): Width of each level in multiples of `model_channels`,
-            highest resolution first.
-        channel_mult_noise, channel_mult_emb (int or None): Width of the Fourier features and of the
-            embedding, in the same multiples; None for the first and for the largest of the level
-            widths.
-        num_blocks (int): Encoder blocks per level; the decoder has one more.
-        attn_resolutions (sequence of int): Resolutions whose blocks have self-attention.
-        label_balance, concat_balance, res_balance, attn_balance (float): Weight of the second term
-            in the sums that join label, skip feature map, residual branch and attention.
-        resample_filter (sequence of int): Only `[1, 1]` is supported.
-        channels_per_head (int): Width of an attention head; a block narrower than this has no
-            attention.
-        dropout (float): Dropout probability in the residual branches, in training mode.
-        clip_act (float or None): Bound on the activations at the end of each block.
-        sigma_data (float): Standard deviation of the data.
-        logvar_channels (int): Fourier features of the uncertainty head u(sigma) (EDM2 eq. 14-16).
-        use_fp16 (bool): Run the U-Net in float16 on CUDA devices. Preconditioning and result stay
-            float32, and so does everything on other devices.
+        img_channels: channels of the images or latents.
+        label_dim: number of classes; 0 for a network without labels, which ignores the ones it is
+            given.
+        model_channels: base width.
+        channel_mult: width of each level in multiples of `model_channels`, highest resolution
+            first.
+        channel_mult_noise, channel_mult_emb: width of the Fourier features and of the embedding, in
+            the same multiples; None for the first and for the largest of the level widths.
+        num_blocks: encoder blocks per level; the decoder has one more.
+        attn_resolutions: resolutions whose blocks have self-attention.
+        label_balance, concat_balance, res_balance, attn_balance: weight of the second term in the
+            sums that join label, skip feature map, residual branch and attention.
+        resample_filter: only `[1, 1]` is supported.
+        channels_per_head: width of an attention head; a block narrower than this has no attention.
+        dropout: dropout probability in the residual branches, in training mode.
+        clip_act: bound on the activations at the end of each block, or None.
+        sigma_data: standard deviation of the data.
+        logvar_channels: Fourier features of the uncertainty head u(sigma) (EDM2 eq. 14-16).
+        use_fp16: run the U-Net in float16 on CUDA devices. Preconditioning and result stay float32,
+            and so does everything on other devices.
 
     Attributes:
-        config (dict): All constructor arguments, as of `NetConfig.as_dict`, ready for JSON:
+        config: all constructor arguments, as of `NetConfig.as_dict`, ready for JSON:
             `Precond(**net.config)` is the same network. Layers are built from it: of its entries
             only `sigma_data` and `use_fp16` may be set afterwards, as attributes of the net.
-        info (dict): What else a checkpoint recorded about the network; empty for one that was not
-            loaded.
-        encoder (object or None): What turns raw samples into images (`autoguide_fast.encoders`);
-            None for raw samples. It is no layer of the network: a module is not among its
-            parameters, weights or sub-modules, and keeps its types. `.to`, `.cpu` and `.cuda` take
-            it along; `copy.deepcopy` and pickles hold it.
-        run_dtype (torch.dtype or None): Type that the U-Net runs in, on any device; None leaves it
-            to `use_fp16`. Training in mixed precision sets it; it is not stored.
+        info: what else a checkpoint recorded about the network; empty for one that was not loaded.
+        encoder: what turns raw samples into images (`autoguide_fast.encoders`); None for raw
+            samples. It is no layer of the network: a module is not among its parameters, weights or
+            sub-modules, and keeps its types. `.to`, `.cpu` and `.cuda` take it along;
+            `copy.deepcopy` and pickles hold it.
+        run_dtype: type that the U-Net runs in, on any device; None leaves it to `use_fp16`.
+            Training in mixed precision sets it; it is not stored.
     """
 
-    def __init__(self, *options, **named_options):
+    def __init__(self, *options: Any, **named_options: Any) -> None:
         super().__init__()
         config = NetConfig(*options, **named_options)
         self.config = config.as_dict()
         self.img_resolution = config.img_resolution
         self.img_channels = config.img_channels
         self.label_dim = config.label_dim
-        self.encoder = None
-        self.info = {}
-        self.run_dtype = None
+        self.encoder: Any = None
+        self.info: dict[str, Any] = {}
+        self.run_dtype: torch.dtype | None = None
         self.unet = UNet(config)
         self.logvar_fourier = MPFourier(config.logvar_channels)
         self.logvar_linear = MPConv(config.logvar_channels, 1, kernel=[])
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name == "encoder":  # torch would make a module a layer
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Precond:
         net = super()._apply(fn, recurse)
         device = self.unet.out_gain.device
         if isinstance(self.encoder, torch.nn.Module) and device.type != "meta":
@@ -292,23 +307,28 @@ class Precond(torch.nn.Module):
         return net
 
     # Options that nothing was built from, so that they may be changed later.
-    sigma_data = _option("sigma_data")
-    use_fp16 = _option("use_fp16")
+    sigma_data: float = _option("sigma_data")
+    use_fp16: bool = _option("use_fp16")
 
-    def forward(self, x, sigma, class_labels=None, return_logvar=False):
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_logvar: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Denoise `x`.
 
         Args:
-            x (Tensor [N, img_channels, img_resolution, img_resolution]): Noisy images; computed in
+            x: noisy images `[N, img_channels, img_resolution, img_resolution]`; computed in
                 float32.
-            sigma (Tensor, 0-dim, [N] or [N, 1, 1, 1], or float): Noise levels > 0, in units of `x`.
-                One level for the whole batch is embedded once.
-            class_labels (Tensor [N or 1, label_dim] or None): One-hot (or soft) labels; None stands
-                for all zeros.
-            return_logvar (bool): Also return u(sigma), `[N or 1, 1, 1, 1]`.
+            sigma: noise levels > 0, in units of `x`: a number, 0-dim, `[N]` or `[N, 1, 1, 1]`. One
+                level for the whole batch is embedded once.
+            class_labels: one-hot (or soft) labels `[N or 1, label_dim]`; None stands for all zeros.
+            return_logvar: also return u(sigma), `[N or 1, 1, 1, 1]`.
 
         Returns:
-            Tensor [N, C, H, W] float32, and u(sigma) if asked for.
+            float32 `[N, C, H, W]`, and u(sigma) if asked for.
 
         Raises ValueError where shapes do not fit, TypeError for what is not a tensor.
         Differentiable to any order, in reverse and forward mode and under the transforms of
@@ -323,7 +343,7 @@ class Precond(torch.nn.Module):
         logvar = self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
         return denoised, logvar
 
-    def raw(self, x, sigma, class_labels=None):
+    def raw(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
         """The network's output `F` before `c_skip` and `c_out`, float32 `[N, C, H, W]`.
 
         Arguments as in `forward`. This is what the fused sampler step takes, which computes
@@ -331,7 +351,7 @@ class Precond(torch.nn.Module):
         """
         return self._raw(*self._inputs(x, sigma), class_labels)
 
-    def _raw(self, x, sigma, class_labels):
+    def _raw(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
         dtype = self.run_dtype or dtype
         labels = self._labels(x, class_labels, torch.float32)
@@ -341,7 +361,7 @@ class Precond(torch.nn.Module):
         modulations = [m.to(dtype) for m in self.unet.modulations(c_noise, labels)]
         return self.unet.run((c_in * x).to(dtype), modulations).float()
 
-    def _inputs(self, x, sigma):
+    def _inputs(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """`x` and `sigma` as float32, the latter `[N or 1, 1, 1, 1]`."""
         expected = (self.img_channels, self.img_resolution, self.img_resolution)
         _check_tensor("x", x)
@@ -360,7 +380,7 @@ class Precond(torch.nn.Module):
             )
         return x, sigma
 
-    def _labels(self, x, class_labels, dtype):
+    def _labels(self, x: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if self.label_dim == 0:
             return None
         if class_labels is None:
@@ -380,11 +400,11 @@ functools.update_wrapper(Precond.__init__, NetConfig.__init__, assigned=())
 
 
 @without_autocast
-def _with_ones(x):
+def _with_ones(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
-def _check_tensor(name, value):
+def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(
             f"Precond: {name} must be a tensor, got {type(value).__name__}; use torch.as_tensor"

@@ -1,8 +1,10 @@
 """Magnitude-preserving layers: what the U-Net is built of (EDM2)."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from . import ops, torch_functional
 
@@ -16,10 +18,10 @@ class MPConv(torch.nn.Module):
     weight normalization", EDM2 section 2.3), so that gradient steps never grow it.
 
     Args:
-        in_channels, out_channels (int): Channels of `x` and of the result.
-        kernel (sequence of int): `[]` for a linear layer on `[N, C]`, `[k, k]` for a convolution on
-            `[N, C, H, W]` with zero padding `k // 2`. There is no bias: the U-Net appends a channel
-            of ones instead.
+        in_channels, out_channels: channels of `x` and of the result.
+        kernel: `[]` for a linear layer on `[N, C]`, `[k, k]` for a convolution on `[N, C, H, W]`
+            with zero padding `k // 2`. There is no bias: the U-Net appends a channel of ones
+            instead.
 
     The weight is kept in the parameter's own type and cast to the type of `x` after the
     normalisation, so a float16 network keeps float32 weights. Differentiable as `ops` are, also in
@@ -27,15 +29,15 @@ class MPConv(torch.nn.Module):
     mode.
     """
 
-    def __init__(self, in_channels, out_channels, kernel):
+    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int]) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.weight = torch.nn.Parameter(_drawn(torch.randn, out_channels, in_channels, *kernel))
 
-    def forward(self, x, gain=1.0):
-        """Apply the layer to `x`; `gain` is a float or a 0-dim tensor."""
+    def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """Apply the layer to `x`; `gain` is a number or a 0-dim tensor."""
         prepare = ops.mp_weight_forced if self.training else ops.mp_weight
-        weight = self.weight
+        weight: Tensor = self.weight
         # A channels-last weight keeps its layout: its rows are whole, in another order.
         channels_last = weight.ndim == 4 and not weight.is_contiguous()
         if channels_last:
@@ -54,7 +56,7 @@ class MPConv(torch.nn.Module):
             return ops.conv3x3(x, weight)
         return torch_functional.conv2d(x, weight)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"weight={list(self.weight.shape)}"
 
 
@@ -68,17 +70,20 @@ class MPFourier(torch.nn.Module):
     float32. Differentiable, graph-capturable.
     """
 
-    def __init__(self, num_channels, bandwidth=1):
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, num_channels: int, bandwidth: float = 1) -> None:
         super().__init__()
         normal, uniform = _drawn(torch.randn, num_channels), _drawn(torch.rand, num_channels)
         self.register_buffer("freqs", 2 * math.pi * normal * bandwidth)
         self.register_buffer("phases", 2 * math.pi * uniform)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return ops.mp_fourier(x, self.freqs, self.phases)
 
 
-def _drawn(draw, *shape):
+def _drawn(draw: Callable[..., Tensor], *shape: int) -> Tensor:
     """Random float32 numbers; on the device meta, which holds none, just their place.
 
     There `torch.randn` takes a way through Python that costs as much as the rest of a net.

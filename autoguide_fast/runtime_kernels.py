@@ -20,21 +20,21 @@ _lock = threading.Lock()
 
 
 @functools.cache
-def header_folder():
+def header_folder() -> Path:
     """Return the folder of the kernels' headers: beside the package's source, or in the package."""
     inside = Path(__file__).parent / "csrc"
     return inside if inside.is_dir() else inside.parents[1] / "csrc"
 
 
 @functools.cache
-def _digest():
+def _digest() -> str:
     content = hashlib.sha256()
     for path in sorted([*header_folder().glob("*.h"), *(header_folder() / "cuda").glob("*.*h")]):
         content.update(path.read_bytes())
     return content.hexdigest()
 
 
-def source(kernel, types):
+def source(kernel: str, types: str) -> tuple[str, str]:
     """Return the CUDA source of one kernel, and the name of its function.
 
     Args:
@@ -52,7 +52,7 @@ def source(kernel, types):
     )
 
 
-def options():
+def options() -> tuple[str, ...]:
     """Return NVRTC's options: the language, and where headers are, of a toolkit or of wheels."""
     folders = [header_folder()]
     packages = Path(sysconfig.get_path("purelib"))
@@ -63,7 +63,7 @@ def options():
     return (*start, *(f"-I{folder}" for folder in folders if folder.is_dir()))
 
 
-def load(kernel, types, device):
+def load(kernel: str, types: str, device: int) -> int:
     """Return the handle of a kernel on a device, after compiling it if need be.
 
     Args:
@@ -95,7 +95,7 @@ def load(kernel, types, device):
             return _modules[key].kernel.ptr
 
 
-def route(architectures):
+def route(architectures: str | None) -> str:
     """Return in words how CUDA kernels are compiled here, or why they are not.
 
     `architectures` are those for which nvcc compiled them, of `build_info()`.
@@ -111,7 +111,7 @@ def route(architectures):
     return "compiled by NVRTC at first use, through CuPy"
 
 
-def _remedy():
+def _remedy() -> str:
     import torch
 
     major = (torch.version.cuda or "13").split(".")[0]

@@ -4,10 +4,15 @@ Nothing here is fused or compiled. Tests compare `networks.Precond` with it, and
 eagerly and under `torch.compile`.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from . import preconditioning
+from .networks import Block, Precond
+from .nn import MPConv, MPFourier
 from .ops import (
     attention_split_reference,
     mp_cat_reference,
@@ -19,8 +24,10 @@ from .ops import (
     resample_reference,
 )
 
+Net = TypeVar("Net", bound=torch.nn.Module)
 
-def draw_gains(net, mean=0.8, std=0.2):
+
+def draw_gains(net: Net, mean: float = 0.8, std: float = 0.2) -> Net:
     """Draw the gains of an untrained `Precond`, which are 0, and return it; on its own device.
 
     With gains of 0 it returns `c_skip x`; tests and benchmarks want all of it to matter.
@@ -41,23 +48,32 @@ class TextbookPrecond(torch.nn.Module):
     forward pass is right either way.
 
     Args:
-        net: the `Precond` whose parameters to use.
+        net: whose parameters to use.
     """
 
-    def __init__(self, net):
+    def __init__(self, net: Precond) -> None:
         super().__init__()
         self.net = net
-        for name in ("img_resolution", "img_channels", "label_dim", "sigma_data", "encoder"):
-            setattr(self, name, getattr(net, name))
+        self.img_resolution, self.img_channels = net.img_resolution, net.img_channels
+        self.label_dim, self.sigma_data = net.label_dim, net.sigma_data
+        self.encoder = net.encoder
         self.train(net.training)
 
-    def forward(self, x, sigma, class_labels=None, return_logvar=False):
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_logvar: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if x.is_meta:  # which autocast does not know
             return self._denoise(x, sigma, class_labels, return_logvar)
         with torch.autocast(x.device.type, enabled=False):  # which changes types
             return self._denoise(x, sigma, class_labels, return_logvar)
 
-    def _denoise(self, x, sigma, class_labels, return_logvar):
+    def _denoise(
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None, return_logvar: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if self.training:
             self.normalize_weights()
         dtype = self.net.unet.out_gain.dtype
@@ -85,44 +101,50 @@ class TextbookPrecond(torch.nn.Module):
         return denoised, u.reshape(-1, 1, 1, 1)
 
     @torch.no_grad()
-    def normalize_weights(self):
+    def normalize_weights(self) -> None:
         """Forced weight normalisation: what training does before each pass (EDM2 section 2.3)."""
         for module in self.net.modules():
-            if hasattr(module, "out_channels"):
+            if isinstance(module, MPConv):
                 module.weight.copy_(normalize_reference(module.weight))
 
-    def _unet(self, x, c_noise, class_labels):
+    def _unet(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
         # EDM2 fig. 21.
         unet = self.net.unet
         emb = _layer(unet.emb_noise, _fourier(unet.emb_fourier, c_noise))
         if unet.emb_label is not None:
+            assert class_labels is not None  # see `_denoise`
             label = _layer(unet.emb_label, class_labels * class_labels.shape[1] ** 0.5)
             emb = mp_sum_reference(emb, label, t=unet.label_balance)
         emb = mp_silu_reference(emb)
 
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
-        for name, block in unet.enc.items():
-            x = _layer(block, x) if name.endswith("conv") else _encoder_block(block, x, emb)
+        for block in unet.enc.values():
+            if isinstance(block, Block):
+                x = _encoder_block(block, x, emb)
+            else:
+                assert isinstance(block, MPConv)
+                x = _layer(block, x)
             skips.append(x)
         for name, block in unet.dec.items():
+            assert isinstance(block, Block)
             if "block" in name:
                 x = mp_cat_reference(x, skips.pop(), t=block.concat_balance)
             x = _decoder_block(block, x, emb)
         return _layer(unet.out_conv, x, gain=unet.out_gain)
 
 
-def _layer(layer, x, gain=1.0):
+def _layer(layer: MPConv, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
     """Magnitude-preserving convolution or linear layer (EDM2 eq. 47 and 66)."""
     w = mp_weight_reference(layer.weight, gain=gain, dtype=x.dtype)
     return x @ w.t() if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
 
 
-def _fourier(layer, x):
+def _fourier(layer: MPFourier, x: Tensor) -> Tensor:
     return mp_fourier_reference(x, layer.freqs, layer.phases)
 
 
-def _encoder_block(block, x, emb):
+def _encoder_block(block: Block, x: Tensor, emb: Tensor) -> Tensor:
     x = resample_reference(x, block.resample_mode)
     if block.conv_skip is not None:
         x = _layer(block.conv_skip, x)
@@ -130,7 +152,7 @@ def _encoder_block(block, x, emb):
     return _join(block, x, _residual(block, x, emb))
 
 
-def _decoder_block(block, x, emb):
+def _decoder_block(block: Block, x: Tensor, emb: Tensor) -> Tensor:
     x = resample_reference(x, block.resample_mode)
     y = _residual(block, x, emb)
     if block.conv_skip is not None:
@@ -138,7 +160,7 @@ def _decoder_block(block, x, emb):
     return _join(block, x, y)
 
 
-def _residual(block, x, emb):
+def _residual(block: Block, x: Tensor, emb: Tensor) -> Tensor:
     y = _layer(block.conv_res0, mp_silu_reference(x))
     c = _layer(block.emb_linear, emb, gain=block.emb_gain) + 1
     y = mp_silu_reference(y * c[:, :, None, None])
@@ -146,9 +168,9 @@ def _residual(block, x, emb):
     return _layer(block.conv_res1, y)
 
 
-def _join(block, x, y):
+def _join(block: Block, x: Tensor, y: Tensor) -> Tensor:
     x = mp_sum_reference(x, y, t=block.res_balance)  # EDM2 eq. 88
-    if block.num_heads:
+    if block.attn_qkv is not None and block.attn_proj is not None:
         q, k, v = attention_split_reference(_layer(block.attn_qkv, x), block.num_heads)
         y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
         x = mp_sum_reference(x, _layer(block.attn_proj, y), t=block.attn_balance)

@@ -5,8 +5,11 @@ times slower than float32's. There these functions keep data, and what the backw
 the 16-bit type, and convert to float32 for each product.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .cpu import native_types
 from .modes import transformed, without_autocast
@@ -18,14 +21,14 @@ _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def widened(x):
+def widened(x: Tensor) -> bool:
     """Whether products of `x` are computed in float32 though it is of a 16-bit type."""
     # On "meta", where memory is counted ahead of a run, as on a CPU.
     return x.device.type in ("cpu", "meta") and x.dtype not in native_types()
 
 
 @without_autocast
-def linear(x, weight):
+def linear(x: Tensor, weight: Tensor) -> Tensor:
     """`x [..., C]` times `weight [K, C]`: `[..., K]`, in their common type."""
     if not widened(x):
         return F.linear(x, weight)
@@ -33,7 +36,7 @@ def linear(x, weight):
 
 
 @without_autocast
-def conv2d(x, weight):
+def conv2d(x: Tensor, weight: Tensor) -> Tensor:
     """`x [N, C, H, W]` with `weight [K, C, k, k]`, k odd, zeros around: `[N, K, H, W]`."""
     if not widened(x):
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
@@ -41,7 +44,7 @@ def conv2d(x, weight):
 
 
 @without_autocast
-def attention(q, k, v):
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`softmax(q k^T / sqrt(channels)) v` of `[N, heads, pixels, channels]`, contiguous."""
     if transformed():
         return (_weights(_wide(q), _wide(k)) @ _wide(v)).to(q.dtype)
@@ -56,37 +59,37 @@ def attention(q, k, v):
     return _Twice.apply(q, k, v, y)
 
 
-def _all_scores(q, k, v):
+def _all_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention with all its scores in memory."""
     shape, (q, k, v) = q.shape, (part.flatten(0, 1) for part in (q, k, v))
     scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     return (scores.softmax(dim=-1) @ v).view(shape)
 
 
-def _weights(q, k):
+def _weights(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
-def _wide(x):
+def _wide(x: Tensor) -> Tensor:
     return x.float() if widened(x) else x
 
 
-def _wide_linear(x, weight):
+def _wide_linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x.float(), weight.float()).to(x.dtype)
 
 
-def _wide_conv2d(x, weight):
+def _wide_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x.float(), weight.float(), padding=weight.shape[-1] // 2).to(x.dtype)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _wide_linear(x, weight)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         wide, grad_x, grad_weight = grad.float(), None, None
         if ctx.needs_input_grad[0]:
@@ -99,12 +102,12 @@ class _Linear(torch.autograd.Function):
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _wide_conv2d(x, weight)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         one, padding = [1, 1], [weight.shape[-1] // 2] * 2
         gradients = torch.ops.aten.convolution_backward(
@@ -127,7 +130,7 @@ class _Attention(torch.autograd.Function):
     """PyTorch's attention on a CPU, which keeps no scores, but for a logarithm per query."""
 
     @staticmethod
-    def forward(ctx, q, k, v):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y, logsumexp = _FORWARD(q.float(), k.float(), v.float())
         y = y.to(q.dtype)
         ctx.save_for_backward(q, k, v, y, logsumexp)
@@ -135,7 +138,7 @@ class _Attention(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:  # `_Twice` gave the gradients
             return None, None, None
         q, k, v, y = (t.float() for t in ctx.saved_tensors[:4])
@@ -151,12 +154,12 @@ class _Twice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, y):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
             return None, None, None, grad
         # With P = softmax(S), S = q k^T / sqrt(channels): dS = P (dP - sum(P dP)).

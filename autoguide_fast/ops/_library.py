@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import _C
+from torch import _C, Tensor
 from torch.autograd import forward_ad
 
 from .. import _extension  # noqa: F401  registers the operators
@@ -54,11 +54,11 @@ def differentiable(
     writes = operator._schema.is_mutable
     plain = _in_types(plain, dtypes)
 
-    def compiled(keyset, args):
+    def compiled(keyset: _C.DispatchKeySet, args: Sequence[Any]) -> Any:
         with _C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & _C._after_autograd_keyset, *args)
 
-    def kernel(keyset, *args):
+    def kernel(keyset: _C.DispatchKeySet, *args: Any) -> Any:
         forward_mode = forward_ad._current_level >= 0 and any(_has_tangent(a) for a in args)
         if not forward_mode:
             if not (torch.is_grad_enabled() and _C._any_requires_grad(*args)):
@@ -72,18 +72,20 @@ def differentiable(
 
     class Compiled(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *args):
+        def forward(ctx: Any, *args: Any) -> Any:
             *args, keyset = args
             result = compiled(keyset, args)
+            assert save is not None  # where there is `backward`
             save(ctx, args, result)
             return result
 
         @staticmethod
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+            assert backward is not None
             gradients = backward(ctx, *grads)
             return (*gradients, None) if isinstance(gradients, tuple) else (gradients, None)
 
-    def batched(keyset, *args):
+    def batched(keyset: _C.DispatchKeySet, *args: Any) -> Any:
         if writes:
             _write_each(operator, *args)
         return plain(*args)
@@ -101,7 +103,7 @@ def promote_in_autocast(name: str, *places: int) -> None:
     """
     operator = op(name)
 
-    def kernel(key, *args):
+    def kernel(key: _C.DispatchKey, *args: Any) -> Any:
         types = [args[i].dtype for i in places if args[i] is not None]
         widest = functools.reduce(torch.promote_types, types)
         args = list(args)
@@ -114,7 +116,7 @@ def promote_in_autocast(name: str, *places: int) -> None:
         _library.impl(name, functools.partial(kernel, key), key.name)
 
 
-def _write_each(operator, weight, gain, *options):
+def _write_each(operator: Any, weight: Tensor, gain: object, *options: Any) -> None:
     """Let an operator write into each weight of a batch, on the level below that of `vmap`."""
     dim = _C._functorch.maybe_get_bdim(weight)
     parts = [weight] if dim < 0 else _C._functorch.get_unwrapped(weight).unbind(dim)
@@ -123,19 +125,19 @@ def _write_each(operator, weight, gain, *options):
             operator(part, None, *options)  # the gain only matters for what is returned
 
 
-def _requires_grad(x):
+def _requires_grad(x: object) -> bool:
     return isinstance(x, torch.Tensor) and x.requires_grad
 
 
-def _has_tangent(x):
+def _has_tangent(x: object) -> bool:
     return isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
 
-def _in_types(plain, dtypes):
+def _in_types(plain: Callable, dtypes: Callable | None) -> Callable:
     """Return `plain` computed in 32 or 64 bits, with results of the operator's types."""
     plain = without_autocast(plain)
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         results = plain(*(_wide(a) for a in args))
         wanted = dtypes(*args) if dtypes else [args[0].dtype] * 3
         if isinstance(results, tuple):
@@ -145,7 +147,7 @@ def _in_types(plain, dtypes):
     return run
 
 
-def _wide(x):
+def _wide(x: Any) -> Any:
     sixteen_bits = isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16)
     return x.float() if sixteen_bits else x
 
@@ -156,7 +158,9 @@ def dense_format(x: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def dense_empty(x, shape=None, dtype=None):
+def dense_empty(
+    x: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return an uninitialised tensor on the device and in the memory format of `x`."""
     return torch.empty(
         x.shape if shape is None else shape,

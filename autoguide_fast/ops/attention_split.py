@@ -1,5 +1,7 @@
 """Attention's normalise-and-split: queries, keys and values of unit magnitude per head."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,43 +41,48 @@ def attention_split_reference(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tens
     return _parts(normalize_reference(_vectors(qkv, num_heads), dim=2, eps=_EPS))
 
 
-def _vectors(qkv, num_heads):
+def _vectors(qkv: Tensor, num_heads: int) -> Tensor:
     """`[N, heads, ch, 3, pixels]`."""
     n, c3, h, w = qkv.shape
     return qkv.reshape(n, num_heads, c3 // (3 * num_heads), 3, h * w)
 
 
-def _parts(y):
-    return tuple(part.transpose(2, 3).contiguous() for part in y.unbind(3))
+def _parts(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (part.transpose(2, 3).contiguous() for part in y.unbind(3))
+    return q, k, v
 
 
-def _plain(qkv, num_heads, eps):
+def _plain(qkv: Tensor, num_heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return _parts(normalize_plain(_vectors(qkv, num_heads), 2, eps))
 
 
-def _gradient(grad_q, grad_k, grad_v, qkv, num_heads, eps):
+def _gradient(
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, qkv: Tensor, num_heads: int, eps: float
+) -> Tensor:
     grad = torch.stack([g.transpose(2, 3) for g in (grad_q, grad_k, grad_v)], dim=3)
     return normalize_gradient(grad, _vectors(qkv, num_heads), 2, eps).reshape(qkv.shape)
 
 
 @fake("attention_split")
-def _(qkv, num_heads, eps):
+def _(qkv: Tensor, num_heads: int, eps: float) -> tuple[Tensor, ...]:
     n, c3, h, w = qkv.shape
     shape = (n, num_heads, h * w, c3 // (3 * num_heads))
     return tuple(torch.empty(shape, dtype=qkv.dtype, device=qkv.device) for _ in range(3))
 
 
 @fake("attention_split_backward")
-def _(grad_q, grad_k, grad_v, qkv, num_heads, eps):
+def _(
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, qkv: Tensor, num_heads: int, eps: float
+) -> Tensor:
     return dense_empty(qkv)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     qkv, ctx.num_heads, ctx.eps = inputs
     ctx.save_for_backward(qkv)
 
 
-def _backward(ctx, *grads):
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
     grad = _attention_split_backward(*grads, *ctx.saved_tensors, ctx.num_heads, ctx.eps)
     return grad, None, None
 

@@ -1,8 +1,12 @@
 """3x3 convolution in training on a CPU: a fraction of the products, forward and backward."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .. import cpu
 from ._library import differentiable, fake, op, promote_in_autocast
@@ -62,38 +66,38 @@ def conv3x3_pays(x: Tensor, weight: Tensor) -> bool:
     return fits and x.stride(1) == 1 and n * h * w >= least_pixels
 
 
-def _widens():
+def _widens() -> bool:
     """Whether bfloat16 is multiplied as float32 is, because the processor does not multiply it."""
     return torch.bfloat16 not in cpu.native_types()
 
 
-def _channels_last(shape, like):
+def _channels_last(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(
         shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
 
 
 @fake("conv3x3")
-def _(x, weight, widen):
+def _(x: Tensor, weight: Tensor, widen: bool) -> Tensor:
     return _channels_last((x.shape[0], weight.shape[0], *x.shape[2:]), x)
 
 
 @fake("conv3x3_backward_x")
-def _(grad, x, weight, widen):
+def _(grad: Tensor, x: Tensor, weight: Tensor, widen: bool) -> Tensor:
     return _channels_last(x.shape, x)
 
 
 @fake("conv3x3_backward_weight")
-def _(grad, x, weight, widen):
+def _(grad: Tensor, x: Tensor, weight: Tensor, widen: bool) -> Tensor:
     return _channels_last(weight.shape, x)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     *tensors, ctx.widen = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x, weight = ctx.saved_tensors
     wanted_x, wanted_weight, *_ = ctx.needs_input_grad
     return (
@@ -103,12 +107,12 @@ def _backward(ctx, grad):
     )
 
 
-def _gradient_x(grad, x, weight, widen):
-    return torch.nn.grad.conv2d_input(x.shape, weight, grad, padding=1)
+def _gradient_x(grad: Tensor, x: Tensor, weight: Tensor, widen: bool) -> Tensor:
+    return conv2d_input(x.shape, weight, grad, padding=1)
 
 
-def _gradient_weight(grad, x, weight, widen):
-    return torch.nn.grad.conv2d_weight(x, weight.shape, grad, padding=1)
+def _gradient_weight(grad: Tensor, x: Tensor, weight: Tensor, widen: bool) -> Tensor:
+    return conv2d_weight(x, weight.shape, grad, padding=1)
 
 
 differentiable("conv3x3", conv3x3_reference, _backward, _save)

@@ -1,5 +1,8 @@
 """The guided Heun step: preconditioning of both nets, guidance and a half step in one pass."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..preconditioning import c_skip_and_c_out
@@ -79,14 +82,24 @@ def guided_heun_second(
     )
 
 
-def _coefficients(sigma, sigma_data, dtype):
+def _coefficients(
+    sigma: Tensor, sigma_data: float | None, dtype: torch.dtype
+) -> tuple[Tensor | float, Tensor | float]:
     """Return c_skip and c_out of EDM table 1, or 0 and 1 for nets that return D itself."""
     if sigma_data is None:
         return 0.0, 1.0
-    return tuple(c.to(dtype) for c in c_skip_and_c_out(sigma, sigma_data))
+    c_skip, c_out = c_skip_and_c_out(sigma, sigma_data)
+    return c_skip.to(dtype), c_out.to(dtype)
 
 
-def _slope(x, raw, guide_raw, sigma, guidance, sigma_data):
+def _slope(
+    x: Tensor,
+    raw: Tensor,
+    guide_raw: Tensor | None,
+    sigma: Tensor,
+    guidance: Tensor,
+    sigma_data: float | None,
+) -> Tensor:
     c_skip, c_out = _coefficients(sigma, sigma_data, x.dtype)
     denoised = c_skip * x + c_out * raw.to(x.dtype)
     if guide_raw is not None:
@@ -126,16 +139,36 @@ def guided_heun_second_reference(
 
 
 @fake("guided_heun_first")
-def _(x, raw, guide_raw, sigma, sigma_next, guidance, sigma_data):
+def _(
+    x: Tensor,
+    raw: Tensor,
+    guide_raw: Tensor | None,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    guidance: Tensor,
+    sigma_data: float | None,
+) -> tuple[Tensor, Tensor]:
     return dense_empty(x), dense_empty(x)
 
 
 @fake("guided_heun_second")
-def _(x, x_next, slope, raw, guide_raw, sigma, sigma_next, guidance, sigma_data):
+def _(
+    x: Tensor,
+    x_next: Tensor,
+    slope: Tensor,
+    raw: Tensor,
+    guide_raw: Tensor | None,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    guidance: Tensor,
+    sigma_data: float | None,
+) -> Tensor:
     return dense_empty(x)
 
 
-def _slope_backward(ctx, grad_slope, sigma, guidance):
+def _slope_backward(
+    ctx: Any, grad_slope: Tensor, sigma: Tensor, guidance: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of x, raw and guide_raw; the slope is linear in them."""
     c_skip, c_out = _coefficients(sigma, ctx.sigma_data, grad_slope.dtype)
     scaled = grad_slope / sigma.to(grad_slope.dtype)
@@ -147,26 +180,26 @@ def _slope_backward(ctx, grad_slope, sigma, guidance):
     return grad_x, grad_raw, (scaled * (-c_out * (1 - w))).to(ctx.raw_dtype)
 
 
-def _save_first(ctx, inputs, output):
+def _save_first(ctx: Any, inputs: tuple, output: object) -> None:
     _, raw, guide_raw, sigma, sigma_next, guidance, ctx.sigma_data = inputs
     ctx.guided, ctx.raw_dtype = guide_raw is not None, raw.dtype
     ctx.save_for_backward(sigma, sigma_next, guidance)
 
 
-def _first_backward(ctx, grad_next, grad_slope):
+def _first_backward(ctx: Any, grad_next: Tensor, grad_slope: Tensor) -> tuple[Tensor | None, ...]:
     sigma, sigma_next, guidance = ctx.saved_tensors
     grad_slope = grad_slope + (sigma_next - sigma).to(grad_next.dtype) * grad_next
     grad_x, grad_raw, grad_guide = _slope_backward(ctx, grad_slope, sigma, guidance)
     return grad_next + grad_x, grad_raw, grad_guide, None, None, None, None
 
 
-def _save_second(ctx, inputs, output):
+def _save_second(ctx: Any, inputs: tuple, output: object) -> None:
     _, _, _, raw, guide_raw, sigma, sigma_next, guidance, ctx.sigma_data = inputs
     ctx.guided, ctx.raw_dtype = guide_raw is not None, raw.dtype
     ctx.save_for_backward(sigma, sigma_next, guidance)
 
 
-def _second_backward(ctx, grad):
+def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     sigma, sigma_next, guidance = ctx.saved_tensors
     grad_slope = (sigma_next - sigma).to(grad.dtype) * 0.5 * grad
     grad_x, grad_raw, grad_guide = _slope_backward(ctx, grad_slope, sigma_next, guidance)

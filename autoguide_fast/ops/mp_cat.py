@@ -1,5 +1,7 @@
 """Magnitude-preserving concatenation, alone and with the MP-SiLU that follows it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def mp_cat_reference(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     return torch.cat([a * factor_a, b * factor_b], dim=1)
 
 
-def _factors(a, b, t):
+def _factors(a: Tensor, b: Tensor, t: float) -> tuple[float, float]:
     n_a, n_b = a.shape[1], b.shape[1]
     c = ((n_a + n_b) / ((1 - t) ** 2 + t**2)) ** 0.5
     return c / n_a**0.5 * (1 - t), c / n_b**0.5 * t
@@ -65,44 +67,48 @@ def mp_cat_mp_silu_reference(a: Tensor, b: Tensor, t: float = 0.5) -> tuple[Tens
     return y, mp_silu_reference(y)
 
 
-def _empty(a, b):
+def _empty(a: Tensor, b: Tensor) -> Tensor:
     return dense_empty(a, (a.shape[0], a.shape[1] + b.shape[1], *a.shape[2:]))
 
 
 @fake("mp_cat")
-def _(a, b, t):
+def _(a: Tensor, b: Tensor, t: float) -> Tensor:
     return _empty(a, b)
 
 
 @fake("mp_cat_mp_silu")
-def _(a, b, t):
+def _(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, Tensor]:
     return _empty(a, b), _empty(a, b)
 
 
 @fake("mp_cat_backward")
-def _(grad, grad_silu, a, b, t):
+def _(
+    grad: Tensor, grad_silu: Tensor | None, a: Tensor, b: Tensor, t: float
+) -> tuple[Tensor, Tensor]:
     return dense_empty(a), torch.empty_like(b, memory_format=dense_format(a))
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     a, b, ctx.t = inputs
     ctx.save_for_backward(a, b)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_mp_cat_backward(grad, None, *ctx.saved_tensors, ctx.t), None
 
 
-def _backward_with_silu(ctx, grad, grad_silu):
+def _backward_with_silu(ctx: Any, grad: Tensor, grad_silu: Tensor) -> tuple[Tensor | None, ...]:
     return *_mp_cat_backward(grad, grad_silu, *ctx.saved_tensors, ctx.t), None
 
 
-def _plain_with_silu(a, b, t):
+def _plain_with_silu(a: Tensor, b: Tensor, t: float) -> tuple[Tensor, Tensor]:
     y = mp_cat_reference(a, b, t)
     return y, mp_silu_plain(y)
 
 
-def _gradients(grad, grad_silu, a, b, t):
+def _gradients(
+    grad: Tensor, grad_silu: Tensor | None, a: Tensor, b: Tensor, t: float
+) -> tuple[Tensor, ...]:
     if grad_silu is not None:
         grad = grad + grad_silu * mp_silu_slope(mp_cat_reference(a, b, t))
     parts = grad.split([a.shape[1], b.shape[1]], dim=1)

@@ -1,5 +1,7 @@
 """Magnitude-preserving Fourier features."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,21 +34,21 @@ def mp_fourier_reference(x: Tensor, freqs: Tensor, phases: Tensor) -> Tensor:
     return (_angle(x, freqs, phases).cos() * 2**0.5).to(x.dtype)
 
 
-def _angle(x, freqs, phases):
+def _angle(x: Tensor, freqs: Tensor, phases: Tensor) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.outer(x.to(dtype), freqs.to(dtype)) + phases.to(dtype)
 
 
 @fake("mp_fourier")
-def _(x, freqs, phases):
+def _(x: Tensor, freqs: Tensor, phases: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], freqs.shape[0])
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # A few hundred values: plain PyTorch.
     x, freqs, phases = ctx.saved_tensors
     angle = _angle(x, freqs, phases)

@@ -1,5 +1,7 @@
 """Magnitude-preserving SiLU, alone and after the embedding modulation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,34 +78,34 @@ def modulate_mp_silu_reference(x: Tensor, scale: Tensor) -> Tensor:
 
 
 @fake("mp_silu")
-def _(x):
+def _(x: Tensor) -> Tensor:
     return dense_empty(x)
 
 
 @fake("mp_silu_backward")
-def _(grad, x):
+def _(grad: Tensor, x: Tensor) -> Tensor:
     return dense_empty(x)
 
 
 @fake("modulate_mp_silu")
-def _(x, scale):
+def _(x: Tensor, scale: Tensor) -> Tensor:
     return dense_empty(x)
 
 
 @fake("modulate_mp_silu_backward")
-def _(grad, x, scale):
+def _(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return dense_empty(x), torch.empty(scale.shape, dtype=scale.dtype, device=scale.device)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _modulate_plain(x, scale):
+def _modulate_plain(x: Tensor, scale: Tensor) -> Tensor:
     return mp_silu_plain(x * scale[:, :, None, None])
 
 
-def _modulate_gradients(grad, x, scale):
+def _modulate_gradients(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     factor = scale[:, :, None, None]
     grad = grad * mp_silu_slope(x * factor)
     return grad * factor, (grad * x).sum([2, 3])

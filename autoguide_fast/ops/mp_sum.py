@@ -1,5 +1,7 @@
 """Magnitude-preserving sum, with the clip that ends a U-Net block."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,30 +41,32 @@ def mp_sum_reference(a: Tensor, b: Tensor, t: float = 0.5, clip: float | None = 
     return y if clip is None else y.clamp(-clip, clip)
 
 
-def _magnitude(t):
+def _magnitude(t: float) -> float:
     return ((1 - t) ** 2 + t**2) ** 0.5
 
 
 @fake("mp_sum")
-def _(a, b, t, clip):
+def _(a: Tensor, b: Tensor, t: float, clip: float | None) -> Tensor:
     return dense_empty(a)
 
 
 @fake("mp_sum_backward")
-def _(grad, a, b, t, clip):
+def _(grad: Tensor, a: Tensor, b: Tensor, t: float, clip: float | None) -> tuple[Tensor, Tensor]:
     return dense_empty(a), dense_empty(a)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     a, b, ctx.t, ctx.clip = inputs
     ctx.save_for_backward(a, b)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_mp_sum_backward(grad, *ctx.saved_tensors, ctx.t, ctx.clip), None, None
 
 
-def _gradients(grad, a, b, t, clip):
+def _gradients(
+    grad: Tensor, a: Tensor, b: Tensor, t: float, clip: float | None
+) -> tuple[Tensor, Tensor]:
     if clip is not None:
         grad = grad.masked_fill(mp_sum_reference(a, b, t).abs() > clip, 0)
     return grad * ((1 - t) / _magnitude(t)), grad * (t / _magnitude(t))

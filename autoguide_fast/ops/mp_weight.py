@@ -1,6 +1,8 @@
 """Weight preparation: forced and traditional normalisation, gain, 1/sqrt(fan-in) and cast."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ _mp_weight_backward = op("mp_weight_backward")
 _EPS = 1e-4
 
 
-def _gain_tensor(gain, weight):
+def _gain_tensor(gain: float | Tensor, weight: Tensor) -> Tensor | None:
     """Return a number as the operator wants it; None stands for 1, which is most weights'."""
     if isinstance(gain, torch.Tensor):
         return gain.float() if gain.dtype in (torch.bfloat16, torch.float16) else gain
@@ -85,17 +87,17 @@ def mp_weight_forced_reference(
 
 
 @fake("mp_weight")
-def _(weight, gain, eps, dtype):
+def _(weight: Tensor, gain: Tensor | None, eps: float, dtype: torch.dtype | None) -> Tensor:
     return torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
 
 
 @fake("mp_weight_forced")
-def _(weight, gain, eps, dtype):
+def _(weight: Tensor, gain: Tensor | None, eps: float, dtype: torch.dtype | None) -> Tensor:
     return torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
 
 
 @fake("mp_weight_backward")
-def _(grad, weight, gain, eps):
+def _(grad: Tensor, weight: Tensor, gain: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     shape, dtype = ((), torch.float64) if gain is None else (gain.shape, gain.dtype)
     return (
         torch.empty(weight.shape, dtype=weight.dtype, device=weight.device),
@@ -103,23 +105,25 @@ def _(grad, weight, gain, eps):
     )
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     weight, gain, ctx.eps, _ = inputs
     ctx.save_for_backward(weight, gain)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight, gain = ctx.saved_tensors
     grad_weight, grad_gain = _mp_weight_backward(grad, weight, gain, ctx.eps)
     return grad_weight, None if gain is None else grad_gain, None, None
 
 
-def _prepared(weight, gain, eps, dtype):
+def _prepared(weight: Tensor, gain: Tensor | None, eps: float, dtype: torch.dtype | None) -> Tensor:
     y = normalize_plain(weight, None, eps) / _root_fan_in(weight)
     return y if gain is None else y * gain.reshape([])
 
 
-def _gradients(grad, weight, gain, eps):
+def _gradients(
+    grad: Tensor, weight: Tensor, gain: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     grad = grad.to(weight.dtype) / _root_fan_in(weight)
     grad_gain = (grad * normalize_plain(weight, None, eps)).sum()
     if gain is None:
@@ -128,15 +132,19 @@ def _gradients(grad, weight, gain, eps):
     return grad_weight, grad_gain.reshape(gain.shape)
 
 
-def _root_fan_in(weight):
+def _root_fan_in(weight: Tensor) -> float:
     return math.prod(weight.shape[1:]) ** 0.5
 
 
-def _prepared_dtypes(weight, gain, eps, dtype):
+def _prepared_dtypes(
+    weight: Tensor, gain: Tensor | None, eps: float, dtype: torch.dtype | None
+) -> Sequence[torch.dtype]:
     return [dtype or weight.dtype]
 
 
-def _gradients_dtypes(grad, weight, gain, eps):
+def _gradients_dtypes(
+    grad: Tensor, weight: Tensor, gain: Tensor | None, eps: float
+) -> Sequence[torch.dtype]:
     return weight.dtype, torch.float64 if gain is None else gain.dtype
 
 

@@ -1,6 +1,7 @@
 """Normalisation to unit magnitude: pixel norm and weight norm."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,42 +57,42 @@ def normalize_gradient(grad: Tensor, x: Tensor, dim: int | None, eps: float) -> 
     return grad * factor - x * (dot.masked_fill(zero, 0) * factor**2)
 
 
-def _dims(x, dim):
+def _dims(x: Tensor, dim: int | None) -> list[int]:
     return list(range(1, x.ndim)) if dim is None else [dim]
 
 
-def _magnitude(x, dims):
+def _magnitude(x: Tensor, dims: list[int]) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
     return norm / math.prod([x.shape[d] for d in dims]) ** 0.5
 
 
-def _plain_magnitude(x, dims):
+def _plain_magnitude(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
     zero = _magnitude(x, dims) == 0
     return _magnitude(x.masked_fill(zero, 1), dims).masked_fill(zero, 0), zero
 
 
-def _empty(x, dim):
+def _empty(x: Tensor, dim: int | None) -> Tensor:
     if dim is None:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device)
     return dense_empty(x)
 
 
 @fake("normalize")
-def _(x, dim, eps):
+def _(x: Tensor, dim: int | None, eps: float) -> Tensor:
     return _empty(x, dim)
 
 
 @fake("normalize_backward")
-def _(grad, x, dim, eps):
+def _(grad: Tensor, x: Tensor, dim: int | None, eps: float) -> Tensor:
     return _empty(x, dim)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: object) -> None:
     x, ctx.dim, ctx.eps = inputs
     ctx.save_for_backward(x)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _normalize_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.eps), None, None
 
 

@@ -1,5 +1,7 @@
 """Resampling by two with the filter [1, 1], alone and fused with pixel norm and MP-SiLU."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +18,7 @@ _MODES = {"down": -1, "keep": 0, "up": 1}
 _ADJOINT_GAIN = {-1: 0.25, 0: 1.0, 1: 4.0}
 
 
-def _mode(function, mode):
+def _mode(function: str, mode: str) -> int:
     if mode not in _MODES:
         raise ValueError(f"{function}: mode must be one of {', '.join(_MODES)}, got {mode!r}")
     return _MODES[mode]
@@ -76,7 +78,7 @@ def resample_normalize_mp_silu_reference(
     return y, mp_silu_reference(y)
 
 
-def _empty(x, mode):
+def _empty(x: Tensor, mode: int) -> Tensor:
     n, c, h, w = x.shape
     if mode == 1:
         h, w = 2 * h, 2 * w
@@ -86,34 +88,34 @@ def _empty(x, mode):
 
 
 @fake("resample")
-def _(x, mode, gain):
+def _(x: Tensor, mode: int, gain: float) -> Tensor:
     return _empty(x, mode)
 
 
 @fake("resample_normalize_mp_silu")
-def _(x, mode, eps):
+def _(x: Tensor, mode: int, eps: float) -> tuple[Tensor, Tensor]:
     return _empty(x, mode), _empty(x, mode)
 
 
 @fake("normalize_mp_silu_backward")
-def _(grad_y, grad_silu, x, eps):
+def _(grad_y: Tensor, grad_silu: Tensor, x: Tensor, eps: float) -> Tensor:
     return dense_empty(x)
 
 
-def _save_resample(ctx, inputs, output):
+def _save_resample(ctx: Any, inputs: tuple, output: object) -> None:
     _, ctx.mode, ctx.gain = inputs
 
 
-def _resample_backward(ctx, grad):
+def _resample_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _resample(grad, -ctx.mode, ctx.gain * _ADJOINT_GAIN[ctx.mode]), None, None
 
 
-def _save_fused(ctx, inputs, output):
+def _save_fused(ctx: Any, inputs: tuple, output: object) -> None:
     x, ctx.mode, ctx.eps = inputs
     ctx.save_for_backward(x)
 
 
-def _fused_backward(ctx, grad_y, grad_silu):
+def _fused_backward(ctx: Any, grad_y: Tensor, grad_silu: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
     # Resampled once more: cheaper than to have kept it.
     resampled = x if ctx.mode == 0 else _resample(x, ctx.mode, 1.0)
@@ -123,7 +125,7 @@ def _fused_backward(ctx, grad_y, grad_silu):
     return grad, None, None
 
 
-def _resampled(x, mode):
+def _resampled(x: Tensor, mode: int) -> Tensor:
     if mode == -1 and (x.shape[2] % 2 or x.shape[3] % 2):
         raise RuntimeError(
             f"resample: x must have an even height and width to be halved, got {list(x.shape)}; "
@@ -132,12 +134,12 @@ def _resampled(x, mode):
     return resample_reference(x, {number: name for name, number in _MODES.items()}[mode])
 
 
-def _fused(x, mode, eps):
+def _fused(x: Tensor, mode: int, eps: float) -> tuple[Tensor, Tensor]:
     y = normalize_plain(_resampled(x, mode), 1, eps)
     return y, mp_silu_plain(y)
 
 
-def _gradient(grad_y, grad_silu, x, eps):
+def _gradient(grad_y: Tensor, grad_silu: Tensor, x: Tensor, eps: float) -> Tensor:
     grad = grad_y + grad_silu * mp_silu_slope(normalize_plain(x, 1, eps))
     return normalize_gradient(grad, x, 1, eps)
 
