@@ -17,8 +17,9 @@ from . import arguments, checkpoints
 from .arrays import as_tensor
 from .engine import cached, pair_unsupported_reason
 from .files import write_atomically
-from .guidance import evaluated, module_of
+from .guidance import Denoiser, evaluated, module_of
 from .networks import Precond
+from .request import Net
 from .sampler import input_dtype
 
 # Where guidance acts: below, the nets agree; above, both see little but noise.
@@ -172,8 +173,8 @@ class Diagnosis:
 
 
 def diagnose(
-    model,
-    guide,
+    model: Net,
+    guide: Net | Mapping[str, Net],
     images: Mapping[str, Any] | Any,
     class_labels: Mapping[str, Any] | Any = None,
     sigmas: Sequence[float] = SIGMAS,
@@ -237,7 +238,16 @@ def diagnose(
 
 
 @torch.no_grad()
-def _moments(nets, clean, classes, levels, seed, batch_size, device, count) -> Moments:
+def _moments(
+    nets: Sequence[Denoiser],
+    clean: Tensor,
+    classes: Tensor | None,
+    levels: Sequence[float],
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    count: Callable[[], None],
+) -> Moments:
     # A stream of its own: images may have been drawn from torch's with this same seed.
     stream = np.random.SeedSequence([seed, 2406_02507]).generate_state(1, np.uint64)[0]
     generator = torch.Generator("cpu").manual_seed(int(stream >> np.uint64(1)))
@@ -276,7 +286,7 @@ def _moments(nets, clean, classes, levels, seed, batch_size, device, count) -> M
     return Moments(error, along, gram, None if classes is None else classes.numpy())
 
 
-def _denoised(net, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+def _denoised(net: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
     """What a net makes of `x`, fed in its own floating type."""
     dtype = input_dtype(net, x.dtype)
     labels = None if labels is None else labels.to(dtype)
@@ -370,7 +380,7 @@ def _levels(sigmas: Sequence[float]) -> list[float]:
     return levels
 
 
-def _net(net, role: str, device: torch.device):
+def _net(net: Net, role: str, device: torch.device) -> Denoiser:
     """The denoiser that was named, passed, or stored at a path; modules in evaluation mode."""
     if isinstance(net, (str, os.PathLike)):
         return checkpoints.load(net, device)
@@ -387,7 +397,7 @@ def _net(net, role: str, device: torch.device):
     return net
 
 
-def _clean(net, images, name: str) -> Tensor:
+def _clean(net: Any, images: Any, name: str) -> Tensor:
     y = as_tensor(images).cpu()
     if y.dtype == torch.uint8 and getattr(net, "encoder", None) is not None:
         y = net.encoder.encode(y)
@@ -403,7 +413,7 @@ def _clean(net, images, name: str) -> Tensor:
     return y.float()
 
 
-def _classes(net, labels, count: int, name: str) -> Tensor | None:
+def _classes(net: Denoiser, labels: Any, count: int, name: str) -> Tensor | None:
     width = getattr(net, "label_dim", None)
     if not width:
         return None
@@ -422,11 +432,13 @@ def _classes(net, labels, count: int, name: str) -> Tensor | None:
     return classes.long()
 
 
-def _ready(model, guides: tuple) -> tuple:
+def _ready(model: Denoiser, guides: tuple[Denoiser, ...]) -> tuple[Denoiser, ...]:
     """The nets, as an engine runs them where it can."""
     if not isinstance(model, Precond):
         return model, *guides
-    ready = [cached(model).model if pair_unsupported_reason(model, None) is None else model]
+    ready: list[Denoiser] = [
+        cached(model).model if pair_unsupported_reason(model, None) is None else model
+    ]
     for guide in guides:
         fits = pair_unsupported_reason(guide, None) is None
         ready.append(cached(guide).model if fits else guide)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from PIL import Image
 
 # Grids enlarge small images until a side has at least this many pixels, so that a person can see.
@@ -144,7 +145,7 @@ def comparison_picture(
     figure.savefig(path, format="png")
 
 
-def _draw_panel(axes, panel: Panel, columns: int) -> None:
+def _draw_panel(axes: Axes, panel: Panel, columns: int) -> None:
     """Draw one grid with its title above and the classes and measured figures below."""
     import matplotlib
 
@@ -170,7 +171,7 @@ def _draw_panel(axes, panel: Panel, columns: int) -> None:
     axes.set_xlabel(panel.caption, fontsize=11.5, color="black", labelpad=6, linespacing=1.45)
 
 
-def _draw_curves(axes, curves: Sequence[Curve], distance_label: str) -> None:
+def _draw_curves(axes: Axes, curves: Sequence[Curve], distance_label: str) -> None:
     """Draw distance over guidance weight, each line named at its end."""
     for curve in curves:
         weights, values = np.asarray(curve.weights), np.asarray(curve.values)
@@ -194,7 +195,7 @@ def _draw_curves(axes, curves: Sequence[Curve], distance_label: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _check_images(images, function: str) -> np.ndarray:
+def _check_images(images: ArrayLike, function: str) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype != np.uint8:
         raise TypeError(

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoguide_fast.cli.arguments import check_image_count, check_output_file, positive_integer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from .data import Dataset
 
 _EXAMPLES = """\
 examples:
@@ -17,7 +24,7 @@ examples:
 _BUNDLED = ("digits", "photos")
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `diagnose` to the command line."""
     parser = subparsers.add_parser(
         "diagnose",
@@ -122,7 +129,7 @@ def _datasets(data: str, heldout: str | None) -> dict:
     return sets
 
 
-def _drawn(dataset, count: int, seed: int):
+def _drawn(dataset: Dataset, count: int, seed: int) -> tuple[torch.Tensor, np.ndarray | None]:
     """Images as the net sees them, drawn without repetition, and their classes or None."""
     import numpy as np
     import torch

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..arguments import number
 
@@ -24,21 +25,20 @@ class Denoiser(torch.nn.Module):
     Args:
         net: A callable `(x_t, time, **conditioning)` that returns a tensor, a tuple of which the
             first is one, or an object with it as `sample`.
-        sigma_min, sigma_max (float): The noise levels that it was trained for, in units of the
-            data, `x = data + sigma noise`. They are the defaults of `autoguide_fast.sample`.
-        img_resolution, img_channels (int, optional): Of what it denoises; without them `sample`
-            needs `noise`.
-        label_dim (int): Number of classes; 0 for none.
-        label_format ({None, "index", "one_hot"}): What the net wants its labels as: int64 `[N]` or
-            rows `[N, label_dim]`. None where it has none.
-        label_name (str): Keyword by which it is given them.
-        null_label (int, optional): Class that stands for none, for classifier-free guidance
-            (`unlabelled`) of a net with labels as indices.
-        cond (mapping, optional): Other keywords of the net: tensors with a first dimension of 1,
-            which serve all images, or of the batch; other values are passed as they are.
-        encoder (optional): What `sample` decodes the samples with; see `autoguide_fast.encoders`.
-        check (bool): Whether the first evaluation at a high noise level looks at what the net
-            says, and raises where it is of another prediction type. False for untrained nets.
+        sigma_min, sigma_max: The noise levels that it was trained for, in units of the data,
+            `x = data + sigma noise`. They are the defaults of `autoguide_fast.sample`.
+        img_resolution, img_channels: Of what it denoises; without them `sample` needs `noise`.
+        label_dim: Number of classes; 0 for none.
+        label_format: What the net wants its labels as: "index" for int64 `[N]`, "one_hot" for rows
+            `[N, label_dim]`. None where it has none.
+        label_name: Keyword by which it is given them.
+        null_label: Class that stands for none, for classifier-free guidance (`unlabelled`) of a net
+            with labels as indices.
+        cond: Other keywords of the net: tensors with a first dimension of 1, which serve all
+            images, or of the batch; other values are passed as they are.
+        encoder: What `sample` decodes the samples with; see `autoguide_fast.encoders`.
+        check: Whether the first evaluation at a high noise level looks at what the net says, and
+            raises where it is of another prediction type. False for untrained nets.
 
     Raises ValueError or TypeError for options of another kind.
     """
@@ -79,7 +79,7 @@ class Denoiser(torch.nn.Module):
                 f"{label_format!r}; leave both out for a net without labels"
             )
 
-        def positive(value):
+        def positive(value: float) -> bool:
             return 0 < value < math.inf
 
         rule, remedy = "above 0 and finite", "in units of the data's standard deviation"
@@ -104,7 +104,9 @@ class Denoiser(torch.nn.Module):
         """Type of `x` and `sigma` that this is to be fed."""
         return torch.float64 if self._net_dtype() == torch.float64 else torch.float32
 
-    def forward(self, x, sigma, class_labels=None):
+    def forward(
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+    ) -> Tensor:
         """Denoised images `[N, ...]` of `x [N, ...]` at the levels `sigma`, 0-dim or `[N]`."""
         dtype = self.input_dtype
         x = x.to(dtype)
@@ -122,10 +124,10 @@ class Denoiser(torch.nn.Module):
             self.check = False
         return denoised
 
-    def _denoise(self, x, levels, conditioning):
+    def _denoise(self, x: Tensor, levels: Tensor, conditioning: dict[str, Any]) -> Tensor:
         raise NotImplementedError
 
-    def _evaluated(self, x, time, conditioning):
+    def _evaluated(self, x: Tensor, time: Tensor, conditioning: dict[str, Any]) -> Tensor:
         """What the net says of `x` at `time [N or 1]`, in the type of `x`."""
         dtype = self._net_dtype() or x.dtype
         time = time.reshape(-1).expand(len(x))
@@ -143,7 +145,7 @@ class Denoiser(torch.nn.Module):
             output = output[:, : x.shape[1]]
         return output
 
-    def _call(self, x, time, conditioning):
+    def _call(self, x: Tensor, time: Tensor, conditioning: dict[str, Any]) -> Any:
         return self.net(x, time, **conditioning)
 
     def _net_dtype(self) -> torch.dtype | None:
@@ -152,8 +154,8 @@ class Denoiser(torch.nn.Module):
         kinds = (p.dtype for p in self.net.parameters() if p.is_floating_point())
         return next(kinds, None)
 
-    def _conditioning(self, x, class_labels):
-        given = {}
+    def _conditioning(self, x: Tensor, class_labels: Tensor | None) -> dict[str, Any]:
+        given: dict[str, Any] = {}
         dtype = self._net_dtype() or x.dtype
         for name, value in self.cond.items():
             if isinstance(value, torch.Tensor):
@@ -171,7 +173,7 @@ class Denoiser(torch.nn.Module):
             given[self.label_name] = labels
         return given
 
-    def _labels(self, x, class_labels):
+    def _labels(self, x: Tensor, class_labels: Tensor | None) -> Tensor | None:
         if self.label_format is None:
             return None
         name = type(self).__name__
@@ -206,7 +208,7 @@ class Denoiser(torch.nn.Module):
             )
         return classes
 
-    def _look_at(self, x, levels, denoised):
+    def _look_at(self, x: Tensor, levels: Tensor, denoised: Tensor) -> None:
         """Refuse what cannot be denoised images: noise, or as large as the noise."""
         size = denoised.float().square().mean().sqrt()
         similarity = torch.nn.functional.cosine_similarity(

@@ -75,15 +75,15 @@ def from_diffusers(
 class _Call(torch.nn.Module):
     """A net of diffusers called by position and name as all of them can be."""
 
-    def __init__(self, net):
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x, time, **conditioning):
+    def forward(self, x: torch.Tensor, time: torch.Tensor, **conditioning: Any) -> Any:
         return self.net(x, timestep=time, return_dict=False, **conditioning)[0]
 
 
-def _of_config(net, config) -> dict[str, Any]:
+def _of_config(net: Any, config: Any) -> dict[str, Any]:
     """What a net's configuration says of images and labels, as options of a `Denoiser`."""
     found: dict[str, Any] = {}
     side = getattr(config, "sample_size", None)
@@ -101,7 +101,7 @@ def _of_config(net, config) -> dict[str, Any]:
     return found
 
 
-def _needs_embeddings(net, cond) -> None:
+def _needs_embeddings(net: Any, cond: Mapping[str, Any] | None) -> None:
     needed = {
         "UNet2DConditionModel": ("encoder_hidden_states",),
         "SD3Transformer2DModel": ("encoder_hidden_states", "pooled_projections"),

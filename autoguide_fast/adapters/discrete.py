@@ -7,9 +7,11 @@ the timestep whose sigma it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .denoiser import Denoiser
 
@@ -21,13 +23,15 @@ class DiscreteDenoiser(Denoiser):
 
     Args:
         net: As for `Denoiser`, with timesteps `[N]`, which begin at 0.
-        alphas_cumprod (Tensor or sequence): `alpha^2` of each timestep, falling, as a scheduler of
-            diffusers has it.
-        fractional (bool): Whether timesteps may lie between the numbered ones; if not, the nearest
-            is taken, as int64.
-        sigma_min, sigma_max (float, optional): Default: those of the first and last timestep.
+        alphas_cumprod: `alpha^2` of each timestep, falling, as a scheduler of diffusers has it: a
+            tensor or a sequence.
+        fractional: Whether timesteps may lie between the numbered ones; if not, the nearest is
+            taken, as int64.
+        sigma_min, sigma_max: Default: those of the first and last timestep.
         **options: As for `Denoiser`.
     """
+
+    log_sigmas: Tensor
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class DiscreteDenoiser(Denoiser):
         self.fractional = fractional
         self.register_buffer("log_sigmas", sigmas.log(), persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiscreteDenoiser:
         # The table keeps its precision, whatever type the net is turned to.
         table = self.log_sigmas
         super()._apply(fn, recurse)
@@ -74,14 +78,14 @@ class DiscreteDenoiser(Denoiser):
         time = (above - 1 + (wanted - low) / (high - low)).clamp(0, len(table) - 1)
         return time.to(torch.float32) if self.fractional else time.round().long()
 
-    def _denoise(self, x, levels, conditioning):
+    def _denoise(self, x: Tensor, levels: Tensor, conditioning: dict[str, Any]) -> Tensor:
         x_t = x / (levels**2 + 1).sqrt()
         output = self._evaluated(x_t, self.timesteps(levels.flatten()), conditioning)
         if output.shape != x.shape:
             return output
         return self._combined(x, levels, output)
 
-    def _combined(self, x, levels, output):
+    def _combined(self, x: Tensor, levels: Tensor, output: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -93,7 +97,7 @@ class EpsilonDenoiser(DiscreteDenoiser):
 
     prediction = "the noise"
 
-    def _combined(self, x, levels, output):
+    def _combined(self, x: Tensor, levels: Tensor, output: Tensor) -> Tensor:
         return x - levels * output
 
 
@@ -105,7 +109,7 @@ class VDenoiser(DiscreteDenoiser):
 
     prediction = "v"
 
-    def _combined(self, x, levels, output):
+    def _combined(self, x: Tensor, levels: Tensor, output: Tensor) -> Tensor:
         alpha = 1 / (levels**2 + 1).sqrt()
         return alpha * (alpha * x - levels * output)
 
@@ -118,5 +122,5 @@ class SampleDenoiser(DiscreteDenoiser):
 
     prediction = "the data"
 
-    def _combined(self, x, levels, output):
+    def _combined(self, x: Tensor, levels: Tensor, output: Tensor) -> Tensor:
         return output

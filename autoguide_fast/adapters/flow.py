@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from .denoiser import Denoiser
 
 VELOCITIES = ("noise - data", "data - noise")
@@ -18,11 +20,11 @@ class FlowDenoiser(Denoiser):
 
     Args:
         net: As for `Denoiser`; its times `[N]` run from 0 to `time_scale`.
-        velocity ({"noise - data", "data - noise"}): What it predicts. The first is that of
-            diffusers (SD3, Flux), the second that of SiT.
-        data_at ({0, 1}): Time at which there are data: 0 for diffusers, 1 for SiT.
-        time_scale (float): What the net is told for time 1: 1000 for nets of diffusers.
-        sigma_min, sigma_max (float): The noise levels; the net knows all of them.
+        velocity: What it predicts: "noise - data" as nets of diffusers do (SD3, Flux), or
+            "data - noise" as SiT.
+        data_at: Time at which there are data: 0 for nets of diffusers, 1 for SiT.
+        time_scale: What the net is told for time 1: 1000 for nets of diffusers.
+        sigma_min, sigma_max: The noise levels; the net knows all of them.
         **options: As for `Denoiser`.
     """
 
@@ -52,7 +54,7 @@ class FlowDenoiser(Denoiser):
         super().__init__(net, sigma_min, sigma_max, **options)
         self.velocity, self.data_at, self.time_scale = velocity, data_at, time_scale
 
-    def _denoise(self, x, levels, conditioning):
+    def _denoise(self, x: Tensor, levels: Tensor, conditioning: dict[str, Any]) -> Tensor:
         noise_share = levels / (1 + levels)
         time = noise_share if self.data_at == 0 else 1 / (1 + levels)
         x_t = x / (1 + levels)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from .denoiser import Denoiser
 
 
@@ -12,8 +14,8 @@ class KDiffusionDenoiser(Denoiser):
 
     Args:
         net: The denoiser.
-        sigma_min, sigma_max (float, optional): Default: `net.sigma_min` and `net.sigma_max`, which
-            those with numbered timesteps have.
+        sigma_min, sigma_max: Default: `net.sigma_min` and `net.sigma_max`, which those with
+            numbered timesteps have.
         **options: As for `Denoiser`.
     """
 
@@ -34,5 +36,5 @@ class KDiffusionDenoiser(Denoiser):
                 )
         super().__init__(net, float(own["sigma_min"]), float(own["sigma_max"]), **options)
 
-    def _denoise(self, x, levels, conditioning):
+    def _denoise(self, x: Tensor, levels: Tensor, conditioning: dict[str, Any]) -> Tensor:
         return self._evaluated(x, levels, conditioning)

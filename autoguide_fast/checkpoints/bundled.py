@@ -16,12 +16,12 @@ BUNDLED = {
 }
 
 
-def bundled_path(name):
+def bundled_path(name: object) -> Path | None:
     """Where the bundled network `name` lies, or None if there is none of that name."""
     return PRETRAINED / f"{name}.safetensors" if name in BUNDLED else None
 
 
-def bundled_guide(name):
+def bundled_guide(name: object) -> str | None:
     """Name of the guide that belongs to the bundled network or preset `name`, or None."""
     found = preset(name)
     if found is not None:
@@ -29,7 +29,7 @@ def bundled_guide(name):
     return BUNDLED.get(name) if isinstance(name, str) else None
 
 
-def default_guidance(name):
+def default_guidance(name: object) -> float:
     """The guidance weight of the preset `name`; 1 for what is none."""
     found = preset(name)
     return 1.0 if found is None else found.guidance

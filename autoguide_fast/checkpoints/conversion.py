@@ -1,18 +1,26 @@
 """From a snapshot of the reference implementation to a file of our own, in little memory."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..files import reason, remedy, sha256, write_atomically
 from . import reference
 from .format import DIGEST, write
 from .native import STORED, find
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-def convert(source, path, progress=False):
+
+def convert(source: str | os.PathLike, path: str | os.PathLike, progress: bool = False) -> None:
     """Write a snapshot of the reference implementation (`.pkl`) as a safetensors file.
 
     Weights keep their type and are read one by one. Kept are options, `sigma_data` among them,
@@ -20,9 +28,9 @@ def convert(source, path, progress=False):
     from (`info["converted_from"]`: name, bytes and SHA-256).
 
     Args:
-        source (str or Path): The snapshot. It is read as data; no code in it runs.
-        path (str or Path): The file to write, which appears complete or not at all.
-        progress (bool): Show a progress bar.
+        source: The snapshot. It is read as data; no code in it runs.
+        path: The file to write, which appears complete or not at all.
+        progress: Show a progress bar.
 
     Raises, before `path` is touched, ValueError for a snapshot that cannot be read or whose weights
     are not finite floating-point numbers. Raises OSError where the file cannot be written.
@@ -48,14 +56,14 @@ def convert(source, path, progress=False):
         size = source.stat().st_size
         with _bar(progress, size + 2 * tensors.nbytes) as bar:
             origin = {"name": source.name, "bytes": size, "sha256": sha256(source, bar.update)}
-            header = {k: header[k] for k in ("config", "encoder")} | {
+            kept = {k: header[k] for k in ("config", "encoder")} | {
                 "digest": DIGEST,
                 "trained": header["trained"],
                 "converted_from": origin,
             }
-            text, checked = json.dumps(header), _Checked(source, tensors)
+            text, checked = json.dumps(kept), _Checked(source, tensors)
 
-            def write_to(partial):
+            def write_to(partial: Path) -> None:
                 write(partial, text, checked, bar.update)
 
             try:
@@ -68,13 +76,13 @@ def convert(source, path, progress=False):
                 ) from error
 
 
-class _Checked(Mapping):
+class _Checked(Mapping[str, Tensor]):
     """Tensors that are looked at as they are read: floating-point numbers, all of them finite."""
 
-    def __init__(self, source, tensors):
+    def __init__(self, source: Path, tensors: Mapping[str, Tensor]) -> None:
         self.source, self.tensors = source, tensors
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors[name]
         if tensor.dtype not in STORED or not torch.isfinite(tensor).all():
             raise ValueError(
@@ -83,14 +91,14 @@ class _Checked(Mapping):
             )
         return tensor
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.tensors)
 
 
-def _bar(progress, total):
+def _bar(progress: bool, total: int) -> tqdm:
     from tqdm import tqdm
 
     return tqdm(total=total, unit="B", unit_scale=True, disable=not progress)

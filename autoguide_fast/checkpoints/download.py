@@ -12,10 +12,14 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..files import publish
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing new
@@ -74,7 +78,7 @@ def download(url: str, path: Path, check: Callable[[Path], object], progress: bo
     return None
 
 
-def _receive(url: str, file, facts: Path, bar) -> None:
+def _receive(url: str, file: BinaryIO, facts: Path, bar: tqdm) -> None:
     failures, pause = 0, PAUSE
     while True:
         before = file.seek(0, os.SEEK_END)
@@ -113,7 +117,7 @@ def _why(error: Exception) -> str:
     return f"no connection ({text[:100]})"
 
 
-def _request(url: str, file, facts: Path, bar) -> None:
+def _request(url: str, file: BinaryIO, facts: Path, bar: tqdm) -> None:
     """One request for what is missing; raises `_Cut` where it ends too early."""
     have = file.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity", "User-Agent": "autoguide_fast"}
@@ -150,7 +154,7 @@ def _request(url: str, file, facts: Path, bar) -> None:
             raise _Cut(f"{have} bytes of {total}")
 
 
-def _extent(response) -> tuple[int, int | None]:
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     """Where an answer begins in the file, and how long the file is, if the server says."""
     if response.status == 206:
         found = re.fullmatch(
@@ -173,7 +177,7 @@ def _version(facts: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _sole(file):
+def _sole(file: BinaryIO) -> Iterator[None]:
     """The only process that writes to the open file, after those that came earlier."""
     import fcntl
 
@@ -184,7 +188,7 @@ def _sole(file):
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _bar(progress: bool, name: str):
+def _bar(progress: bool, name: str) -> tqdm:
     from tqdm import tqdm
 
     return tqdm(desc=name, unit="B", unit_scale=True, disable=not progress)

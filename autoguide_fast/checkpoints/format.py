@@ -8,15 +8,23 @@ names, types, shapes and bytes. Files of earlier versions have neither of the tw
 What is read here may also be a snapshot of the reference implementation; see `reference.py`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
+import os
 import re
 import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import reference
+
+Check = Callable[[dict[str, Any], dict[str, tuple[int, ...]]], None]  # of a header and shapes
 
 METADATA_KEY = "autoguide_fast"
 DIGEST = "xxh3_128"
@@ -38,7 +46,7 @@ _NAMES = {
 _CHECKSUM = re.compile(r', "checksum": "([0-9a-f]{32})"\}$')
 
 
-def read(path, function):
+def read(path: str | os.PathLike, function: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header (a dict) and the tensors of a file, as they are stored.
 
     Raises ValueError, in the name of `function`, for a file that is not such a checkpoint or whose
@@ -49,7 +57,9 @@ def read(path, function):
 
 
 @contextlib.contextmanager
-def reading(path, function, check=None):
+def reading(
+    path: str | os.PathLike, function: str, check: Check | None = None
+) -> Iterator[tuple[dict[str, Any], Mapping[str, Tensor]]]:
     """What `read` returns, for as long as the file is open.
 
     The tensors are a mapping, which may read each of them when it is asked for it.
@@ -64,7 +74,9 @@ def reading(path, function, check=None):
         yield _read(path, function, check)
 
 
-def _read(path, function, check):
+def _read(
+    path: str | os.PathLike, function: str, check: Check | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -90,7 +102,7 @@ def _read(path, function, check):
     return header, tensors
 
 
-def read_header(path, function):
+def read_header(path: str | os.PathLike, function: str) -> dict[str, Any]:
     """The header of a file, without a look at the tensors.
 
     Raises ValueError, in the name of `function`, for a file that is not such a checkpoint, or whose
@@ -107,7 +119,7 @@ def read_header(path, function):
         raise _unreadable(path, function, error) from None
 
 
-def _header(path, file, function):
+def _header(path: str | os.PathLike, file: Any, function: str) -> tuple[str, dict[str, Any]]:
     """The header of an open file as text and as a dict."""
     text = (file.metadata() or {}).get(METADATA_KEY, "null")
     try:
@@ -122,23 +134,28 @@ def _header(path, file, function):
     return text, header
 
 
-def _unreadable(path, function, error):
+def _unreadable(path: str | os.PathLike, function: str, error: Exception) -> ValueError:
     return ValueError(
         f"{function}: {path} must be a safetensors file written by autoguide_fast, got one that "
         f"cannot be read ({error}); save the network with autoguide_fast.checkpoints.save"
     )
 
 
-def write(path, header, tensors, progress=None):
+def write(
+    path: str | os.PathLike,
+    header: str,
+    tensors: Mapping[str, Tensor],
+    progress: Callable[[int], object] | None = None,
+) -> None:
     """Write a file: its header, a dict as text, and its tensors, with their checksum.
 
     `tensors` is a mapping. Each is asked for twice, for the checksum and for its bytes, and only
     one is held at a time, so that a mapping that reads them from a file needs little memory.
     `progress` is told the numbers of bytes as they are done, in all twice those of the tensors.
     """
-    kinds = {}
+    kinds: dict[str, tuple[torch.dtype, list[int]]] = {}
 
-    def looked_at():
+    def looked_at() -> Iterator[tuple[str, Tensor]]:
         for name in sorted(tensors):
             value = tensors[name]
             kinds[name] = value.dtype, list(value.shape)
@@ -147,7 +164,8 @@ def write(path, header, tensors, progress=None):
                 progress(value.nbytes)
 
     header = f'{header[:-1]}, "checksum": "{_checksum(header, looked_at())}"}}'
-    entries, end = {"__metadata__": {METADATA_KEY: header}}, 0
+    entries: dict[str, dict[str, Any]] = {"__metadata__": {METADATA_KEY: header}}
+    end = 0
     # Wide types first: so each number lies at a multiple of its size.
     order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
     for name in order:
@@ -165,7 +183,7 @@ def write(path, header, tensors, progress=None):
                 progress(value.nbytes)
 
 
-def _checksum(header, named):
+def _checksum(header: str, named: Iterable[tuple[str, Tensor]]) -> str:
     """Checksum of a header and of the names, types, shapes and bytes of tensors, in hexadecimal.
 
     `named` yields pairs of name and tensor in the order of the names.
@@ -179,5 +197,5 @@ def _checksum(header, named):
     return digest.hexdigest()
 
 
-def _bytes(tensor):
-    return tensor.reshape(-1).view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -4,11 +4,16 @@ Loading takes snapshots of the reference implementation as well. It runs no code
 `format.py` and `reference.py` for what is in them.
 """
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..arguments import not_finite, present_device
 from ..as_built import blank, differences
@@ -25,15 +30,17 @@ from .weights import published_file, weights_path
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def save(net, path, dtype=None, **info):
+def save(
+    net: Precond, path: str | os.PathLike, dtype: torch.dtype | None = None, **info: Any
+) -> None:
     """Write a network to a safetensors file.
 
     Args:
-        net (Precond): Its weights, options and encoder are stored. Weights may be shared between
-            layers and lie anywhere; each is stored by itself.
-        path (str or Path): The file, which appears complete or not at all.
-        dtype (torch.dtype, optional): Type to store the weights in: torch.float32, float16 or
-            bfloat16 (half the size), float64. None: as they are.
+        net: Its weights, options and encoder are stored. Weights may be shared between layers and
+            lie anywhere; each is stored by itself.
+        path: The file, which appears complete or not at all.
+        dtype: Type to store the weights in: torch.float32, float16 or bfloat16 (half the size),
+            float64. None: as they are.
         **info: Anything JSON can hold, kept beside the weights and found in `net.info` after
             loading.
 
@@ -80,7 +87,7 @@ def save(net, path, dtype=None, **info):
     header = {"config": net.config, "encoder": getattr(net.encoder, "name", None)}
     header |= {"digest": DIGEST, **info}
     try:
-        header = json.dumps(header)
+        text = json.dumps(header)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"save: info must be what JSON can hold, got {error}; convert it to plain Python values"
@@ -88,7 +95,7 @@ def save(net, path, dtype=None, **info):
     tensors = _stored(net, dtype)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda partial: write(partial, header, tensors))
+        write_atomically(path, lambda partial: write(partial, text, tensors))
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"save: path must be a file that can be written, got {path} ({reason(error)}); "
@@ -96,9 +103,10 @@ def save(net, path, dtype=None, **info):
         ) from error
 
 
-def _stored(net, dtype):
+def _stored(net: Precond, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The weights of `net` as they are written: checked, on the CPU, each in memory of its own."""
-    tensors, memory = {}, set()
+    tensors: dict[str, Tensor] = {}
+    memory: set[int] = set()
     for name, weight in net.state_dict().items():
         if weight.is_meta or weight.dtype not in STORED:
             place = "on the device meta" if weight.is_meta else f"in {weight.dtype}"
@@ -124,7 +132,7 @@ def _stored(net, dtype):
     return tensors
 
 
-def _underflows(weight, value):
+def _underflows(weight: Tensor, value: Tensor) -> bool:
     """Whether a row of a weight, of which only the direction counts, is lost in a narrower type."""
     least = torch.finfo(value.dtype).tiny
     if weight.ndim < 2 or least <= torch.finfo(weight.dtype).tiny:
@@ -133,7 +141,9 @@ def _underflows(weight, value):
     return bool(((largest > 0) & (largest < least)).any())
 
 
-def _fitting(path, header, shapes):
+def _fitting(
+    path: Path, header: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> torch.nn.Module:
     """The net that a header describes, without weights; ValueError where it has no such `shapes`.
 
     It is built only if there are weights enough for its layers, which may be without end.
@@ -155,7 +165,7 @@ def _fitting(path, header, shapes):
     return net
 
 
-def _misfit(shapes, net):
+def _misfit(shapes: Mapping[str, tuple[int, ...]], net: torch.nn.Module) -> str | None:
     """What in `shapes`, by name, is not as `net` has it, or None."""
     expected = {name: tuple(weight.shape) for name, weight in net.state_dict().items()}
     missing = [name for name in expected if name not in shapes]
@@ -169,20 +179,20 @@ def _misfit(shapes, net):
     return None
 
 
-def _names(dtypes):
+def _names(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(map(str, dtypes))
 
 
-def load(path_or_name, device="cpu"):
+def load(path_or_name: str | os.PathLike, device: torch.device | str = "cpu") -> Precond | Any:
     """Read a network.
 
     Args:
-        path_or_name (str or Path): Name of a bundled network (`"digits"`, `"digits-guide"`,
-            `"digits-uncond"`, `"photos"`, `"photos-guide"`) or of a published preset, whose model
-            it is (`checkpoints.fetch` says where that comes from); a file written by `save`; or a
+        path_or_name: Name of a bundled network (`"digits"`, `"digits-guide"`, `"digits-uncond"`,
+            `"photos"`, `"photos-guide"`) or of a published preset, whose model it is
+            (`checkpoints.fetch` says where that comes from); a file written by `save`; or a
             snapshot of the reference implementation (`.pkl`), which is read as data: no code in it
             runs.
-        device (torch.device or str): Where to put it.
+        device: Where to put it.
 
     Returns:
         Precond in evaluation mode, float32, without gradients, with `.encoder` set, and `.info`, a
@@ -196,9 +206,9 @@ def load(path_or_name, device="cpu"):
     path = find(path_or_name)
     device = present_device(device, "load")
     with torch.inference_mode(False):
-        net = None
+        net: Any = None
 
-        def build(header, shapes):
+        def build(header: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
             nonlocal net
             net = _fitting(path, header, shapes)
 
@@ -209,7 +219,7 @@ def load(path_or_name, device="cpu"):
         return net if device.type == "cpu" else net.to(device)
 
 
-def _blank(header):
+def _blank(header: dict[str, Any]) -> torch.nn.Module:
     if header.get("network") != TOY:
         return blank(header["config"])
     from ..toy import ToyModel
@@ -218,7 +228,7 @@ def _blank(header):
         return ToyModel(**header["config"]).eval()
 
 
-def _give(net, tensors):
+def _give(net: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Make `tensors`, by the names of the state dict, the weights of `net`, without gradients."""
     for name, module in net.named_modules():
         prefix = f"{name}." if name else ""
@@ -229,7 +239,11 @@ def _give(net, tensors):
             module._buffers[key] = tensors[prefix + key]
 
 
-def find(path_or_name, argument="load: path_or_name", accept_licence=False):
+def find(
+    path_or_name: str | os.PathLike,
+    argument: str = "load: path_or_name",
+    accept_licence: bool = False,
+) -> Path:
     """Path of the file that `path_or_name` means; ValueError if there is none.
 
     Published weights are downloaded where they are not there yet; see `weights.fetch`.
@@ -259,7 +273,7 @@ def find(path_or_name, argument="load: path_or_name", accept_licence=False):
     return path
 
 
-def _weights(path, stored):
+def _weights(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the file, by name, as finite float32, in memory that is not the file's."""
     weights = {}
     for name, tensor in stored.items():

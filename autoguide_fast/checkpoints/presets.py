@@ -34,8 +34,10 @@ class Weights:
     images: int = field(init=False)
     ema: float = field(init=False)
 
-    def __post_init__(self):
-        dataset, size, unlabelled, thousands, ema = _FILE.fullmatch(self.file).groups()
+    def __post_init__(self) -> None:
+        parts = _FILE.fullmatch(self.file)
+        assert parts is not None  # as of all that were published
+        dataset, size, unlabelled, thousands, ema = parts.groups()
         for name, value in (
             ("dataset", dataset),
             ("size", size),

@@ -3,12 +3,15 @@
 import math
 import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .pickle_reader import PickleReader, Refused, Span, Symbol, shown
+from .pickle_reader import Budget, PickleReader, Refused, Span, Symbol, shown
 
 _TYPES = {
     "FloatStorage": torch.float32,
@@ -45,20 +48,20 @@ class RecordedTensor:
 
     storage: Storage
     offset: int
-    shape: tuple
-    strides: tuple
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """Its torch.dtype."""
         return self.storage.dtype
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """What its numbers take."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self):
+    def read(self) -> Tensor:
         """The tensor, contiguous, in memory of its own."""
         size = self.dtype.itemsize
         data = bytearray(self.storage.data.read(self.offset * size, self.nbytes))
@@ -68,7 +71,7 @@ class RecordedTensor:
         return flat.as_strided(self.shape, self.strides).contiguous()
 
 
-def rebuild_tensor(arguments):
+def rebuild_tensor(arguments: tuple) -> RecordedTensor:
     """What `torch._utils._rebuild_tensor_v2` is given, as a `RecordedTensor`."""
     if not 4 <= len(arguments) <= 7:
         raise Refused("a tensor of another version of torch")
@@ -93,14 +96,14 @@ def rebuild_tensor(arguments):
     return RecordedTensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def rebuild_parameter(arguments):
+def rebuild_parameter(arguments: tuple) -> RecordedTensor:
     """What `torch._utils._rebuild_parameter` is given: the tensor in it."""
     if len(arguments) != 3 or type(arguments[0]) is not RecordedTensor or arguments[2]:
         raise Refused("a parameter that is more than a tensor")
     return arguments[0]
 
 
-def _sizes(values):
+def _sizes(values: Any) -> TypeGuard[tuple[int, ...] | list[int]]:
     return (
         type(values) in (tuple, list)
         and len(values) <= _MOST_DIMENSIONS
@@ -108,10 +111,10 @@ def _sizes(values):
     )
 
 
-def storage_reader(budget):
+def storage_reader(budget: Budget) -> Callable[[tuple], Storage]:
     """What `torch.storage._load_from_bytes` stands for: the storage in a stream of torch's."""
 
-    def rebuild(arguments):
+    def rebuild(arguments: tuple) -> Storage:
         if len(arguments) != 1 or type(arguments[0]) is not Span:
             raise Refused("a storage without its bytes")
         span = arguments[0]
@@ -124,10 +127,10 @@ def storage_reader(budget):
     return rebuild
 
 
-def _pickle(span, start, budget, storages):
+def _pickle(span: Span, start: int, budget: Budget, storages: list[str]) -> tuple[Any, int]:
     """The value of a pickle within a stream, and where it ends."""
 
-    def persistent(identity):
+    def persistent(identity: Any) -> Storage:
         if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
             raise Refused("a persistent id that is no storage")
         _, kind, key, _, count, *view = identity
@@ -138,7 +141,7 @@ def _pickle(span, start, budget, storages):
         storages.append(key)
         return Storage(_TYPES[kind.name], count, span)
 
-    def set_state(value, state):
+    def set_state(value: object, state: object) -> None:
         raise Refused("a storage with a state")
 
     symbols = dict.fromkeys(STORAGES)
@@ -149,12 +152,12 @@ def _pickle(span, start, budget, storages):
     return reader.read(), reader.at - span.start
 
 
-def _streamed(span, budget):
+def _streamed(span: Span, budget: Budget) -> Storage:
     """The storage in a stream of torch's older format."""
     magic, at = _pickle(span, 0, budget, [])
     protocol, at = _pickle(span, at, budget, [])
     system, at = _pickle(span, at, budget, [])
-    keys = []
+    keys: list[str] = []
     storage, at = _pickle(span, at, budget, keys)
     listed, at = _pickle(span, at, budget, [])
     if magic != _MAGIC or protocol != _PROTOCOL:
@@ -167,7 +170,7 @@ def _streamed(span, budget):
     return _placed(storage, count, Span(span.file, span.start + at + 8, span.length - at - 8))
 
 
-def _zipped(span, budget):
+def _zipped(span: Span, budget: Budget) -> Storage:
     """The storage in a stream of torch's newer format: a ZIP archive, nothing in it compressed."""
     budget.step(1000)
     try:
@@ -190,14 +193,14 @@ def _zipped(span, budget):
         raise Refused("an archive that is no storage")
     if "byteorder" in places and places["byteorder"].read(0, None)[:8] != b"little":
         raise Refused("numbers whose bytes have another order")
-    keys = []
+    keys: list[str] = []
     storage, _ = _pickle(places["data.pkl"], 0, budget, keys)
     if type(storage) is not Storage or len(keys) != 1 or f"data/{keys[0]}" not in places:
         raise Refused("an archive that is no storage")
     return _placed(storage, storage.count, places[f"data/{keys[0]}"])
 
 
-def _placed(storage, count, data):
+def _placed(storage: Storage, count: int, data: Span) -> Storage:
     if count != storage.count or data.length != count * storage.dtype.itemsize:
         raise Refused(f"{data.length} bytes for {storage.count} numbers of {storage.dtype}")
     return Storage(storage.dtype, count, data)
@@ -206,22 +209,22 @@ def _placed(storage, count, data):
 class _Window:
     """A span as a file that may be searched: what `zipfile` asks for."""
 
-    def __init__(self, span):
+    def __init__(self, span: Span) -> None:
         self.span, self.at, self.left = span, 0, 1 << 20
 
-    def seekable(self):
+    def seekable(self) -> bool:
         return True
 
-    def tell(self):
+    def tell(self) -> int:
         return self.at
 
-    def seek(self, offset, whence=0):
+    def seek(self, offset: int, whence: int = 0) -> int:
         self.at = offset + (0, self.at, self.span.length)[whence]
         if self.at < 0:
             raise OSError("a place before the beginning")
         return self.at
 
-    def read(self, count=-1):
+    def read(self, count: int | None = -1) -> bytes:
         left = max(0, self.span.length - self.at)
         count = left if count is None or count < 0 else min(count, left)
         self.left -= count
@@ -250,13 +253,13 @@ class RecordedArray:
     """A `numpy.ndarray`; as a key, itself."""
 
     dtype: RecordedType | None = None
-    shape: tuple = ()
+    shape: tuple[int, ...] = ()
     fortran: bool = False
     data: Span | None = None
 
-    def read(self):
+    def read(self) -> np.ndarray:
         """The array."""
-        if self.dtype is None:
+        if self.dtype is None or self.data is None:
             raise Refused("an array without its numbers")
         dtype = np.dtype(f"{self.dtype.order}{self.dtype.name}")
         if math.prod(self.shape) * dtype.itemsize != self.data.length:
@@ -265,7 +268,7 @@ class RecordedArray:
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
 
-def rebuild_dtype(arguments):
+def rebuild_dtype(arguments: tuple) -> RecordedType:
     """What `numpy.dtype` is given."""
     name = arguments[0] if arguments else None
     if type(name) is not str or name not in _KINDS:
@@ -273,14 +276,14 @@ def rebuild_dtype(arguments):
     return RecordedType(name)
 
 
-def rebuild_array(arguments):
+def rebuild_array(arguments: tuple) -> RecordedArray:
     """What `numpy.core.multiarray._reconstruct` is given: an array that is still empty."""
     if len(arguments) != 3 or arguments[0] != Symbol("numpy", "ndarray"):
         raise Refused("an array of another class")
     return RecordedArray()
 
 
-def rebuild_from_buffer(arguments):
+def rebuild_from_buffer(arguments: tuple) -> RecordedArray:
     """What `numpy.core.numeric._frombuffer` is given: bytes, type, shape and order."""
     if len(arguments) != 4 or arguments[3] not in ("C", "F"):
         raise Refused("an array in an unknown order")
@@ -289,7 +292,7 @@ def rebuild_from_buffer(arguments):
     return array
 
 
-def rebuild_scalar(arguments):
+def rebuild_scalar(arguments: tuple) -> Any:
     """What `numpy.core.multiarray.scalar` is given, as a plain number."""
     if len(arguments) != 2:
         raise Refused("a number that is none")
@@ -298,7 +301,7 @@ def rebuild_scalar(arguments):
     return array.read().item()
 
 
-def fill_dtype(dtype, state):
+def fill_dtype(dtype: RecordedType, state: object) -> None:
     """Give a `RecordedType` its state, of which all but the order of bytes must be absent."""
     if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
         raise Refused("an array of an unknown type")
@@ -307,7 +310,7 @@ def fill_dtype(dtype, state):
     dtype.order = state[1]
 
 
-def fill_array(array, state):
+def fill_array(array: RecordedArray, state: object) -> None:
     """Give a `RecordedArray` its state."""
     if type(state) is not tuple or len(state) != 5:
         raise Refused("an array of another version of NumPy")

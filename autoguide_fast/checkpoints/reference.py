@@ -5,20 +5,25 @@ attributes are looked at, the options that they were built with become those of 
 names, shapes and attributes of all layers must be what these options build.
 """
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, ItemsView, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..as_built import blank
 from ..encoders import STABILITY_VAE, LatentEncoder, PixelEncoder
 from ..networks import Block, Precond, UNet
 from ..nn import MPConv, MPFourier
-from .pickle_reader import Budget, PickleReader, Recorded, Refused, shown
+from .pickle_reader import Budget, PickleReader, Rebuild, Recorded, Refused, shown
 from .recorded_tensors import (
     DTYPES,
     RecordedArray,
@@ -42,7 +47,7 @@ _MOST_LAYERS = 20_000
 _MOST_LEVELS = 16
 
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict", "ParameterDict", "ParameterList")
-_CLASSES = {
+_CLASSES: dict[type, str] = {
     Precond: "Precond",
     UNet: "UNet",
     Block: "Block",
@@ -64,7 +69,7 @@ _OF_ANY_MODULE = frozenset(vars(torch.nn.Module())) | {
     "_load_state_dict_post_hooks",
 }
 # Attributes that all snapshots have, and that ours have under the same names where they matter.
-_KNOWN = {
+_KNOWN: dict[str, set[str]] = {
     "Precond": {"img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data"},
     "UNet": {"label_balance", "concat_balance"},
     "Block": {
@@ -87,7 +92,7 @@ _KNOWN = {
 # --- from a file to its contents ----------------------------------------------------------------
 
 
-def is_pickle(path):
+def is_pickle(path: str | os.PathLike) -> bool:
     """Whether a file is to be read as a pickle, by its first bytes, or else by its name."""
     try:
         with open(path, "rb") as file:
@@ -100,7 +105,7 @@ def is_pickle(path):
 
 
 @contextlib.contextmanager
-def opened(path, function):
+def opened(path: str | os.PathLike, function: str) -> Iterator[Any]:
     """The contents of a pickle, while the file is open.
 
     Raises ValueError, in the name of `function`, for what is not dictionaries and tensors.
@@ -120,13 +125,13 @@ def opened(path, function):
         ) from None
 
 
-def check(path, function):
+def check(path: str | os.PathLike, function: str) -> None:
     """Raise ValueError, in the name of `function`, where a file is no whole pickle of data."""
     with opened(path, function):
         pass
 
 
-def _contents(file):
+def _contents(file: BinaryIO) -> Any:
     size = file.seek(0, 2)
     file.seek(0)
     start = file.read(64)
@@ -140,7 +145,7 @@ def _contents(file):
     return value
 
 
-def _other_kind(start, size):
+def _other_kind(start: bytes, size: int) -> str:
     if not size:
         return "an empty file"
     text = start.lstrip()
@@ -153,8 +158,8 @@ def _other_kind(start, size):
     return f"a file that begins with {shown(repr(start[:8]))}"
 
 
-def _symbols(budget):
-    arrays = {
+def _symbols(budget: Budget) -> dict[tuple[str, str], Rebuild | None]:
+    arrays: dict[tuple[str, str], Rebuild] = {
         ("_reconstruct", "multiarray"): rebuild_array,
         ("scalar", "multiarray"): rebuild_scalar,
         ("_frombuffer", "numeric"): rebuild_from_buffer,
@@ -184,7 +189,7 @@ def _symbols(budget):
     }
 
 
-def _dictionary(arguments):
+def _dictionary(arguments: tuple) -> dict[str, Any]:
     if not arguments:
         return {}
     pairs = arguments[0]
@@ -195,7 +200,7 @@ def _dictionary(arguments):
     return dict(pairs)
 
 
-def _set(arguments):
+def _set(arguments: tuple) -> set[str]:
     if not arguments:
         return set()
     if len(arguments) != 1 or type(arguments[0]) is not list:
@@ -205,18 +210,18 @@ def _set(arguments):
     return set(arguments[0])
 
 
-def _size(arguments):
+def _size(arguments: tuple) -> tuple:
     if len(arguments) != 1 or type(arguments[0]) not in (tuple, list):
         raise Refused("a torch.Size of another kind")
     return tuple(arguments[0])
 
 
-def _device(arguments):
+def _device(arguments: tuple) -> str:
     return "device"
 
 
-def _container(name):
-    def rebuild(arguments):
+def _container(name: str) -> Rebuild:
+    def rebuild(arguments: tuple) -> Recorded:
         if arguments:
             raise Refused(f"a {name} with arguments")
         return Recorded(name)
@@ -224,7 +229,7 @@ def _container(name):
     return rebuild
 
 
-def _persistent(arguments):
+def _persistent(arguments: tuple) -> Recorded:
     meta = arguments[0] if len(arguments) == 1 else None
     if type(meta) is not dict or meta.get("type") != "class":
         raise Refused("a recorded object that is none of a class")
@@ -236,7 +241,7 @@ def _persistent(arguments):
     return Recorded(name, state)
 
 
-def _set_state(value, state):
+def _set_state(value: object, state: Any) -> None:
     if type(value) is RecordedArray:
         fill_array(value, state)
     elif type(value) is RecordedType:
@@ -250,14 +255,14 @@ def _set_state(value, state):
 # --- what the contents mean -----------------------------------------------------------------------
 
 
-def read_header(path, function):
+def read_header(path: str | os.PathLike, function: str) -> dict[str, Any]:
     """What the header of a checkpoint of ours says, of a snapshot of the reference."""
     with opened(path, function) as contents:
         return _interpreted(contents)[0]
 
 
 @contextlib.contextmanager
-def reading(path, function):
+def reading(path: str | os.PathLike, function: str) -> Iterator[tuple[dict[str, Any], _Tensors]]:
     """Header and tensors of a snapshot of the reference, while the file is open.
 
     Its tensors are a mapping that reads each when it is asked for. The header is a dict as in
@@ -271,35 +276,35 @@ def reading(path, function):
         yield header, _Tensors(recorded)
 
 
-def read(path, function):
+def read(path: str | os.PathLike, function: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors, the latter in memory, of a snapshot of the reference."""
     with reading(path, function) as (header, tensors):
         return header, dict(tensors)
 
 
-class _Tensors(Mapping):
-    def __init__(self, recorded):
+class _Tensors(Mapping[str, Tensor]):
+    def __init__(self, recorded: Mapping[str, RecordedTensor]) -> None:
         self.recorded = recorded
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Tensor:
         return self.recorded[name].read()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.recorded)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.recorded)
 
     @property
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.recorded.items()}
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.recorded.values())
 
 
-def _interpreted(contents):
+def _interpreted(contents: Any) -> tuple[dict[str, Any], dict[str, RecordedTensor]]:
     snapshot = {"ema": contents} if type(contents) is Recorded else contents
     if type(snapshot) is not dict or type(snapshot.get("ema")) is not Recorded:
         held = ", ".join(shown(k) for k in list(contents)[:8]) if type(contents) is dict else ""
@@ -330,9 +335,9 @@ def _interpreted(contents):
 class _Layer:
     """A module of the recorded net: its attributes, and its tensors by their whole names."""
 
-    def __init__(self, recorded, prefix):
+    def __init__(self, recorded: Recorded, prefix: str) -> None:
         self.class_name, self.state = recorded.class_name, recorded.state
-        self.tensors = {}
+        self.tensors: dict[str, RecordedTensor] = {}
         temporary = recorded.state.get("_non_persistent_buffers_set")
         temporary = temporary if type(temporary) is set else set()
         for kind in ("_parameters", "_buffers"):
@@ -344,16 +349,17 @@ class _Layer:
                 self.tensors[prefix + key] = value
 
 
-def _entries(recorded, kind):
+def _entries(recorded: Recorded, kind: str) -> ItemsView[str, Any]:
     values = recorded.state.get(kind, {})
     if type(values) is not dict or not all(type(key) is str for key in values):
         raise Refused(f"{shown(recorded)} without its {kind.strip('_')}")
     return values.items()
 
 
-def _layers(net):
+def _layers(net: Recorded) -> list[tuple[str, _Layer]]:
     """All modules of a recorded net, by name, with their tensors."""
-    found, todo = [], [("", net, 0)]
+    found: list[tuple[str, _Layer]] = []
+    todo = [("", net, 0)]
     while todo:
         name, module, depth = todo.pop()
         if depth > _DEEPEST or len(found) >= _MOST_LAYERS:
@@ -368,7 +374,7 @@ def _layers(net):
     return found
 
 
-def _arguments(recorded, known):
+def _arguments(recorded: Recorded, known: Collection[str]) -> dict[str, Any]:
     """The arguments by name that an object was made with, of which all must be `known`."""
     positional = recorded.state.get("_init_args", ())
     options = recorded.state.get("_init_kwargs", {})
@@ -383,7 +389,7 @@ def _arguments(recorded, known):
     return options
 
 
-def _options(net, num_tensors):
+def _options(net: Recorded, num_tensors: int) -> dict[str, Any]:
     """The options of a `Precond`, from the recorded arguments and attributes."""
     known = {k: p.default for k, p in inspect.signature(Precond).parameters.items()}
     options = dict(_arguments(net, known))
@@ -406,7 +412,7 @@ def _options(net, num_tensors):
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 
-def _is_option(value):
+def _is_option(value: Any) -> bool:
     if type(value) in (list, tuple):
         return len(value) <= 64 and all(type(v) in (int, float) and _is_option(v) for v in value)
     if value is None or type(value) is bool:
@@ -414,7 +420,12 @@ def _is_option(value):
     return type(value) in (int, float) and abs(value) < 1 << 30
 
 
-def _prove(found, tensors, built, config):
+def _prove(
+    found: list[tuple[str, _Layer]],
+    tensors: Mapping[str, RecordedTensor],
+    built: Precond,
+    config: Mapping[str, Any],
+) -> None:
     """Refuse a recorded net that is not what its options build."""
     modules = dict(built.named_modules())
     for name, layer in found:
@@ -453,7 +464,7 @@ def _prove(found, tensors, built, config):
         raise Refused("weights that share their numbers")
 
 
-def _built(ours, key, config):
+def _built(ours: Any, key: str, config: Mapping[str, Any]) -> Any:
     if key == "resample_filter":
         return config[key]
     if key == "out_channels" and isinstance(ours, Block):
@@ -465,7 +476,7 @@ def _built(ours, key, config):
     return getattr(ours, key)
 
 
-def _same(theirs, ours):
+def _same(theirs: Any, ours: Any) -> bool:
     if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)):
         return len(theirs) == len(ours) and all(map(_same, theirs, ours))
     if isinstance(theirs, (bool, str)) or isinstance(ours, (bool, str)) or ours is None:
@@ -473,7 +484,7 @@ def _same(theirs, ours):
     return type(theirs) in (int, float) and math.isclose(theirs, ours, rel_tol=1e-6)
 
 
-def _encoder(recorded, config):
+def _encoder(recorded: object, config: Mapping[str, Any]) -> str | None:
     """Name of the encoder of ours that a recorded one is, or None for none."""
     if recorded is None:
         return None
@@ -505,9 +516,9 @@ def _encoder(recorded, config):
     return LatentEncoder.name
 
 
-def _trained(snapshot):
+def _trained(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     """What a snapshot tells about its training, as plain values."""
-    facts = {}
+    facts: dict[str, Any] = {}
     loss = snapshot.get("loss_fn")
     if type(loss) is Recorded:
         plain = {k: v for k, v in loss.state.items() if type(v) in (bool, int, float, str)}
@@ -520,7 +531,7 @@ def _trained(snapshot):
     return _plain(facts, [10_000], 0)
 
 
-def _plain(value, left, depth):
+def _plain(value: Any, left: list[int], depth: int) -> Any:
     """What of a value JSON can hold; None for the rest."""
     left[0] -= 1
     if left[0] < 0 or depth > _DEEPEST:
@@ -539,7 +550,7 @@ def _plain(value, left, depth):
     return value if type(value) is bool else None
 
 
-def _toy(net):
+def _toy(net: Recorded) -> tuple[dict[str, Any], dict[str, RecordedTensor]]:
     """Header and tensors of a net of the two-dimensional toy."""
     from ..toy import ToyModel
 
@@ -565,7 +576,7 @@ def _toy(net):
 # --- other uses -----------------------------------------------------------------------------------
 
 
-def read_statistics(path):
+def read_statistics(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
     """Reference statistics: `{metric: {"mu": [F], "sigma": [F, F]}}`, float64 NumPy arrays.
 
     Reads the reference implementation's `.pkl`, as data, and `.npz` files with `metric/mu` or one
@@ -577,7 +588,7 @@ def read_statistics(path):
     if path.suffix.lower() == ".npz":
         with np.load(path, allow_pickle=False) as file:
             named = {k: file[k] for k in file.files}
-        found = {}
+        found: dict[str, dict[str, np.ndarray]] = {}
         for key, value in named.items():
             metric, _, name = key.rpartition("/")
             found.setdefault(metric or "fid", {})[name] = value
@@ -597,12 +608,13 @@ def read_statistics(path):
     }
 
 
-def _statistics(contents):
+def _statistics(contents: Any) -> dict[str, dict[str, np.ndarray]]:
     if type(contents) is not dict or not contents:
         raise Refused(f"{shown(contents)} instead of metrics")
     if {"mu", "sigma"} <= contents.keys():
         contents = {"fid": contents}
-    found, arrays = {}, {}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    arrays: dict[RecordedArray, np.ndarray] = {}
     for metric, values in contents.items():
         if type(values) is not dict or any(
             type(values.get(k)) is not RecordedArray for k in ("mu", "sigma")

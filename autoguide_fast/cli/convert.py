@@ -12,7 +12,7 @@ examples:
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Add `convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",

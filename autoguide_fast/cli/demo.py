@@ -23,7 +23,9 @@ from .arguments import (
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
+    from ..generate import StepInfo
     from ..metrics import Quality
 
 # Far from the seeds of any search for weights, so that nothing shown was picked by its result.
@@ -74,7 +76,7 @@ class Sampled:
     frechet: float
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Add `demo` to the command line."""
     parser = subparsers.add_parser(
         "demo",
@@ -182,12 +184,12 @@ class Comparison:
                 self.sampled[method.name, weight] = Sampled(images, seconds, distance)
 
     def _sample(
-        self, method: Method, weight: float, nimg: int, bar=None
+        self, method: Method, weight: float, nimg: int, bar: tqdm | None = None
     ) -> tuple[torch.Tensor, float]:
         """Return images uint8 `[nimg, 1, 8, 8]`, classes in turn, and the seconds they took."""
         from .. import sample
 
-        def advance(info):
+        def advance(info: StepInfo) -> None:
             if bar is not None and info.step == info.num_steps - 1:
                 bar.update(len(info.indices))
 

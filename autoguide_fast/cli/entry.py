@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import NoReturn
 
 from ..files import reason, remedy
 from . import convert, demo, info, presets, sample
@@ -28,7 +29,7 @@ examples:
 class _Parser(argparse.ArgumentParser):
     """An argument parser that says what is wrong in one line."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 

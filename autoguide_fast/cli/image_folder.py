@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -190,11 +191,11 @@ class ImageFolder:
             write_atomically(self.path / GRID, grid.save)
 
 
-def _identity(value):
+def _identity(value: Any) -> Any:
     return value["digest"] if isinstance(value, dict) else value
 
 
-def _shown(value) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['name']} (contents {value['digest'][:8]})"
     return "none" if value is None else str(value)

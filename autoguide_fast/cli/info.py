@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Add `info` to the command line."""
     parser = subparsers.add_parser(
         "info",

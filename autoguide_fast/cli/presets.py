@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..checkpoints.presets import Weights
 
 _EXAMPLES = """\
 examples:
@@ -12,7 +16,7 @@ examples:
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Add `presets` to the command line."""
     parser = subparsers.add_parser(
         "presets",
@@ -33,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..checkpoints.presets import PARAMETERS, licence, presets
     from ..checkpoints.weights import present
 
-    def described(weights):
+    def described(weights: Weights | None) -> dict[str, Any] | None:
         if weights is None:
             return None
         return {

@@ -7,8 +7,12 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import integer_ranges, positive_integer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
@@ -30,7 +34,7 @@ examples:
 """
 
 
-def add_command(subparsers) -> None:
+def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Add `sample` to the command line."""
     parser = subparsers.add_parser(
         "sample",
@@ -202,7 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
         batches = [range(i, min(i + size, len(seeds))) for i in range(0, len(seeds), size)]
         todo = [i for batch in batches if any(folder.missing[i] for i in batch) for i in batch]
 
-        def write(indices, images):
+        def write(indices: range, images: np.ndarray) -> None:
             folder.write([todo[i] for i in indices], images)
 
         try:

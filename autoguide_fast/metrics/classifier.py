@@ -61,7 +61,7 @@ def class_agreement(classifier: SVC, features: ArrayLike, labels: ArrayLike) -> 
     return float(np.mean(classifier.predict(features) == labels))
 
 
-def _check_labels(labels, count: int, function: str) -> np.ndarray:
+def _check_labels(labels: ArrayLike, count: int, function: str) -> np.ndarray:
     labels = to_numpy(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(

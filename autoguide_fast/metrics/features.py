@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -113,7 +114,7 @@ def to_numpy(values: ArrayLike) -> np.ndarray:
     return np.asarray(values)
 
 
-def as_count(value, function: str, argument: str) -> int:
+def as_count(value: SupportsIndex, function: str, argument: str) -> int:
     """Return `value` as an int >= 1, or raise in the name of `function`."""
     try:
         count = operator.index(value)

@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike
 
 from .features import as_features, to_numpy
 
+# Features `[N, D]`, or their mean and covariance.
+Statistics = ArrayLike | tuple[ArrayLike, ArrayLike]
+
 
 def feature_statistics(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the unbiased covariance of a set of features.
@@ -25,7 +28,7 @@ def feature_statistics(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
 
 
-def frechet_distance(a, b) -> float:
+def frechet_distance(a: Statistics, b: Statistics) -> float:
     """Return the squared 2-Wasserstein distance between Gaussians fitted to two sets of features.
 
     `|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))` (Dowson and Landau 1982; Heusel et al.
@@ -60,7 +63,7 @@ def frechet_distance(a, b) -> float:
     return max(float(distance), 0.0)
 
 
-def _statistics(value, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _statistics(value: Statistics, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Turn an argument, features or a (mu, sigma) pair, into checked statistics."""
     if not isinstance(value, tuple):
         features = as_features(value, "frechet_distance", name, at_least=2)
