@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}
 
 _XXS = {k: v for k, v in preset("edm2-img512-xxs").items() if k not in ("duration", "batch")}
 # Options, then resolution, channels and classes of the images.
-NETS = {
+NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "digits": ({"batch": 256}, (8, 1, 10)),
     "pixel-32": (
         {

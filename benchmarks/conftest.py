@@ -40,7 +40,9 @@ def _inference():
 def pytest_terminal_summary(terminalreporter, config):
     """Print the table, and draw the plot where one was asked for."""
     session = getattr(config, "_benchmarksession", None)
-    rows = [b for b in session.benchmarks if "rate" in b.extra_info] if session else []
+    if session is None:
+        return
+    rows = [b for b in session.benchmarks if "rate" in b.extra_info]
     if not rows:
         return
     terminalreporter.section("races, medians of interleaved rounds")

@@ -28,7 +28,8 @@ TOLERANCES = {
 
 def ours(net_name, dtype):
     """Return the engine of that pair in that type."""
-    return autoguide_fast.Engine(*pairs.pair(net_name), dtype=dtype)
+    model, guide = pairs.pair(net_name)
+    return autoguide_fast.Engine(model, guide, dtype)
 
 
 def rival(name, net_name, batch, dtype, path=None, how=None):

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from autoguide_fast import ops, runtime_kernels
+from autoguide_fast._extension import build_info
 
 CHANNELS, SIZE, BATCHES = 192, 64, (64, 1, 8)
 DTYPE = torch.float16
@@ -135,7 +136,7 @@ def race(name, batch, device):
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     copies = [make() for _ in range(min(64, max(2, math.ceil(4 * cache / size))))]
     graphs = {key: captured(contestant, copies) for key, contestant in contestants.items()}
-    times = {key: [] for key in graphs}
+    times: dict[str, list[float]] = {key: [] for key in graphs}
     for _ in range(WARMUP + ROUNDS):
         for key, (graph, _) in graphs.items():
             times[key].append(device_time(graph.replay) / len(copies) * 1e3)
@@ -184,7 +185,7 @@ def machine(device):
         "driver": driver,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "kernels": runtime_kernels.route(),
+        "kernels": runtime_kernels.route(build_info().get("cuda_architectures")),
         "command": command(),
     }
 

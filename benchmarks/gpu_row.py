@@ -18,6 +18,7 @@ import rivals
 import torch
 
 from autoguide_fast import Engine
+from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.textbook import TextbookPrecond
 
 GUIDANCE = 2.0
@@ -78,7 +79,8 @@ def compiled(model, guide):
     """The textbook pair under `torch.compile` at its best: weights frozen, CUDA graphs."""
 
     def compile_one(net):
-        module = TextbookPrecond(net).to(memory_format=torch.channels_last)
+        module = TextbookPrecond(net)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         run = torch.compile(
             lambda x, sigma, labels: module(x, sigma, labels).float(),
             fullgraph=True,
@@ -111,8 +113,10 @@ def contestant(name, model, guide, path):
     _, dtype, *swapped = name.split("-")
     engine = Engine(model, guide, dtype=getattr(torch, dtype))
     if swapped:
-        rule = type(engine)._overlaps
-        engine._overlaps = lambda batch: not rule(engine, batch)
+        gpu_engine = engine._engine
+        assert isinstance(gpu_engine, GpuEngine)
+        rule = gpu_engine._overlaps
+        gpu_engine._overlaps = lambda batch: not rule(batch)  # type: ignore[method-assign]
     return engine
 
 

@@ -38,7 +38,7 @@ def curves(options, steps, rivals=(), path=None):
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[options.precision]
     loops = {name: bench_train.rival_of(name, trainer, dtype, path) for name in rivals}
     trainer.loss = Listener(trainer.loss)
-    losses = {name: [] for name in ("ours", *rivals)}
+    losses: dict[str, list[float]] = {name: [] for name in ("ours", *rivals)}
     for _ in range(steps):
         losses["ours"].append(trainer.step())
         for name, loop in loops.items():

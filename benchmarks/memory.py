@@ -29,7 +29,9 @@ def measured(name, task, net_name, batch, dtype, path, how):
 
 def _status(field):
     with open("/proc/self/status") as file:
-        return 1024 * int(re.search(rf"{field}:\s+(\d+)", file.read())[1])
+        found = re.search(rf"{field}:\s+(\d+)", file.read())
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 def _forget_peak():

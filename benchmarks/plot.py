@@ -62,7 +62,7 @@ def draw(rows, path):
 
 def _table(rows):
     """Dict of net and batch to the list of `(dtype, extra_info)`, fastest type last."""
-    table = {}
+    table: dict[str, list[tuple[str, dict]]] = {}
     for row in rows:
         label = row["name"].split("[", 1)[1].rstrip("]")
         dtype = next((d for d in COLOURS if label.endswith(f"-{d}")), None)

@@ -82,7 +82,7 @@ def _time(seconds):
 
 
 def _ceilings(rows):
-    found = {}
+    found: dict[str, list[dict]] = {}
     for row in rows:
         if "ceiling" in row.extra_info:
             found.setdefault(row.extra_info["ceiling_name"], []).append(row.extra_info)

@@ -94,7 +94,7 @@ def _compiled(net, settings, dtype, x, sigma, labels):
     module = TextbookPrecond(net)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     if settings.channels_last:
-        module = module.to(memory_format=layout)
+        module = module.to(memory_format=layout)  # type: ignore[call-overload]
 
     def forward(x, sigma, labels):
         return module(x, sigma, labels).float()
@@ -118,7 +118,7 @@ def _fastest(functions):
             start = time.perf_counter()
             function()
             best[name] = min(best[name], time.perf_counter() - start)
-    return min(best, key=best.get)
+    return min(best, key=lambda name: best[name])
 
 
 @functools.lru_cache(maxsize=1)

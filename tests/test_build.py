@@ -1,5 +1,6 @@
 """What the package says of torch's releases, and how the build finds what it needs."""
 
+import ast
 import importlib.metadata
 import pathlib
 import re
@@ -8,6 +9,7 @@ import warnings
 
 import pytest
 
+from autoguide_fast import _C
 from autoguide_fast._extension import build_info, check_torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -39,6 +41,25 @@ def test_newer_torch_draws_a_warning(found):
 def test_older_torch_is_refused(found):
     with pytest.raises(ImportError, match=rf"needs torch>=2\.11, found {re.escape(found)}; run"):
         check_torch(found, "2.11", "2.14")
+
+
+def declared(nodes):
+    """What a stub declares in a module or class, by name."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AnnAssign)
+    return {getattr(n, "name", None) or n.target.id: n for n in nodes if isinstance(n, kinds)}
+
+
+def public(namespace):
+    return {name for name in namespace if not name.startswith("_")}
+
+
+def test_the_stub_declares_the_extension():
+    stub = declared(ast.parse((ROOT / "autoguide_fast" / "_C.pyi").read_text()).body)
+    assert stub.keys() == public(vars(_C))
+    for name, node in stub.items():
+        if isinstance(node, ast.ClassDef):
+            members = public(vars(getattr(_C, name))) - {"name", "value"}  # of any enumeration
+            assert public(declared(node.body)) == members, name
 
 
 @pytest.fixture
