@@ -69,6 +69,7 @@ class Engine(BaseEngine):
     ) -> None:
         self._engine = make_engine(model, guide, dtype, **options)
 
+    # Read-only, unlike those of the engine behind it.
     @property
     def model(self) -> PreparedDenoiser:  # type: ignore[override]
         return self._engine.model

@@ -114,7 +114,8 @@ def contestant(name, model, guide, path):
     engine = Engine(model, guide, dtype=getattr(torch, dtype))
     if swapped:
         gpu_engine = engine._engine
-        assert isinstance(gpu_engine, GpuEngine)
+        if not isinstance(gpu_engine, GpuEngine):
+            raise ValueError("gpu_row: swapped contestants must be on a GPU, got one on the CPU")
         rule = gpu_engine._overlaps
         gpu_engine._overlaps = lambda batch: not rule(batch)  # type: ignore[method-assign]
     return engine
