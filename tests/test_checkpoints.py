@@ -208,6 +208,19 @@ def test_bundled_pair_by_name():
         sample("digits-uncond", guidance=2, seeds=[0])
 
 
+def test_by_name_a_guide_is_loaded_only_where_it_runs(monkeypatch):
+    def noted(path, *options):
+        loaded.append(path.stem)
+        return load(path, *options)
+
+    loaded, load = [], checkpoints.load
+    monkeypatch.setattr(checkpoints, "load", noted)
+    for guidance, names in ((1, ["digits"]), (2, ["digits", "digits-guide"])):
+        loaded.clear()
+        sample("digits", guidance=guidance, seeds=[0], num_steps=1)
+        assert loaded == names
+
+
 # Options of nets that cannot be built, or not in an hour, and what is said of them.
 FIT = "weights that fit its options, got "
 ENDLESS = [

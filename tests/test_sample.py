@@ -178,6 +178,12 @@ def test_churn_is_the_same_whether_classes_are_drawn_or_given():
     assert torch.equal(given, sample(model, **options))
 
 
+def test_churn_is_added_at_all_levels_unless_bounded():
+    model, options = tiny(), {"seeds": range(2), "num_steps": 4, "S_churn": 8}
+    said = sample(model, S_min=0, S_max=float("inf"), S_noise=1, **options)
+    assert torch.equal(sample(model, **options), said)
+
+
 def test_noise_takes_the_place_of_the_seeds():
     model, seeds = tiny(), range(3)
     noise = StackedRandom("cpu", seeds).randn([2, 8, 8])
@@ -266,6 +272,17 @@ def test_callable_without_attributes_gets_labels_as_given():
     sample(model, noise=noise, num_steps=1, class_labels=4, batch_size=2)
     assert seen[0] is None
     assert [labels.tolist() for labels in seen[1:]] == [[4, 5, 6], [4, 4], [4]]
+
+
+def test_images_are_made_64_at_a_time():
+    sizes = []
+
+    def model(x, sigma, class_labels):
+        sizes.append(len(x))
+        return gaussian(x, sigma)
+
+    sample(model, noise=torch.randn(130, 1), num_steps=1)
+    assert sizes == [64, 64, 2]
 
 
 def test_no_images():
