@@ -347,6 +347,21 @@ def test_training_mode_is_put_back_and_weights_are_left_alone():
     assert not expected.requires_grad and not expected.is_inference()
 
 
+def test_modules_of_others_are_put_in_evaluation_mode_meanwhile():
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout = torch.nn.Dropout(0.5)
+
+        def forward(self, x, sigma, class_labels):
+            return self.dropout(gaussian(x, sigma))
+
+    net, noise = Dropping(), torch.randn(2, 3)
+    result = sample(net, noise=noise, num_steps=2)
+    assert torch.equal(result, sample(gaussian, noise=noise, num_steps=2))
+    assert net.training and net.dropout.training
+
+
 @pytest.mark.parametrize("wrap", [lambda net: net, Wrapped], ids=["network", "callable"])
 def test_interruption_leaves_things_clean(wrap, capsys):
     net = tiny().train()
