@@ -202,7 +202,9 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
         (lambda: ema.posthoc_coefficients([0], [0.1], [1], [0.1]), "in_nimg must be > 0"),
         (lambda: ema.posthoc_coefficients([1, 1], [0.1] * 2, [1], [0.1]), "must differ"),
         (
-            lambda: ema.posthoc_coefficients([1, 1], [0.05, 0.05 + 1e-9], [1, 1], [0.05, 0.1]),
+            lambda: ema.posthoc_coefficients(
+                [1] * 2, [0.05, 0.05 + 1e-9], [1] * 3, [0.05, 0.05, 0.1]
+            ),
             "must be near the stored 0.050, 0.050000001, or .* got 0.100, for which .* magnify",
         ),
         (lambda: ema.reconstruct([], [0.1]), "at least one"),
