@@ -5,14 +5,14 @@
 
 The changes are cosmic-ray's. It would write each of them into the file and start the tests anew;
 here the files stay as they are, and each mutant is imported by a fork of a process that has torch
-loaded already: a second for each instead of five. Tests that start processes of their own do not
-meet the mutant.
+loaded already: a second for each instead of five. Processes that tests start import it, too.
 """
 
 import argparse
 import ast
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -44,21 +44,30 @@ JUDGES = {
     "autoguide_fast/seeds.py": "test_seeds test_sample",
     "autoguide_fast/guidance.py": "test_guidance test_borrowed_memory test_sampler",
     "autoguide_fast/sampler.py": "test_sampler test_ambient test_sample",
-    "autoguide_fast/request.py": "test_sample_errors test_sample test_sampler",
-    "autoguide_fast/generate.py": "test_sample_errors test_sample test_sampler",
+    "autoguide_fast/request.py": "test_sample_errors test_sample test_sampler test_engine "
+    "test_checkpoints test_presets -k test_sample|from_files|by_name|goes_wrong|is_its_model",
+    "autoguide_fast/generate.py": "test_sample_errors test_sample test_sampler "
+    "test_borrowed_memory test_sample_command test_engine test_graph_engine test_graph_memory "
+    "-k test_sample_errors|test_sample.py|test_sampler|borrowed|batches_are|sample_takes|goes_on|"
+    "makes_room|hands_on|overflow",
     "autoguide_fast/preconditioning.py": "test_preconditioning",
     "autoguide_fast/cpu.py": "test_cpu",
-    "autoguide_fast/checkpoints/native.py": "test_checkpoints",
+    "autoguide_fast/checkpoints/format.py": "test_checkpoints",
+    "autoguide_fast/checkpoints/native.py": "test_checkpoints test_ambient test_as_built "
+    "test_reference_snapshots -k test_checkpoints|loading|options_that|sigma_data|compute",
     "autoguide_fast/checkpoints/bundled.py": "test_checkpoints test_pretrained",
     "autoguide_fast/engine/cache.py": "test_engine_cache",
-    "autoguide_fast/engine/lower.py": "test_engine -k evaluation|levels|samples|work|balances",
-    "autoguide_fast/engine/prepared.py": "test_engine test_sample",
+    "autoguide_fast/engine/lower.py": "test_engine_plan test_engine_modes test_engine "
+    "-k test_engine_plan|without_encoder|evaluation|levels|samples|work",
+    "autoguide_fast/engine/prepared.py": "test_engine_modes test_as_built test_engine "
+    "test_engine_memory -k not(evaluation|edited_net)",
     "autoguide_fast/engine/cpu_stepper.py": "test_engine -k samples|state|belong|callback|snapshot",
     "trainer/ema.py": "test_trainer_ema",
-    "trainer/loss.py": "test_trainer_loop -k golden|loss",
+    "trainer/loss.py": "test_trainer_loop -k golden|loss|level",
     "trainer/optimizer.py": "test_trainer_loop test_trainer_capture "
     "-k golden|repair|freed|loss|moments|overflow",
-    "trainer/durable.py": "test_trainer_recovery -k not(fifty|signals|bit_exact)",
+    "trainer/durable.py": "test_trainer_damage test_trainer_recovery "
+    "-k not(fifty|signals|bit_exact)",
     "trainer/data/order.py": "test_data_order",
 }
 
@@ -125,6 +134,16 @@ class Mutated(SourceFileLoader):
     def get_code(self, fullname):
         return compile(self.code, self.path, "exec")
 
+    def into(self, folder):
+        """Have each Python that starts with `folder` on its path load the module so, too."""
+        lines = (
+            "import importlib.util, sys",
+            "from importlib.machinery import SourceFileLoader",
+            inspect.getsource(Mutated),
+            f"sys.meta_path.insert(0, Mutated({self.name!r}, {self.path!r}, {self.code!r}))",
+        )
+        (folder / "sitecustomize.py").write_text("\n".join(lines), encoding="utf-8")
+
 
 class FastestFirst:
     """A plugin of pytest: the order of the tests, by the seconds that each took before.
@@ -162,7 +181,11 @@ def judged(path, code, arguments, log, seconds, plugin):
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         module = f"autoguide_fast.{module}" if module.startswith("trainer") else module
-        sys.meta_path.insert(0, Mutated(module, path, code))
+        mutated, folder = Mutated(module, path, code), plugin.file.parent
+        sys.meta_path.insert(0, mutated)
+        mutated.into(folder)
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}" if before else str(folder)
         result = pytest.main([*arguments, "-x", "-q", "-p", "no:cacheprovider"], [plugin])
         os._exit(int(result))
     before, end = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() + 20 * seconds

@@ -25,7 +25,7 @@ def net():
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
 def test_round_trip(net, tmp_path, kind):
-    path = tmp_path / "new folder" / "net.safetensors"
+    path = tmp_path / "new folder" / "another" / "net.safetensors"
     info = {"nimg": 1000, "note": "ünïcode", "recommended_guidance": 1.5}
     checkpoints.save(net.train(), kind(path), **info)
     again = autoguide_fast.load(kind(path))
@@ -107,12 +107,16 @@ def test_weights_that_would_not_come_back_are_not_saved(make, options, error, me
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_that_vanish_in_float16_are_not_saved_in_it(tmp_path):
+@pytest.mark.parametrize("name", [WEIGHT, "unet.emb_noise.weight"])
+def test_rows_that_vanish_in_float16_are_not_saved_in_it(name, tmp_path):
     net = tiny()
     with torch.no_grad():
-        net.get_parameter(WEIGHT)[0] *= 1e-9  # only its direction counts
+        net.get_parameter(name)[1] = 0
         net.unet.out_gain.fill_(1e-9)  # nearly 0, and stays that
-    with pytest.raises(ValueError, match=f"dtype must have the range of .* which {WEIGHT} leaves"):
+    checkpoints.save(net, tmp_path / "net.safetensors", dtype=torch.float16)
+    with torch.no_grad():
+        net.get_parameter(name)[0] *= 1e-9  # only its direction counts
+    with pytest.raises(ValueError, match=f"dtype must have the range of .* which {name} leaves"):
         checkpoints.save(net, tmp_path / "net.safetensors", dtype=torch.float16)
     checkpoints.save(net, tmp_path / "net.safetensors", dtype=torch.bfloat16)
 
@@ -204,6 +208,19 @@ def test_bundled_pair_by_name():
         sample("digits-uncond", guidance=2, seeds=[0])
 
 
+def test_by_name_a_guide_is_loaded_only_where_it_runs(monkeypatch):
+    def noted(path, *options):
+        loaded.append(path.stem)
+        return load(path, *options)
+
+    loaded, load = [], checkpoints.load
+    monkeypatch.setattr(checkpoints, "load", noted)
+    for guidance, names in ((1, ["digits"]), (2, ["digits", "digits-guide"])):
+        loaded.clear()
+        sample("digits", guidance=guidance, seeds=[0], num_steps=1)
+        assert loaded == names
+
+
 # Options of nets that cannot be built, or not in an hour, and what is said of them.
 FIT = "weights that fit its options, got "
 ENDLESS = [
@@ -250,11 +267,11 @@ def broken_files(tmp_path):
         (text, "must be a safetensors file"),
         (empty, "must be a safetensors file"),
         (tmp_path, "must be a file, got the folder"),
-        (tmp_path / "absent.safetensors", "bundled name .* or an existing file"),
+        (tmp_path / "absent.safetensors", "or an existing file, got '.*absent.safetensors'; check"),
         (plain, "must say how its network is built"),
         (stored("json", weights, "{"), "must be a safetensors file"),
         (stored("null", weights, "null"), "must say how its network is built"),
-        (stored("few", few, header), "weights that fit its options"),
+        (stored("few", few, header), f"got no {WEIGHT} and {len(weights) - len(few) - 1} more;"),
         (stored("wide", weights, {"config": wide}), "weights that fit its options"),
         (stored("future", weights, {"config": future}), "wormholes"),
         (stored("encoder", weights, header | {"encoder": "vae"}), "encoder: name must be one of"),
@@ -272,7 +289,7 @@ def broken_files(tmp_path):
             for number, (change, message) in enumerate(ENDLESS)
         ],
         (stored("bad", weights, {"config": net.config | {"num_blocks": -1}}), "num_blocks must be"),
-        (tmp_path / ("a" * 5000), "bundled name .* or an existing file"),
+        (tmp_path / ("a" * 5000), "bundled name .* or an existing file, got 'a{100}'; check"),
     ]
 
 
@@ -297,6 +314,8 @@ def test_files_that_are_no_checkpoints(tmp_path):
             "load: device must be present",
         ),
         (lambda p: checkpoints.save(torch.nn.Linear(1, 1), p), TypeError, "net must be a Precond"),
+        (lambda p: checkpoints.save(tiny(), 3), TypeError, "path must be a string or a path, got"),
+        (lambda p: checkpoints.save(tiny(), p.parent), ValueError, "must be a file, got the f"),
         (lambda p: checkpoints.save(tiny(), p, config=1), ValueError, "must not be called config"),
         (lambda p: checkpoints.save(tiny(), p, x=torch.ones(1)), TypeError, "JSON can hold"),
     ],
@@ -410,6 +429,23 @@ def test_names_and_places_that_are_not_unique(net, tmp_path, change, checksum):
     with pytest.raises(ValueError, match=r"^load: .*net.safetensors must ") as caught:
         checkpoints.load(path)
     assert "\n" not in str(caught.value) and "; " in str(caught.value)
+
+
+def test_numbers_lie_at_multiples_of_their_size(net, tmp_path):
+    """As whoever maps the file into memory may expect."""
+    layers = (net.unet.out_conv, net.unet.emb_noise)
+    for layer, dtype in zip(layers, (torch.float64, torch.float16), strict=True):
+        layer.to(dtype)
+    sizes = {"F64": 8, "F32": 4, "F16": 2}
+    for length in range(10):
+        checkpoints.save(net, tmp_path / "net.safetensors", note=length * "a")
+        data = (tmp_path / "net.safetensors").read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        tensors = json.loads(data[8:start])
+        del tensors["__metadata__"]
+        assert {entry["dtype"] for entry in tensors.values()} == set(sizes)
+        for name, entry in tensors.items():
+            assert (start + entry["data_offsets"][0]) % sizes[entry["dtype"]] == 0, name
 
 
 def test_equal_nets_make_equal_files(net, tmp_path):

@@ -18,7 +18,9 @@ from tolerances import ENGINE, relative_error
 import autoguide_fast
 from autoguide_fast import Engine, engine
 from autoguide_fast._extension import build_info
+from autoguide_fast.engine import prepared as prepared_module
 from autoguide_fast.generate import _check_finite
+from autoguide_fast.guidance import Unlabelled
 from autoguide_fast.networks import Precond
 from autoguide_fast.sampler import EagerStepper, heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
@@ -249,16 +251,30 @@ class Doubled(Precond):
         return 2 * super().forward(x, sigma, class_labels)
 
 
+class Mine(Unlabelled):
+    def __call__(self, x, sigma, class_labels=None):
+        return 2 * super().__call__(x, sigma)
+
+
 def test_which_nets_an_engine_runs():
     net = make_net()
     assert Engine.runs(net) and Engine.runs(net, autoguide_fast.unlabelled(net))
     hooked = make_net()
     hooked.unet.register_forward_hook(lambda module, args, output: output)
+    cast, torn, noted = make_net(), make_net(), autoguide_fast.unlabelled(net)
+    cast.run_dtype = torch.bfloat16
+    torn.unet.out_conv.to("meta")
+    noted.note = "mine"
     refused = {
         "Doubled|forward of its own": Doubled(8, 2, 10, model_channels=8, channel_mult=[1]),
         "function": lambda x, sigma, labels: x,
         "another type": make_net().double(),
         "hooks": hooked,
+        "one that runs in torch.bfloat16": cast,
+        "one on cpu and meta": torn,
+        "one on meta": make_net().to("meta"),
+        "a Mine with methods": Mine(net),
+        "Unlabelled with .* attributes of its own": noted,
     }
     for message, other in refused.items():
         assert not Engine.runs(net, other)
@@ -289,7 +305,7 @@ def test_sample_takes_an_engine():
     options = dict(guidance=1.7, class_labels=labels, seeds=range(3), num_steps=4)
     expected = autoguide_fast.sample(model, guide, **options)
     assert torch.equal(pair.sample(**options), expected)
-    assert torch.equal(autoguide_fast.sample(pair, **options), expected)
+    assert torch.equal(autoguide_fast.sample(pair, device="cpu", **options), expected)
     with pytest.raises(ValueError, match="sample: guide must be left out for an Engine"):
         autoguide_fast.sample(pair, guide, seeds=[0])
     with pytest.raises(ValueError, match="sample: guidance must be 1 for an Engine"):
@@ -338,16 +354,19 @@ def test_profile(tmp_path):
 
 
 def test_counted_work_is_that_of_the_textbook():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     net = NETS["three_levels"]()
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, sdpa_kernel(SDPBackend.MATH):  # of which each product is seen
         textbook(net, torch.float32)(*evaluation(net, 1))
-    expected = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    counts = counter.get_flop_counts()["Global"]
     lowered = Engine(net).model.lowered
-    work = zip(lowered.names, lowered.flops, strict=True)
-    assert sum(flop for name, flop in work if "attend" not in name) == expected
+    work = {"convolution": 0, "bmm": 0}
+    for name, flop in zip(lowered.names, lowered.flops, strict=True):
+        work["bmm" if "attend" in name else "convolution"] += flop
+    assert work == {kind: counts[getattr(torch.ops.aten, kind)] for kind in work}
 
 
 def test_steady_state_allocates_nothing():
@@ -422,5 +441,20 @@ def test_memory_is_bounded_and_known(threads):
     pair.model(*evaluation(net, 64))
     block = pair._engine._arena.block
     assert block.numel() + pair.model.weight_bytes <= few
-    pair.model(*evaluation(net, 64))
-    assert pair._engine._arena.block is block
+    for images in (64, 1):
+        pair.model(*evaluation(net, images))
+        assert pair._engine._arena.block is block
+
+
+def test_packed_weights_are_those_of_the_net():
+    net = NETS["winograd"]()
+    prepared = Engine(net).model
+    weights = sum(p.nbytes for p in net.unet.parameters())
+    assert weights <= prepared.weight_bytes < 1.1 * weights  # channels are rounded up to 16
+
+
+def test_a_net_of_large_maps_runs_image_by_image(monkeypatch):
+    net = make_net()
+    expected = Engine(net).model(*evaluation(net, 3))
+    monkeypatch.setattr(prepared_module, "_CHUNK_BYTES", 1)
+    assert torch.equal(Engine(net).model(*evaluation(net, 3)), expected)

@@ -82,7 +82,7 @@ def test_batch_is_split_further_where_memory_is_short():
         result = prepared(x, sigma)
         again = prepared(x, sigma)
     assert len(caught) == 1, caught
-    assert "MiB for feature maps are not free" in str(caught[0].message)
+    assert f"Engine: {usual / MIB:.1f} MiB for feature maps are not free" in str(caught[0].message)
     assert prepared.chunk(16, 1) == 2  # of four: what one image took, and 10 MiB
     resource.setrlimit(resource.RLIMIT_AS, unlimited)
     assert torch.equal(result, again) and torch.equal(result, Engine(net).model(x, sigma))
@@ -103,7 +103,8 @@ def test_too_little_memory_is_said():
     try:
         prepared(x, sigma)
     except MemoryError as error:
-        assert "MiB must be free for one image a team of threads" in str(error), error
+        needed = f"{prepared.arena_bytes(16, 1) / MIB:.1f} MiB must be free for one image a team"
+        assert needed in str(error), error
     else:
         raise AssertionError("enough memory")
     """

@@ -1,6 +1,7 @@
 """Memory of the GPU's engine, on a CPU: what it does where there is too little, and gives back."""
 
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -99,9 +100,39 @@ def test_sample_goes_on_without_an_engine_where_memory_does_not_last(name, monke
 
     net, options = tiny(), {"seeds": range(2), "num_steps": 3}
     monkeypatch.setattr(generate, "cached", full)
-    with pytest.warns(UserWarning, match="memory does not last for an Engine"):
+    with pytest.warns(UserWarning, match="memory does not last for an Engine") as caught:
+        value = autoguide_fast.sample(net, **options)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert_sample(value, net, **options)
+
+
+@pytest.mark.parametrize("name", SHORTAGES)
+def test_sample_makes_room_by_releasing_the_engines_of_other_pairs(name, monkeypatch):
+    def full_at_first(*nets):
+        calls.append(nets)
+        if len(calls) == 1:
+            raise SHORTAGES[name]
+        return cached(*nets)
+
+    calls, cached = [], generate.cached
+    other = weakref.ref(cached(tiny(seed=1)))
+    monkeypatch.setattr(generate, "cached", full_at_first)
+    net, options = tiny(), {"seeds": range(2), "num_steps": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         value = autoguide_fast.sample(net, **options)
     assert_sample(value, net, **options)
+    gc.collect()
+    assert other() is None
+
+
+def test_sample_hands_on_other_errors_of_an_engine(monkeypatch):
+    def broken(*nets):
+        raise RuntimeError("an illegal access")
+
+    monkeypatch.setattr(generate, "cached", broken)
+    with pytest.raises(RuntimeError, match="an illegal access"):
+        autoguide_fast.sample(tiny(), seeds=[0], num_steps=1)
 
 
 def test_what_was_recorded_is_released():

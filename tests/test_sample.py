@@ -178,6 +178,12 @@ def test_churn_is_the_same_whether_classes_are_drawn_or_given():
     assert torch.equal(given, sample(model, **options))
 
 
+def test_churn_is_added_at_all_levels_unless_bounded():
+    model, options = tiny(), {"seeds": range(2), "num_steps": 4, "S_churn": 8}
+    said = sample(model, S_min=0, S_max=float("inf"), S_noise=1, **options)
+    assert torch.equal(sample(model, **options), said)
+
+
 def test_noise_takes_the_place_of_the_seeds():
     model, seeds = tiny(), range(3)
     noise = StackedRandom("cpu", seeds).randn([2, 8, 8])
@@ -268,6 +274,17 @@ def test_callable_without_attributes_gets_labels_as_given():
     assert [labels.tolist() for labels in seen[1:]] == [[4, 5, 6], [4, 4], [4]]
 
 
+def test_images_are_made_64_at_a_time():
+    sizes = []
+
+    def model(x, sigma, class_labels):
+        sizes.append(len(x))
+        return gaussian(x, sigma)
+
+    sample(model, noise=torch.randn(130, 1), num_steps=1)
+    assert sizes == [64, 64, 2]
+
+
 def test_no_images():
     assert sample(tiny(), seeds=[]).shape == (0, 2, 8, 8)
     net = tiny()
@@ -328,6 +345,21 @@ def test_training_mode_is_put_back_and_weights_are_left_alone():
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert not expected.requires_grad and not expected.is_inference()
+
+
+def test_modules_of_others_are_put_in_evaluation_mode_meanwhile():
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout = torch.nn.Dropout(0.5)
+
+        def forward(self, x, sigma, class_labels):
+            return self.dropout(gaussian(x, sigma))
+
+    net, noise = Dropping(), torch.randn(2, 3)
+    result = sample(net, noise=noise, num_steps=2)
+    assert torch.equal(result, sample(gaussian, noise=noise, num_steps=2))
+    assert net.training and net.dropout.training
 
 
 @pytest.mark.parametrize("wrap", [lambda net: net, Wrapped], ids=["network", "callable"])

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,11 +120,12 @@ VALUE_ERRORS = {
     "noise_and_seeds": ({"noise": NOISE[:2]}, "seeds must hold one seed per image .* 3 for 2"),
     "noise_without_seeds_for_labels": (
         {"noise": NOISE, "seeds": None},
-        "seeds must be given beside noise where classes are drawn",
+        "seeds must be given beside noise where classes are drawn, got None; pass one seed per "
+        "image, or class_labels$",
     ),
     "noise_without_seeds_for_churn": (
         {"noise": NOISE, "seeds": None, "class_labels": 0, "S_churn": 3},
-        "seeds must be given beside noise where churn is added",
+        "seeds must be given beside noise where churn is added, got None; pass one seed per image$",
     ),
     "array_kind": ({"array": "jax"}, "array must be one of torch, numpy, cupy"),
     "array_cupy": ({"array": "cupy"}, "array must be 'torch' or 'numpy' on cpu"),
@@ -273,6 +275,31 @@ def test_overflow_of_the_state_itself(nets):
     """Guidance that is too strong is not blamed on the nets, which go wrong next."""
     with pytest.raises(FloatingPointError, match=r"the state must stay finite.*; lower guidance"):
         sample(**nets, guidance=1e38, seeds=SEEDS, num_steps=4)
+
+
+def test_numbers_whose_sum_overflows_are_finite():
+    def model(x, sigma, class_labels):
+        return torch.full_like(x, 1e38)
+
+    assert not NOISE.add(1e38).sum().isfinite()
+    value = sample(model, noise=NOISE, num_steps=1)
+    torch.testing.assert_close(value, torch.full_like(NOISE, 1e38))
+
+
+@pytest.mark.parametrize(
+    ("decoded", "got"),
+    [
+        (lambda x: None, "NoneType"),
+        (lambda x: x.sum(), r"\[\]"),
+        (lambda x: x[:2], r"\[2, 2, 8, 8\]"),
+    ],
+)
+def test_wrong_output_of_an_encoder(decoded, got):
+    net = tiny()
+    net.encoder = SimpleNamespace(decode=decoded)
+    message = rf"sample: model.encoder must decode 3 samples to .*, got {got}; return"
+    with pytest.raises(TypeError, match=message):
+        sample(net, seeds=SEEDS, num_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from test_trainer_recovery import TINY, same_state, state_in
 
 from autoguide_fast import checkpoints
@@ -158,7 +161,7 @@ def test_damaged_snapshots_are_named_and_the_newest_written_again(capsys, part):
 
 
 def test_a_damaged_checkpoint_does_not_count_as_the_one_before(tmp_path):
-    folder = tmp_path / "checkpoints"
+    folder = tmp_path / "run" / "checkpoints"
 
     def save(nimg):
         durable.save_checkpoint(folder, nimg, {"nimg": nimg})
@@ -174,6 +177,51 @@ def test_a_damaged_checkpoint_does_not_count_as_the_one_before(tmp_path):
         path.write_bytes(b"")
     assert save(56) == [32, 40, 56]  # one that is whole: nothing goes
     assert save(64) == [56, 64]
+
+
+def test_a_checkpoint_that_reads_back_otherwise_is_not_kept(tmp_path, monkeypatch):
+    """As from a disk that returns other bytes than it was given."""
+
+    def worn(state, file):
+        save(state, file)
+        file.flush()
+        with open(file.name, "r+b") as again:
+            again.seek(20)
+            again.write(b"?")
+
+    first, save = durable.save_checkpoint(tmp_path, 16, {"nimg": 16}), torch.save
+    monkeypatch.setattr(torch, "save", worn)
+    for nimg in range(32, 160, 16):
+        with pytest.raises(OSError, match=r"must be written to .*, got it reads back otherwise"):
+            durable.save_checkpoint(tmp_path, nimg, {"nimg": nimg})
+        assert list(tmp_path.iterdir()) == [first]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+    durable.save_checkpoint(tmp_path, 16, {"nimg": 16})
+    unreadable = tmp_path / f"000000032-{32 * '0'}.pt"
+    unreadable.mkdir()
+    said = []
+    assert durable.load_checkpoint(tmp_path, said.append)["nimg"] == 16
+    (sentence,) = said
+    assert f"{unreadable} is damaged (Is a directory)" in sentence
+
+
+class Touches:
+    """What touches a file where its pickle is taken for code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_no_code_in_a_checkpoint_runs(tmp_path):
+    durable.save_checkpoint(tmp_path, 16, {"nimg": Touches(tmp_path / "executed")})
+    with pytest.raises(pickle.UnpicklingError):
+        durable.load_checkpoint(tmp_path, pytest.fail)
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("stops", [[16], [48, 80]])

@@ -98,6 +98,13 @@ def test_reconstruction_at_an_earlier_time_ignores_later_snapshots():
     states = [(t, 0.1, {"w": torch.full([2], float(t))}) for t in (1, 2, 3)]
     (state,) = ema.reconstruct(states, [0.1], nimg=2)
     torch.testing.assert_close(state["w"], torch.full([2], 2.0))
+    (last,) = ema.reconstruct(states, [0.1])
+    torch.testing.assert_close(last["w"], torch.full([2], 3.0))
+
+
+def test_betas_at_the_ends():
+    assert ema.power_function_beta(0.1, 8, 0) == 1
+    assert ema.power_function_beta(0.1, 8, 8) == 0
 
 
 @pytest.mark.parametrize(
@@ -184,14 +191,20 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
     [
         (lambda: ema.sigma_rel_to_gamma(0.3), "sigma_rel must lie in"),
         (lambda: ema.sigma_rel_to_gamma(0.0), "sigma_rel must lie in"),
+        (lambda: ema.sigma_rel_to_gamma(12**-0.5), "sigma_rel must lie in"),
         (lambda: ema.power_function_beta(0.1, 8, 16), "t_delta must lie in"),
         (lambda: ema.power_function_beta(0.1, 8, -1), "t_delta must lie in"),
         (lambda: ema.power_function_beta(0.1, 0, 0), "t_delta must lie in"),
         (lambda: ema.posthoc_coefficients([1], [0.1, 0.2], [1], [0.1]), "of one length"),
+        (lambda: ema.posthoc_coefficients([], [], [1], [0.1]), "in_nimg .* of one length >= 1"),
+        (lambda: ema.posthoc_coefficients([1], [0.1], [], []), "out_nimg .* of one length >= 1"),
+        (lambda: ema.posthoc_coefficients([[1]], [[0.1]], [1], [0.1]), r"got shapes \(1, 1\) and"),
         (lambda: ema.posthoc_coefficients([0], [0.1], [1], [0.1]), "in_nimg must be > 0"),
         (lambda: ema.posthoc_coefficients([1, 1], [0.1] * 2, [1], [0.1]), "must differ"),
         (
-            lambda: ema.posthoc_coefficients([1, 1], [0.05, 0.05 + 1e-9], [1], [0.1]),
+            lambda: ema.posthoc_coefficients(
+                [1] * 2, [0.05, 0.05 + 1e-9], [1] * 3, [0.05, 0.05, 0.1]
+            ),
             "must be near the stored 0.050, 0.050000001, or .* got 0.100, for which .* magnify",
         ),
         (lambda: ema.reconstruct([], [0.1]), "at least one"),

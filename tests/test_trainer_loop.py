@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import weakref
 from pathlib import Path
@@ -114,6 +115,14 @@ def test_each_image_gets_a_level_of_its_own_from_the_published_distribution():
     logarithm = sigma.log()
     assert float(logarithm.mean()) == pytest.approx(-0.4, abs=0.05)
     assert float(logarithm.std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_levels_without_spread_are_one():
+    def net(x, sigma, class_labels, return_logvar):
+        torch.testing.assert_close(sigma, torch.full_like(sigma, 2.0))
+        return torch.zeros_like(x), torch.zeros(len(x))
+
+    EDM2Loss(P_mean=math.log(2), P_std=0)(net, torch.zeros(3, 1, 2, 2))
 
 
 def test_training_reduces_the_loss():
