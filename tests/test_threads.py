@@ -107,18 +107,19 @@ def test_plans_are_made_and_forgotten_beside_those_that_run():
 def test_a_plan_grows_while_others_read_it():
     """Which only Python without its lock lets them do at once."""
     sizes = {"resolution": 2, "image_channels": 3, "weight_bytes": 0, "modulations": 0}
-    plan = Plan(image_bytes=256, **sizes)
+    plans = [Plan(image_bytes=256, **sizes) for _ in range(10 * THREADS)]
     load = Load(out=Map(offset=0, height=2, width=2, channels=16), image_channels=3)
 
     def work(i):
-        seen = 0
-        while seen < 200:
-            if i == 0:
-                plan.add(load)
-            before, listed = seen, plan.instructions
-            seen = len(plan)
-            assert before <= len(listed) <= seen and plan.scratch_bytes == 0
-            assert all(repr(one) == repr(load) for one in listed[-2:])
+        for k, plan in enumerate(plans):
+            seen = 0
+            while seen < 100:
+                if k % THREADS == i:
+                    plan.add(load)
+                before, listed = seen, plan.instructions
+                seen = len(plan)
+                assert before <= len(listed) <= seen and plan.scratch_bytes == 0
+                assert all(repr(one) == repr(load) for one in listed[-1:])
 
     at_once(work)
 
