@@ -32,8 +32,12 @@ _OF_OTHERS = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its senten
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Has `write` make a file beside `path`, brings it to the disk, and renames it to `path`.
 
-    Whatever fails, `path` holds what it held before, and nothing else is left behind.
+    Whatever fails, `path` holds what it held before, and nothing else is left behind. What is there
+    and no file, such as /dev/null or a pipe, is written to as it is.
     """
+    if path.exists() and not path.is_file():
+        write(path)
+        return
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)

@@ -155,6 +155,15 @@ def test_a_file_that_cannot_be_written_is_named_as_the_user_knows_it(tmp_path):
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_atomically(path, lambda target: target.write_text("figures"))
+    assert os.read(reading, 20) == b"figures" and path.is_fifo()
+    os.close(reading)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["sample", "--seeds", "0"], ["train", "--duration", "256"]],

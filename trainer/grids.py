@@ -53,11 +53,11 @@ class Grids:
         average = trainer.average(0)  # which takes all processes; the first has it
         if average is None:
             return
-        mature = self.guide_from is not None and trainer.nimg >= self.guide_from
+        since = self.guide_from
         try:
-            if self.guide is None and mature:
+            if self.guide is None and since is not None and trainer.nimg >= since:
                 longest = max(trainer.ema.sigma_rels)
-                self.guide = Snapshots(self.out).net(self.guide_from, longest).to(trainer.device)
+                self.guide = Snapshots(self.out).net(since, longest).to(trainer.device)
             picture = self._picture(average, self.guide if net == "main" else None)
             folder = self.out / FOLDER
             folder.mkdir(exist_ok=True)
