@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -31,12 +32,20 @@ _OF_OTHERS = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its senten
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Has `write` make a file beside `path`, brings it to the disk, and renames it to `path`.
 
-    Whatever fails, `path` holds what it held before, and nothing else is left behind.
+    Whatever fails, `path` holds what it held before, and nothing else is left behind. What is there
+    and no file, such as /dev/null or a pipe, is written to as it is.
     """
+    if path.exists() and not path.is_file():
+        write(path)
+        return
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
         publish(temporary, path)
+    except OSError as error:
+        if error.errno is not None:  # the system's; a user knows the file by its own name
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -55,6 +64,26 @@ def publish(temporary: Path, path: Path) -> None:
             raise
     finally:
         os.close(folder)
+
+
+def with_checksum(values: dict) -> dict:
+    """`values`, which JSON can hold, and an entry by which `without_checksum` proves them."""
+    return {**values, "checksum": _checksum(values)}
+
+
+def without_checksum(values: dict) -> dict:
+    """What `with_checksum` was given; raises ValueError where it has changed since.
+
+    What has no checksum, as files of earlier versions, is returned as it is.
+    """
+    rest = {name: value for name, value in values.items() if name != "checksum"}
+    if "checksum" in values and values["checksum"] != _checksum(rest):
+        raise ValueError("its contents do not have their checksum")
+    return rest
+
+
+def _checksum(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def sha256(path: Path, progress: Callable[[int], object] | None = None) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .files import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL import Image
@@ -142,7 +144,7 @@ def comparison_picture(
     figure.text(
         0.25 / 14, 0.12 / 4.8, footnote, fontsize=10, color=GREY, va="bottom", linespacing=1.4
     )
-    figure.savefig(path, format="png")
+    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def _draw_panel(axes: Axes, panel: Panel, columns: int) -> None:

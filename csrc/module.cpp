@@ -90,7 +90,8 @@ py::dict build_info() {
 }  // namespace
 
 // Free-threaded Python need not take its lock back: what the module shares, which is the chosen
-// instruction set, plans, threads and loaded kernels, is atomic or behind locks of its own.
+// instruction set, plans, threads, and kernels with their loader and simulator, is atomic or behind
+// locks of its own.
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   agf::choose_isa();
   m.doc() = "Compiled operators of autoguide_fast, registered with torch on import.";

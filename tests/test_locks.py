@@ -140,6 +140,30 @@ def test_advice_fits_what_failed(error, reason, remedy):
     assert files.reason(error) == reason and remedy in files.remedy(error)
 
 
+def test_a_file_that_cannot_be_written_is_named_as_the_user_knows_it(tmp_path):
+    path = tmp_path / "job.json"
+    path.write_text("before")
+    for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken", ".job.77.json")):
+
+        def write(temporary, error=error):
+            temporary.write_text("half")
+            raise error
+
+        with pytest.raises(OSError) as caught:
+            files.write_atomically(path, write)
+        assert caught.value.filename == str(path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_atomically(path, lambda target: target.write_text("figures"))
+    assert os.read(reading, 20) == b"figures" and path.is_fifo()
+    os.close(reading)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["sample", "--seeds", "0"], ["train", "--duration", "256"]],

@@ -273,6 +273,15 @@ def test_what_cannot_be_converted(source, path, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_place_that_cannot_be_written_is_not_blamed_on_the_snapshot(tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "net.safetensors"
+    with pytest.raises(
+        OSError, match=f"convert: path must be a file that can be written, .*{path}"
+    ):
+        checkpoints.convert(DATA / "pixels-labelled.pkl", path)
+
+
 def test_converting_takes_the_memory_of_a_tensor_not_of_the_file(tmp_path):
     net = tiny(model_channels=96)
     source = tmp_path / "net.pkl"

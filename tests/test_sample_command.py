@@ -149,6 +149,14 @@ def test_other_settings_are_refused_and_named(capsys, tmp_path):
     (out / "settings.json").write_bytes(b"{")
     code, _, error = again()
     assert code == 2 and f"{out / 'settings.json'} must say how" in error and "damaged" in error
+    # Without settings, images would pass for those of the next command that is stopped.
+    (out / "settings.json").unlink()
+    code, _, error = again()
+    assert code == 2 and "got 11 of them and no such file; remove them" in error
+    assert not (out / "settings.json").exists()
+    for path in out.glob("0*.png"):
+        path.unlink()
+    assert again()[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from op_samples import SAMPLES
 
 import autoguide_fast
 from autoguide_fast import Engine, cpu, engine
+from autoguide_fast._C import Load, Map, Plan
 from autoguide_fast._extension import build_info
 
 THREADS = 6
@@ -99,6 +100,26 @@ def test_plans_are_made_and_forgotten_beside_those_that_run():
             assert same(made(*arguments(nets[i], 2)), expected[i])
             del made
             assert same(kept(*arguments(nets[0], 2)), expected[0])
+
+    at_once(work)
+
+
+def test_a_plan_grows_while_others_read_it():
+    """Which only Python without its lock lets them do at once."""
+    sizes = {"resolution": 2, "image_channels": 3, "weight_bytes": 0, "modulations": 0}
+    plans = [Plan(image_bytes=256, **sizes) for _ in range(10 * THREADS)]
+    load = Load(out=Map(offset=0, height=2, width=2, channels=16), image_channels=3)
+
+    def work(i):
+        for k, plan in enumerate(plans):
+            seen = 0
+            while seen < 100:
+                if k % THREADS == i:
+                    plan.add(load)
+                before, listed = seen, plan.instructions
+                seen = len(plan)
+                assert before <= len(listed) <= seen and plan.scratch_bytes == 0
+                assert all(repr(one) == repr(load) for one in listed[-1:])
 
     at_once(work)
 

@@ -227,6 +227,14 @@ def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
     assert code == 0 and len(computed) == 1
     written["evaluations.jsonl"] = evaluations.read_bytes()
     assert written == {p.name: p.read_bytes() for p in (tmp_path / "pair").iterdir()}
+    # Of a damaged figure it is known that it is none.
+    text = evaluations.read_bytes()
+    place = text.index(b'"frechet": ') + len(b'"frechet": ')
+    evaluations.write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
+    computed.clear()
+    code, out, err = run(capsys, *searched)
+    assert code == 0 and len(computed) == 1
+    assert written["search.json"] == (tmp_path / "pair" / "search.json").read_bytes()
     report = json.loads((tmp_path / "pair" / "search.json").read_text())
     assert report["guide"]["frechet"] == min(
         row["frechet"] for row in report["log"] if row["role"] == "guide"

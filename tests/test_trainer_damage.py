@@ -72,6 +72,21 @@ def test_a_job_is_known_without_its_file(capsys, stopped, part, damage):
     assert path.read_bytes() == text
 
 
+def test_a_job_is_never_another_one(part):
+    """Whichever bit of its file flips: the checkpoint knows it, too."""
+    path = part / "job.json"
+    text = path.read_bytes()
+    job = pair.stored_job(part, pytest.fail)
+    for place in range(len(text)):
+        data = bytearray(text)
+        data[place] ^= 1 << place % 7
+        path.write_bytes(data)
+        found = pair.stored_job(part, lambda said: None)
+        assert {name: found[name] for name in job} == job, data
+    path.write_text(json.dumps(job))  # as earlier versions wrote it
+    assert pair.stored_job(part, pytest.fail) == job
+
+
 def test_a_guide_that_nothing_knows_must_be_named(capsys, part):
     (part / "job.json").unlink()
     for folder in (part, part / "guide"):  # as earlier versions wrote checkpoints
@@ -158,6 +173,33 @@ def test_damaged_snapshots_are_named_and_the_newest_written_again(capsys, part):
     err = capsys.readouterr().err
     assert code == 2 and first.name in err and "or remove it to do without" in err
     assert not (out / "x").exists()
+
+
+def test_snapshots_that_are_gone_are_missed_and_the_newest_written_again(capsys, tmp_path):
+    options = TrainOptions(**TINY, duration=64, snapshots=2, ema=(0.1,))
+    loop.train(options, tmp_path, progress=False)
+    paths = sorted((tmp_path / "snapshots").iterdir())
+    last = paths[-1].read_bytes()
+    for path in paths:
+        path.unlink()
+    loop.train(options, tmp_path, resume=True, progress=False)
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'snapshots'} holds none of the snapshots that the run has stored" in err
+    assert f"the snapshot {paths[-1]} was missing; it is written again" in err
+    assert paths[-1].read_bytes() == last
+    loop.train(options, tmp_path, resume=True, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_grid_is_not_worth_a_run(capsys, tmp_path):
+    """Where the guide is the main net's own past, and that snapshot is gone."""
+    options = TrainOptions(**TINY, duration=96, snapshots=3, ema=(0.1,))
+    guide = pair.parse_guide("T/3", options)
+    pair.train_pair(options, guide, tmp_path, progress=False, stop=lambda nimg: nimg == 48)
+    (tmp_path / "snapshots" / "000000032-0.100.safetensors").unlink()
+    result = pair.train_pair(options, guide, tmp_path, True, progress=False, grid=1)
+    assert result.finished
+    assert "train: no samples drawn at 64 images: " in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_does_not_count_as_the_one_before(tmp_path):

@@ -296,6 +296,9 @@ def test_tensorboard_gets_the_same_figures(trained, tmp_path):
 
 
 def test_ema_reconstruct_makes_several_nets_in_one_pass(capsys, trained, tmp_path):
+    left = tmp_path / "nets" / ".000000048-0.050.77.safetensors"  # of one that was killed
+    left.parent.mkdir()
+    left.touch()
     code, _, err = run(
         capsys,
         "ema",
@@ -311,6 +314,7 @@ def test_ema_reconstruct_makes_several_nets_in_one_pass(capsys, trained, tmp_pat
         tmp_path / "nets",
     )
     assert code == 0, err
+    assert not left.exists()
     tracked = checkpoints.load(trained / "snapshots" / "000000048-0.050.safetensors")
     made = checkpoints.load(tmp_path / "nets" / "000000048-0.050.safetensors")
     for name, value in tracked.state_dict().items():
@@ -334,6 +338,12 @@ def test_ema_reconstruct_makes_several_nets_in_one_pass(capsys, trained, tmp_pat
         tmp_path / "nets",
     )
     assert code == 2 and damaged.name in err and "remove it" in err
+    snapshots = trained / "snapshots"
+    before = sorted(snapshots.iterdir())
+    arguments = ["--run", trained, "--ema", 0.07, "--out", snapshots]
+    code, _, err = run(capsys, "ema", "reconstruct", *arguments)
+    assert code == 2 and "out must be another folder" in err
+    assert sorted(snapshots.iterdir()) == before
 
 
 # --- the recipe ---------------------------------------------------------------------------------

@@ -202,6 +202,12 @@ def test_a_full_disk_is_named_whenever_it_shows(tmp_path, small_files, monkeypat
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     left = [".000000016.77.pt", ".options.77.json", ".000000016-0.050.77.safetensors"]
     others = [".hidden", ".notes.txt", "000000016-0.050.safetensors"]
+    others += [
+        ".prettierrc.json",
+        ".options.json",
+        ".list.7.json",
+        ".weights.safetensors",
+    ]  # a user's
     for name in (*left, *others):
         (tmp_path / name).touch()
     durable.remove_leftovers(tmp_path)

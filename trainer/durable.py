@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 
 KEPT = 2  # checkpoints that are whole: the newest and the one before it
 _NAME = re.compile(r"(\d{9,})-([0-9a-f]{32})\.pt")
-# As `files.write_atomically` and `save_checkpoint` call them.
-_LEFTOVER = re.compile(r"\.(pt|json|jsonl|safetensors)$")
+# As `files.write_atomically` and `save_checkpoint` call them, with the number of their process. No
+# others: the folder may be one in which a user keeps hidden files.
+_LEFTOVER = re.compile(
+    r"\.((options|job|log)\.\d+\.jsonl?|\d{9,}\.\d+\.pt|\d{9,}-[\w.+-]+\.\d+\.safetensors)"
+)
 _CHUNK = 1 << 22
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the unfinished files of a process that was killed while it wrote."""
+    """Removes the unfinished files of a run, or of its nets, whose process was killed."""
     for path in folder.glob(".*"):
-        if path.is_file() and _LEFTOVER.search(path.name):
+        if path.is_file() and _LEFTOVER.fullmatch(path.name):
             path.unlink()
 
 

@@ -62,16 +62,24 @@ def run(arguments: argparse.Namespace) -> None:
     from autoguide_fast import checkpoints
     from autoguide_fast.locks import sole_writer
 
-    from .snapshots import Snapshots, average_name
+    from .durable import remove_leftovers
+    from .snapshots import SNAPSHOTS, Snapshots, average_name
 
     check_sigma_rel("ema reconstruct", arguments.ema, "--ema")
     stored = Snapshots(arguments.folder)
     nimg = stored.times[-1]
     if arguments.nimg is not None:
         nimg = min(stored.times, key=lambda t: abs(t - arguments.nimg))
+    snapshots = arguments.folder / SNAPSHOTS
+    if arguments.out.resolve() == snapshots.resolve():
+        raise ValueError(
+            f"ema reconstruct: out must be another folder than that of the run's own averages, got "
+            f"{arguments.out}; what is made from them would count as one of them"
+        )
     lengths = list(dict.fromkeys(arguments.ema))
     dtype = torch.float16 if arguments.half else None
     with sole_writer(arguments.out, "ema reconstruct"):
+        remove_leftovers(arguments.out)
         for length, net in zip(lengths, stored.nets(nimg, lengths), strict=True):
             path = arguments.out / average_name(nimg, length)
             checkpoints.save(net, path, dtype, nimg=nimg, sigma_rel=length)

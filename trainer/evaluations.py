@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from autoguide_fast.files import reason, remedy
+from autoguide_fast.files import reason, remedy, with_checksum, without_checksum
 
 FILE = "evaluations.jsonl"
 
@@ -25,9 +25,9 @@ def remembering(
     known: dict[str, dict[str, float]] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            row = json.loads(line)
+            row = without_checksum(json.loads(line))
             known[_key(row["about"], row["point"])] = row["figures"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # cut short when the search was killed, or damaged: computed again
 
     def evaluated(**point: float) -> dict[str, float]:
@@ -38,7 +38,7 @@ def remembering(
             try:
                 with open(path, "ab") as file:
                     # Begun on a line of its own, after what may have been cut short.
-                    file.write(b"\n" + json.dumps(row).encode() + b"\n")
+                    file.write(b"\n" + json.dumps(with_checksum(row)).encode() + b"\n")
             except OSError as error:
                 raise OSError(
                     f"search: {path} must be written, got {reason(error)}; {remedy(error)}, then "

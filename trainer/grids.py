@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoguide_fast import plots, sample
+from autoguide_fast.files import reason
 from autoguide_fast.networks import Precond
 
 from .runlog import RunLog
@@ -52,17 +53,21 @@ class Grids:
         average = trainer.average(0)  # which takes all processes; the first has it
         if average is None:
             return
-        if self.guide is None and self.guide_from is not None and trainer.nimg >= self.guide_from:
-            longest = max(trainer.ema.sigma_rels)
-            self.guide = Snapshots(self.out).net(self.guide_from, longest).to(trainer.device)
+        since = self.guide_from
         try:
+            if self.guide is None and since is not None and trainer.nimg >= since:
+                longest = max(trainer.ema.sigma_rels)
+                self.guide = Snapshots(self.out).net(since, longest).to(trainer.device)
             picture = self._picture(average, self.guide if net == "main" else None)
             folder = self.out / FOLDER
             folder.mkdir(exist_ok=True)
             picture.save(folder / f"{net}-{trainer.nimg:09d}.png")
             self.log.picture(net, trainer.nimg, picture)
-        except (FloatingPointError, OSError) as error:  # a picture is not worth a run
-            print(f"train: no samples drawn at {trainer.nimg} images: {error}", file=sys.stderr)
+        except (FloatingPointError, OSError, ValueError) as error:  # a picture is not worth a run
+            print(
+                f"train: no samples drawn at {trainer.nimg} images: {reason(error)}",
+                file=sys.stderr,
+            )
 
     def _picture(self, net: Precond, guide: Precond | None) -> Picture:
         from PIL import Image

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoguide_fast.cli.arguments import check_image_count, check_output_file
+from autoguide_fast.files import write_atomically
 
 from .workers import map_jobs
 from .yardstick import NAMES, yardstick
@@ -144,7 +145,8 @@ def run(arguments: argparse.Namespace) -> None:
             flush=True,
         )
         if arguments.out:
-            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+            text = json.dumps(rows, indent=1) + "\n"
+            write_atomically(arguments.out, lambda path: path.write_text(text))
 
     map_jobs(judge, jobs, arguments.workers, keep)
     print(table(rows, arguments.data))

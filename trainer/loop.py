@@ -159,17 +159,26 @@ def train(
 def _mend_snapshots(trainer: Trainer, out: Path) -> None:
     """Looks after the snapshots of a run that goes on; writes those of this moment again."""
     processes = trainer.processes
-    damaged = check_snapshots(out, trainer.nimg) if processes.first else {}
-    now = trainer.nimg in marks(trainer.options, trainer.options.snapshots)
-    again = [now and average_path(out, trainer.nimg, s) in damaged for s in trainer.ema.sigma_rels]
+    found = check_snapshots(out, trainer.nimg) if processes.first else {}
+    wrong = {path: f"damaged ({damage})" for path, damage in found.items()}
+    passed = {m for m in marks(trainer.options, trainer.options.snapshots) if m <= trainer.nimg}
+    mine = [average_path(out, trainer.nimg, s) for s in trainer.ema.sigma_rels]
+    if processes.first and trainer.nimg in passed:
+        wrong |= {path: "missing" for path in mine if not path.is_file()}
+    if processes.first and passed and not any((out / SNAPSHOTS).glob("[0-9]*.safetensors")):
+        warn(
+            f"{out / SNAPSHOTS} holds none of the snapshots that the run has stored; restore "
+            "them to reconstruct averages from all of them"
+        )
+    again = [path in wrong for path in mine]
     for i, wanted in enumerate(processes.sum(*again)):
         if wanted:
             average = trainer.average(i)  # which takes all processes
             if average is not None:
                 path = save_average(average, out, trainer.nimg, trainer.ema.sigma_rels[i])
-                warn(f"the snapshot {path} was damaged ({damaged.pop(path)}); it is written again")
-    for path, damage in damaged.items():
-        warn(f"the snapshot {path} is damaged ({damage}); restore it, or remove it to do without")
+                warn(f"the snapshot {path} was {wrong.pop(path)}; it is written again")
+    for path, what in wrong.items():
+        warn(f"the snapshot {path} is {what}; restore it, or remove it to do without")
 
 
 def _run(

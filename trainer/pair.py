@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoguide_fast.files import write_atomically
+from autoguide_fast.files import with_checksum, without_checksum, write_atomically
 
 from .devices import choose_device
 from .durable import load_checkpoint
@@ -138,7 +138,7 @@ def stored_job(out: Path, report: Callable[[str], object]) -> dict:
         try:
             job = json.loads(path.read_bytes())
             if isinstance(job, dict) and {"main", *NO_GUIDE} <= job.keys():
-                return job
+                return without_checksum(job)
             damage = "damaged (it is not a job)"
         except (OSError, ValueError) as error:
             damage = f"damaged ({error})"
@@ -233,7 +233,7 @@ def train_pair(
                 refuse_changes(before | {k: stored[k] for k in known}, now | known)
         processes.wait()  # nobody writes before all have read
         job = {"main": main.as_dict(), **asked}
-        text = json.dumps(job, indent=1) + "\n"
+        text = json.dumps(with_checksum(job), indent=1) + "\n"
         grids = Grids(out, within.log, grid, grid_guidance)
         shared: dict = {
             "progress": progress,

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from autoguide_fast.cli.arguments import check_output_file
+from autoguide_fast.files import write_atomically
 from autoguide_fast.plots import BLUE, ORANGE
 
 from .runlog import read_log
@@ -88,4 +89,5 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    figure.savefig(path, dpi=110)
+    kind = path.suffix[1:] or "png"
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format=kind))

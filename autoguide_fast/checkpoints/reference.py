@@ -119,6 +119,8 @@ def opened(path: str | os.PathLike, function: str) -> Iterator[Any]:
             f"{refused}; use one that the reference implementation or autoguide_fast saved"
         ) from None
     except OSError as error:
+        if error.errno is None:  # a sentence on what was done with the contents
+            raise
         raise ValueError(
             f"{function}: {path} must be a snapshot that can be read, got {error.strerror}; check "
             "the file"

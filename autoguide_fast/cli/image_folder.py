@@ -28,6 +28,7 @@ from ..files import reason, remedy, write_atomically
 SETTINGS = "settings.json"
 GRID = "grid.png"
 GRID_LIMIT = 1024  # more images in one picture serve nobody
+_IMAGE = re.compile(r"\d{6,}(-class\d+)?\.png")  # as `sample` names them
 _PARTIAL = ".partial.png"  # one image is written at a time
 _END = b"\0\0\0\0IEND\xae\x42\x60\x82"  # of a PNG
 # What a process leaves that is killed while it writes.
@@ -46,7 +47,8 @@ class ImageFolder:
         shape: (channels, height, width) of an image.
 
     Raises:
-        ValueError: the folder holds images that were sampled with other settings.
+        ValueError: the folder holds images that were sampled with other settings, or nothing says
+            with which.
 
     missing: a bool for each image: whether it is to be written. One that is there counts if it is
     a whole PNG of the right size. Of several with one name the first is to be written.
@@ -75,11 +77,18 @@ class ImageFolder:
             if not isinstance(before, dict):
                 raise ValueError("it holds no settings")
         except FileNotFoundError:
+            # Left there, they would pass for images of these settings from now on.
+            count = sum(1 for entry in os.scandir(self.path) if _IMAGE.fullmatch(entry.name))
+            if count:
+                raise ValueError(
+                    f"sample: {path} must say how the images beside it were sampled, got {count} "
+                    "of them and no such file; remove them, or choose another --out"
+                ) from None
             return False
         except ValueError as error:
             raise ValueError(
                 f"sample: {path} must say how the images beside it were sampled, got a damaged "
-                f"file ({error}); remove it to sample all of them anew, or choose another --out"
+                f"file ({error}); remove it and them, or choose another --out"
             ) from None
         changed = [
             f"{name} was {_shown(before.get(name))}, is {_shown(now)}"

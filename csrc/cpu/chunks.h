@@ -94,6 +94,13 @@ inline A sum_of_squares(const A* x, int n) {
   return sum;
 }
 
+// y = factor x
+template <class A>
+inline void scale(const A* x, A factor, A* y, int n) {
+  AGF_VECTORISE
+  for (int i = 0; i < n; ++i) y[i] = x[i] * factor;
+}
+
 template <class A>
 inline A dot(const A* x, const A* y, int n) {
   A sum = 0;
@@ -101,6 +108,34 @@ inline A dot(const A* x, const A* y, int n) {
   for (int i = 0; i < n; ++i) sum += x[i] * y[i];
   return sum;
 }
+
+#if defined(__aarch64__)
+// NEON's registers are short, so that a loop over them is half counting, and one register of sums
+// would have each addition wait for the one before: 16 values at a time, in four sums.
+inline float dot(const float* x, const float* y, int n) {
+  float32x4_t sums[4] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int k = 0; k < 4; ++k) {
+      sums[k] = vfmaq_f32(sums[k], vld1q_f32(x + i + 4 * k), vld1q_f32(y + i + 4 * k));
+    }
+  }
+  float sum = vaddvq_f32(vaddq_f32(vaddq_f32(sums[0], sums[1]), vaddq_f32(sums[2], sums[3])));
+  for (; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+inline float sum_of_squares(const float* x, int n) { return dot(x, x, n); }
+
+inline void scale(const float* x, float factor, float* y, int n) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    float32x4_t values[4];  // all of them loaded before one is stored: two by an instruction
+    for (int k = 0; k < 4; ++k) values[k] = vmulq_n_f32(vld1q_f32(x + i + 4 * k), factor);
+    for (int k = 0; k < 4; ++k) vst1q_f32(y + i + 4 * k, values[k]);
+  }
+  for (; i < n; ++i) y[i] = x[i] * factor;
+}
+#endif
 
 // Scratch memory of one call, on a cache line; not std::vector, whose functions the linker would
 // share between the variants for different instruction sets.

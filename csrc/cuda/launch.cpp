@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -12,8 +13,9 @@
 namespace agf::cuda {
 namespace {
 
+std::mutex loading;  // guards `loader` and the handles of what it compiled
 Loader loader;
-Simulator simulator = nullptr;
+std::atomic<Simulator> simulator{nullptr};
 
 // A function of a library that the process may have: this file is built where CUDA is not.
 template <class Function>
@@ -44,17 +46,18 @@ std::string type_names(const KernelId& id) {
 
 // Handles of what the loader compiled, by kernel, types and device.
 void* loaded(const KernelId& id, int device) {
-  static std::mutex mutex;
   static std::map<std::tuple<std::string, int, int>, void*> handles;
   const auto key = std::make_tuple(std::string(id.name), id.types, device);
+  Loader load;
   {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const std::lock_guard<std::mutex> lock(loading);
     const auto found = handles.find(key);
     if (found != handles.end()) return found->second;
+    load = loader;
   }
-  if (!loader) throw std::runtime_error("launch: CUDA kernels must be compiled, got none");
-  void* handle = loader(id.name, type_names(id), device);  // takes long, and Python's lock
-  const std::lock_guard<std::mutex> lock(mutex);
+  if (!load) throw std::runtime_error("launch: CUDA kernels must be compiled, got none");
+  void* handle = load(id.name, type_names(id), device);  // takes long, and Python's lock
+  const std::lock_guard<std::mutex> lock(loading);
   return handles.emplace(key, handle).first->second;
 }
 
@@ -92,14 +95,17 @@ const char* launch_loaded(void* kernel, Grid grid, void** arguments, void* strea
 
 }  // namespace
 
-void set_loader(Loader value) { loader = std::move(value); }
-void set_simulator(Simulator value) { simulator = value; }
-bool simulating() { return simulator != nullptr; }
+void set_loader(Loader value) {
+  const std::lock_guard<std::mutex> lock(loading);
+  loader = std::move(value);
+}
+void set_simulator(Simulator value) { simulator.store(value, std::memory_order_relaxed); }
+bool simulating() { return simulator.load(std::memory_order_relaxed) != nullptr; }
 
 void launch(const KernelId& id, Grid grid, void* arguments, int device) {
   const char* error = nullptr;
-  if (simulator) {
-    error = simulator(id.name, id.types, grid.x, grid.y, arguments);
+  if (const Simulator simulate = simulator.load(std::memory_order_relaxed)) {
+    error = simulate(id.name, id.types, grid.x, grid.y, arguments);
   } else {
     const torch::stable::accelerator::DeviceGuard guard(device);
     void* stream = current_stream(device);

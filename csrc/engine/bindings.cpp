@@ -36,10 +36,15 @@ class PlanBuilder {
     if (!number_) number_ = register_plan(plan_);
     return number_;
   }
-  const Plan& plan() const { return *plan_; }
+  // Of the plan as it stands: another thread may be adding to it. `read` must not call Python.
+  template <class Read>
+  auto read(const Read& read) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return read(std::as_const(*plan_));
+  }
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::shared_ptr<Plan> plan_;
   int64_t number_ = 0;
 };
@@ -64,9 +69,10 @@ std::unique_ptr<PlanBuilder> make_plan(int64_t resolution, int64_t image_channel
 }
 
 py::tuple plan_state(const PlanBuilder& builder) {
+  const Plan plan = builder.read([](const Plan& p) { return p; });
   py::dict options;
-  for (const auto& [name, member] : kOptions) options[name] = builder.plan().*member;
-  return py::make_tuple(options, builder.plan().instructions);
+  for (const auto& [name, member] : kOptions) options[name] = plan.*member;
+  return py::make_tuple(options, plan.instructions);
 }
 
 std::unique_ptr<PlanBuilder> plan_of_state(const py::tuple& state) {
@@ -154,27 +160,36 @@ void bind_plans(py::module_& m) {
   plan.def(py::init(&make_plan), py::kw_only(), "resolution"_a, "image_channels"_a, "image_bytes"_a,
            "weight_bytes"_a, "modulations"_a)
       .def("add", &PlanBuilder::add, "instruction"_a)
-      .def("__len__", [](const PlanBuilder& p) { return p.plan().instructions.size(); })
+      .def("__len__",
+           [](const PlanBuilder& builder) {
+             return builder.read([](const Plan& p) { return p.instructions.size(); });
+           })
       .def_property_readonly("instructions",
-                             [](const PlanBuilder& p) { return p.plan().instructions; })
+                             [](const PlanBuilder& builder) {
+                               return builder.read([](const Plan& p) { return p.instructions; });
+                             })
       .def_property_readonly("number", &PlanBuilder::number, "What the operator `evaluate` takes.")
       .def_property_readonly("scratch_bytes",
-                             [](const PlanBuilder& p) { return p.plan().scratch_bytes; })
+                             [](const PlanBuilder& builder) {
+                               return builder.read([](const Plan& p) { return p.scratch_bytes; });
+                             })
       .def(
           "arena_bytes",
-          [](const PlanBuilder& p, int64_t images, int64_t threads, int64_t chunk) {
+          [](const PlanBuilder& builder, int64_t images, int64_t threads, int64_t chunk) {
             if (threads < 1) {
               throw py::value_error("Plan.arena_bytes: threads must be positive, got " +
                                     std::to_string(threads));
             }
             const Teams teams(images, threads);
-            return teams.count * p.plan().team_bytes(chunk, teams.members);
+            return builder.read(
+                [&](const Plan& p) { return teams.count * p.team_bytes(chunk, teams.members); });
           },
           "images"_a, "threads"_a, "chunk"_a,
           "Of a batch that teams of threads take through the plan `chunk` images at a time.")
       .def(py::pickle(&plan_state, &plan_of_state));
   for (const auto& [name, member] : kOptions) {
-    plan.def_property_readonly(
-        name, [member = member](const PlanBuilder& p) { return p.plan().*member; });
+    plan.def_property_readonly(name, [member = member](const PlanBuilder& builder) {
+      return builder.read([&](const Plan& p) { return p.*member; });
+    });
   }
 }

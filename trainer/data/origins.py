@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,7 +40,9 @@ class Origins:
 
     def add(self, index: int, origin: Origin) -> None:
         """Says what file number `index` is about to be made from."""
-        os.write(self._file, np.array([(index, *origin)], _ROW).tobytes())
+        row = np.array([(index, *origin)], _ROW).tobytes()
+        if os.write(self._file, row) < len(row):  # as when a disk runs full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Lets go of the file."""

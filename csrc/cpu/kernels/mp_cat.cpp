@@ -9,14 +9,17 @@ namespace {
 // body(from_b, source, y, n) for runs of y that lie within one part of one concatenated row.
 template <class Body>
 void for_parts(int64_t length_a, int64_t length_b, int64_t begin, int64_t end, Body&& body) {
-  const int64_t length = length_a + length_b;
-  for (int64_t i = begin; i < end;) {
-    const int64_t outer = i / length, inner = i % length;
-    const bool from_b = inner >= length_a;
-    const int64_t left = (from_b ? length : length_a) - inner;
+  const int64_t length = length_a + length_b, inner = begin % length;
+  bool from_b = inner >= length_a;
+  int64_t in_part = from_b ? inner - length_a : inner;  // the place in the part of the first run
+  int64_t a = begin / length * length_a + (from_b ? length_a : inner);  // what comes next of each
+  int64_t b = begin / length * length_b + (from_b ? in_part : 0);
+  for (int64_t i = begin; i < end; from_b = !from_b, in_part = 0) {
+    const int64_t left = (from_b ? length_b : length_a) - in_part;
     const int64_t run = left < end - i ? left : end - i;
-    const int64_t source = from_b ? outer * length_b + inner - length_a : outer * length_a + inner;
+    int64_t& source = from_b ? b : a;
     for_chunks(0, run, [&](int64_t k, int n) { body(from_b, source + k, i + k, n); });
+    source += run;
     i += run;
   }
 }
@@ -28,18 +31,22 @@ void mp_cat_loop(Dtype dtype, const void* a, const void* b, void* y, void* silu,
     using A = Compute<T>;
     In<T> a_in(a), b_in(b);
     Out<T> out(y), silu_out(silu);
+    const A weights[] = {A(weight_a), A(weight_b)};
+    if (!silu_out) {  // whose constants would be loaded for each run
+      for_parts(length_a, length_b, begin, end, [&](bool from_b, int64_t source, int64_t i, int n) {
+        scale((from_b ? b_in : a_in).at(source, n), weights[from_b], out.at(i), n);
+        out.put(i, n);
+      });
+      return;
+    }
     for_parts(length_a, length_b, begin, end, [&](bool from_b, int64_t source, int64_t i, int n) {
-      const A w = A(from_b ? weight_b : weight_a);
+      const A w = weights[from_b];
       const A* p = (from_b ? b_in : a_in).at(source, n);
-      A* o = out.at(i);
+      scale(p, w, out.at(i), n);
+      A* s = silu_out.at(i);
       AGF_VECTORISE
-      for (int j = 0; j < n; ++j) o[j] = p[j] * w;
-      if (silu_out) {
-        A* s = silu_out.at(i);
-        AGF_VECTORISE
-        for (int j = 0; j < n; ++j) s[j] = mp_silu_for<T>(p[j] * w);
-        silu_out.put(i, n);
-      }
+      for (int j = 0; j < n; ++j) s[j] = mp_silu_for<T>(p[j] * w);
+      silu_out.put(i, n);
       out.put(i, n);
     });
   });

@@ -11,11 +11,32 @@
 namespace agf::AGF_ISA {
 namespace {
 
+// Neither resampled before nor followed by mp_silu, whose constants would be loaded for each pixel.
+template <class T>
+void normalize_rows_alone(const void* x, void* y, double eps, int64_t C, int64_t begin,
+                          int64_t end) {
+  using A = Compute<T>;
+  In<T> in(x);
+  Out<T> out(y);
+  for (int64_t row = begin * C; row < end * C; row += C) {
+    A squares = 0;
+    for_chunks(row, row + C, [&](int64_t i, int n) { squares += sum_of_squares(in.at(i, n), n); });
+    const A factor = normalize_factor(squares, A(C), A(eps));
+    for_chunks(row, row + C, [&](int64_t i, int n) {
+      scale(in.at(i, n), factor, out.at(i), n);
+      out.put(i, n);
+    });
+  }
+}
+
 void normalize_rows(Dtype dtype, Resample mode, const void* x, void* y, void* silu, double eps,
                     int64_t C, int64_t H, int64_t W, int64_t begin, int64_t end) {
   by_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Compute<T>;
+    if (mode == Resample::keep && !silu) {
+      return normalize_rows_alone<T>(x, y, eps, C, begin, end);
+    }
     PixelRows<T> in(mode, x, C, H, W);
     Out<T> out(y), silu_out(silu);
     for (int64_t pixel = begin; pixel < end; ++pixel) {
@@ -24,10 +45,8 @@ void normalize_rows(Dtype dtype, Resample mode, const void* x, void* y, void* si
       for_chunks(0, C, [&](int64_t c, int n) { squares += sum_of_squares(in.at(c, n), n); });
       const A factor = normalize_factor(squares, A(C), A(eps));
       for_chunks(0, C, [&](int64_t c, int n) {
-        const A* a = in.at(c, n);
         A* o = out.at(pixel * C + c);
-        AGF_VECTORISE
-        for (int j = 0; j < n; ++j) o[j] = a[j] * factor;
+        scale(in.at(c, n), factor, o, n);
         if (silu_out) {
           A* s = silu_out.at(pixel * C + c);
           AGF_VECTORISE
