@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from autoguide_fast.engine.graphs import own_workspaces
+from autoguide_fast.engine.graphs import capture
 
 # Calls before the recording: the first allocates what later ones use, libraries choose their
 # algorithms in the next.
@@ -50,13 +50,7 @@ class CudaStepRecorder:
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         """Records a CUDA graph."""
         graph = torch.cuda.CUDAGraph()
-        # The threads that read ahead allocate page-locked memory meanwhile.
-        mode = "thread_local"
-        with (
-            own_workspaces(),
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode),
-        ):
-            function()
+        capture(graph, function, self._pool, self._stream)
         return graph.replay
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -80,25 +81,21 @@ class CudaGraphs:
         choose algorithms by measurement and load kernels in it, so it must meet each shape that
         `function` does. An exception of either leaves the device usable.
         """
-        graph, failure = torch.cuda.CUDAGraph(), None
+        graph = torch.cuda.CUDAGraph()
+        failure: BaseException | None = None
+
+        def ending() -> None:
+            # A capture has to end in order whatever happens.
+            nonlocal failure
+            try:
+                function()
+            except BaseException as error:
+                failure = error
+
         with _measured_choice():
             warm_up()
             try:
-                # The stream that was warmed up. Other threads may allocate meanwhile.
-                with (
-                    own_workspaces(),
-                    torch.cuda.graph(
-                        graph,
-                        pool=self._pool,
-                        stream=self._shared.stream,
-                        capture_error_mode="thread_local",
-                    ),
-                ):
-                    # A capture has to end in order whatever happens.
-                    try:
-                        function()
-                    except BaseException as error:
-                        failure = error
+                capture(graph, ending, self._pool, self._shared.stream)  # which was warmed up
             except Exception as error:  # of the end of a capture, which fails if what it holds did
                 failure = failure or error
         if failure is not None:
@@ -171,6 +168,23 @@ def _shared(device: torch.device) -> _Shared:
         if device not in _shared_by_device:
             _shared_by_device[device] = _Shared(device)
         return _shared_by_device[device]
+
+
+def capture(
+    graph: torch.cuda.CUDAGraph,
+    function: Callable[[], object],
+    pool: Any,
+    stream: torch.cuda.Stream,
+) -> None:
+    """Record what `function` launches in `graph`, on `stream`, with memory of `pool`.
+
+    Other threads may allocate meanwhile, page-locked memory too.
+    """
+    with (
+        own_workspaces(),
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+    ):
+        function()
 
 
 @contextlib.contextmanager
