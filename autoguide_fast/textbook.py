@@ -4,7 +4,7 @@ Nothing here is fused or compiled. Tests compare `networks.Precond` with it, and
 eagerly and under `torch.compile`.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +56,12 @@ class TextbookPrecond(torch.nn.Module):
         self.net = net
         self.img_resolution, self.img_channels = net.img_resolution, net.img_channels
         self.label_dim, self.sigma_data = net.label_dim, net.sigma_data
-        self.encoder = net.encoder
         self.train(net.training)
+
+    @property
+    def encoder(self) -> Any:
+        """That of the network, which is no layer of this one either."""
+        return self.net.encoder
 
     def forward(
         self,

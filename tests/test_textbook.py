@@ -36,6 +36,15 @@ def test_float32_net_against_float64_textbook(name):
     assert relative_error(fast, exact) < GOLDEN_NETWORK
 
 
+def test_an_encoder_with_weights_is_no_layer():
+    net = golden_net(NAMES[0])
+    net.encoder = torch.nn.Linear(2, 2)
+    textbook = TextbookPrecond(net)
+    assert textbook.encoder is net.encoder
+    assert not any("encoder" in name for name, _ in textbook.named_parameters())
+    assert len(textbook.state_dict()) == len(net.state_dict())
+
+
 def test_shares_parameters_and_follows_the_mode():
     net = golden_net(NAMES[0])
     textbook = TextbookPrecond(net)

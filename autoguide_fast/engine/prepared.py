@@ -247,7 +247,10 @@ def unsupported_reason(net: object) -> str | None:
     """
     plain, unlabelled = unwrapped(net)
     if unlabelled and (type(net) is not Unlabelled or vars(net).keys() != {"net"}):
-        return f"a {type(net).__name__} with methods or attributes of its own; use the first"
+        return (
+            f"{type(net).__name__} with methods or attributes of its own; wrap the net by "
+            "unlabelled() and nothing else"
+        )
     if not isinstance(plain, Precond):
         return f"{type(plain).__name__}; sample runs any callable, without an engine"
     if difference := next(as_built.differences(plain), None):
