@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -350,6 +351,67 @@ class Precond(torch.nn.Module):
         `c_skip x + c_out F` on its way.
         """
         return self._raw(*self._inputs(x, sigma), class_labels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> Precond:
+        """The network in a folder that `save_pretrained` wrote, or in a repository.
+
+        Args:
+            name: the folder, or a repository of the Hugging Face Hub, `"user/name"`,
+                where huggingface_hub is installed.
+            revision: branch, tag or commit of the repository.
+            device: where to put it.
+            **options: others of `huggingface_hub.hf_hub_download`, such as `token`.
+
+        Returns what `autoguide_fast.load` does, and raises likewise.
+        """
+        from .checkpoints import hub
+
+        return hub.from_pretrained(name, revision, device, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike, **info: Any) -> None:
+        """Write the network to `model.safetensors` in `folder`, which is made if need be.
+
+        `info` is kept beside the weights; `autoguide_fast.save` says what may be in it, what is
+        raised, and writes to any other file.
+        """
+        from .checkpoints import hub
+
+        hub.save_pretrained(self, folder, **info)
+
+    def push_to_hub(
+        self,
+        name: str,
+        private: bool | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        **info: Any,
+    ) -> str:
+        """Upload the network to a repository of the Hugging Face Hub, made if need be.
+
+        Args:
+            name: `"user/name"`, or the name alone for whoever is logged in.
+            private: whether a new repository is private; None leaves it to the
+                account.
+            message: of the commit.
+            token: to log in with; None for the one that is stored.
+            **info: as for `save_pretrained`.
+
+        Returns:
+            address of the commit.
+
+        Raises ImportError where huggingface_hub is not installed; what it raises itself for an
+        account, a name or a network that it cannot use.
+        """
+        from .checkpoints import hub
+
+        return hub.push_to_hub(self, name, private, message, token, **info)
 
     def _raw(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32

@@ -23,8 +23,9 @@ from ceilings import arithmetic
 from pinning import unpinned
 from racing import race
 
+from autoguide_fast import ema
 from autoguide_fast.textbook import TextbookPrecond
-from autoguide_fast.trainer import ema, estimate
+from autoguide_fast.trainer import estimate
 from autoguide_fast.trainer.loss import EDM2Loss
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.presets import preset

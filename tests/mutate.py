@@ -62,6 +62,7 @@ JUDGES = {
     "autoguide_fast/engine/prepared.py": "test_engine_modes test_as_built test_engine "
     "test_engine_memory -k not(evaluation|edited_net)",
     "autoguide_fast/engine/cpu_stepper.py": "test_engine -k samples|state|belong|callback|snapshot",
+    "autoguide_fast/ema.py": "test_trainer_ema",
     "trainer/ema.py": "test_trainer_ema",
     "trainer/loss.py": "test_trainer_loop -k golden|loss|level",
     "trainer/optimizer.py": "test_trainer_loop test_trainer_capture "

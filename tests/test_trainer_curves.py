@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tolerances import assert_as_exact
 
+from autoguide_fast.ema import power_function_beta
 from autoguide_fast.textbook import TextbookPrecond
-from autoguide_fast.trainer.ema import power_function_beta
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.schedule import learning_rate
 from autoguide_fast.trainer.trainer import Trainer

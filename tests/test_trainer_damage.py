@@ -289,7 +289,7 @@ def test_the_log_of_a_run_that_was_stopped_is_that_of_the_whole(tmp_path, monkey
 
 
 def test_options_that_are_damaged_are_named(tmp_path, part):
-    from autoguide_fast.trainer.snapshots import Snapshots
+    from autoguide_fast.checkpoints import Snapshots
 
     (part / "options.json").write_bytes(b"{")
     with pytest.raises(ValueError, match=r"options.json must hold the options of the run"):

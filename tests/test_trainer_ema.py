@@ -9,8 +9,9 @@ import pytest
 import torch
 from test_trainer_commands import run
 
-from autoguide_fast import checkpoints
-from autoguide_fast.trainer import ema, snapshots
+from autoguide_fast import checkpoints, ema, sample
+from autoguide_fast.trainer import snapshots
+from autoguide_fast.trainer.ema import PowerFunctionEMA
 from autoguide_fast.trainer.schedule import learning_rate
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "posthoc_ema.npz")
@@ -59,7 +60,7 @@ def test_width_and_exponent_are_inverse(sigma_rel):
 def test_tracker_follows_the_power_profile():
     """Weights that equal t/T average to the profile's mean, (gamma + 1) / (gamma + 2)."""
     net = torch.nn.Linear(1, 1, bias=False).double()
-    tracker = ema.PowerFunctionEMA(net, (0.05, 0.2))
+    tracker = PowerFunctionEMA(net, (0.05, 0.2))
     steps = 4000
     for step in range(1, steps + 1):
         with torch.no_grad():
@@ -75,7 +76,7 @@ def test_reconstruction_finds_averages_that_were_not_tracked():
     torch.manual_seed(0)
     net = torch.nn.Linear(50, 1, bias=False).double()
     wanted = (0.04, 0.07, 0.10, 0.15)
-    tracked, truth = ema.PowerFunctionEMA(net, (0.05, 0.10)), ema.PowerFunctionEMA(net, wanted)
+    tracked, truth = PowerFunctionEMA(net, (0.05, 0.10)), PowerFunctionEMA(net, wanted)
     snapshots, steps = [], 640
     for step in range(1, steps + 1):
         with torch.no_grad():
@@ -176,7 +177,19 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
     )
     assert code == 0 and "sigma_rel 0.0125 at 320 images" in out, err
     (folder / names[0]).rename(folder / "000000320-0.013.safetensors")  # an earlier version's name
-    (again,) = snapshots.Snapshots(tmp_path / "run").nets(320, tracked[:1])
+    again = checkpoints.load(tmp_path / "run", ema=tracked[0])
+    assert again.info == {"nimg": 320, "sigma_rel": tracked[0]}
+    assert checkpoints.load(tmp_path / "run" / "guide", ema=0.1).info["nimg"] == 160
+    for arguments, message in (
+        ((tmp_path / "run",), "ema must be given for the folder of a run, got None for"),
+        ((tmp_path / "run", "cpu", 0.5), r"ema must lie in \(0, 0.2887\), got 0.5"),
+        ((folder / names[1], "cpu", 0.1), "ema must be left out for what is no folder of a run"),
+        (("digits", "cpu", 0.1), "ema must be left out for what is no folder of a run, got 0.1"),
+    ):
+        with pytest.raises(ValueError, match=f"^load: {message}"):
+            checkpoints.load(*arguments)
+    with pytest.raises(ValueError, match=r"sample: model must be a file, .* pass autoguide_fast.l"):
+        sample(tmp_path / "run", seeds=[0])
     nets = [checkpoints.load(tmp_path / "nets" / name) for name in names] + [again]
     originals = ["000000320-0.013.safetensors", *names[1:], "000000320-0.013.safetensors"]
     states = [checkpoints.load(folder / name).state_dict() for name in originals]
@@ -225,13 +238,13 @@ def test_learning_rate_without_ramp_and_decay():
 
 def test_averages_come_back_from_a_checkpoint():
     net = torch.nn.Linear(2, 2)
-    averages = ema.PowerFunctionEMA(net)
+    averages = PowerFunctionEMA(net)
     assert averages.sigma_rels == [0.05, 0.10]  # as published
     averages.update(8, 8)
     state = averages.state_dict()
-    again = ema.PowerFunctionEMA(torch.nn.Linear(2, 2))
+    again = PowerFunctionEMA(torch.nn.Linear(2, 2))
     again.load_state_dict(state)
     for one, other in zip(averages.emas, again.emas, strict=True):
         assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, net.bias)
     with pytest.raises(ValueError, match=r"sigma_rels must stay \[0.05, 0.1\] .*got \[0.2, 0.1\]"):
-        ema.PowerFunctionEMA(net, (0.2, 0.1)).load_state_dict(state)
+        PowerFunctionEMA(net, (0.2, 0.1)).load_state_dict(state)

@@ -15,6 +15,7 @@ import torch
 from tolerances import GOLDEN_NETWORK, relative_error
 
 from autoguide_fast import checkpoints
+from autoguide_fast.checkpoints import Snapshots
 from autoguide_fast.networks import Precond
 from autoguide_fast.trainer import durable, loop
 from autoguide_fast.trainer.ema import PowerFunctionEMA
@@ -29,7 +30,6 @@ from autoguide_fast.trainer.optimizer import (
     set_rate,
 )
 from autoguide_fast.trainer.options import TrainOptions
-from autoguide_fast.trainer.snapshots import Snapshots
 
 # Gradients of weights carry the rounding of two passes. That of a scalar gain is one number in
 # which a whole layer's terms nearly cancel: two float32 orders of summation differ by 1e-5 there.

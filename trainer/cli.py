@@ -270,8 +270,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _summary(
     result: Result, main: TrainOptions, guide: Guide | None, arguments: argparse.Namespace
 ) -> str:
+    from autoguide_fast.checkpoints.run_folder import SNAPSHOTS
+
     from .pair import GUIDE
-    from .snapshots import SNAPSHOTS, average_name
+    from .snapshots import average_name
 
     lines = []
     for name, trainer in (("guide", result.guide), ("main", result.main)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .ema import check_sigma_rel, length_name
+from autoguide_fast.ema import check_sigma_rel, length_name
 
 _EXAMPLES = """\
 examples:
@@ -60,13 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from autoguide_fast import checkpoints
+    from autoguide_fast.checkpoints.run_folder import SNAPSHOTS
     from autoguide_fast.locks import sole_writer
 
     from .durable import remove_leftovers
-    from .snapshots import SNAPSHOTS, Snapshots, average_name
+    from .snapshots import average_name
 
     check_sigma_rel("ema reconstruct", arguments.ema, "--ema")
-    stored = Snapshots(arguments.folder)
+    stored = checkpoints.Snapshots(arguments.folder)
     nimg = stored.times[-1]
     if arguments.nimg is not None:
         nimg = min(stored.times, key=lambda t: abs(t - arguments.nimg))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoguide_fast import plots, sample
+from autoguide_fast.checkpoints import Snapshots
 from autoguide_fast.files import reason
 from autoguide_fast.networks import Precond
 
 from .runlog import RunLog
-from .snapshots import Snapshots
 from .trainer import Trainer
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoguide_fast.checkpoints.run_folder import OPTIONS, SNAPSHOTS
 from autoguide_fast.files import write_atomically
 from autoguide_fast.locks import sole_writer
 
@@ -26,7 +27,7 @@ from .interruption import interruption
 from .options import TrainOptions
 from .processes import Processes
 from .runlog import RunLog, make_folder, peak_memory_mib, progress_bar
-from .snapshots import OPTIONS, SNAPSHOTS, average_path, check_snapshots, save_average
+from .snapshots import average_path, check_snapshots, save_average
 from .trainer import Trainer
 
 CHECKPOINTS = "checkpoints"

@@ -7,9 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autoguide_fast.ema import check_sigma_rel
 from autoguide_fast.net_config import NetConfig
-
-from .ema import check_sigma_rel
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 

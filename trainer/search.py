@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoguide_fast import checkpoints, sample
+from autoguide_fast.checkpoints import Snapshots
+from autoguide_fast.ema import check_sigma_rel, length_name
 from autoguide_fast.files import write_atomically
 from autoguide_fast.locks import sole_writer
 from autoguide_fast.networks import Precond
 
-from .ema import check_sigma_rel, length_name
 from .evaluations import remembering
-from .snapshots import Snapshots
 from .workers import map_jobs
 from .yardstick import yardstick
 

@@ -3,13 +3,16 @@
 from .bundled import BUNDLED, bundled_guide, bundled_path, default_guidance
 from .conversion import convert
 from .format import read, read_header
-from .native import find, load, save
+from .loading import find, load
+from .native import save
 from .presets import presets
-from .reference import read_statistics
+from .run_folder import Snapshots
+from .statistics import read_statistics
 from .weights import fetch
 
 __all__ = [
     "BUNDLED",
+    "Snapshots",
     "bundled_guide",
     "bundled_path",
     "convert",

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..files import reason, remedy, sha256, write_atomically
-from . import reference
+from . import recorded_objects, reference
 from .format import DIGEST, write
-from .native import STORED, find
+from .loading import find
+from .native import STORED
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -36,7 +37,7 @@ def convert(source: str | os.PathLike, path: str | os.PathLike, progress: bool =
     are not finite floating-point numbers. Raises OSError where the file cannot be written.
     """
     source, path = find(source, "convert: source"), Path(path)
-    if not reference.is_pickle(source):
+    if not recorded_objects.is_pickle(source):
         raise ValueError(
             f"convert: source must be a snapshot of the reference implementation, got {source}, "
             "which is none; networks of autoguide_fast need no conversion"

@@ -16,13 +16,14 @@ import math
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import recorded_objects, reference
 
 Check = Callable[[dict[str, Any], dict[str, tuple[int, ...]]], None]  # of a header and shapes
 
@@ -65,7 +66,7 @@ def reading(
     The tensors are a mapping, which may read each of them when it is asked for it.
     `check(header, shapes)` may raise an error before any tensor is read; `shapes` is a dict.
     """
-    if reference.is_pickle(path):
+    if recorded_objects.is_pickle(path):
         with reference.reading(path, function) as (header, tensors):
             if check is not None:
                 check(header, tensors.shapes)
@@ -108,7 +109,7 @@ def read_header(path: str | os.PathLike, function: str) -> dict[str, Any]:
     Raises ValueError, in the name of `function`, for a file that is not such a checkpoint, or whose
     length is not what its tensors need.
     """
-    if reference.is_pickle(path):
+    if recorded_objects.is_pickle(path):
         return reference.read_header(path, function)
     from safetensors import SafetensorError, safe_open
 
@@ -135,10 +136,25 @@ def _header(path: str | os.PathLike, file: Any, function: str) -> tuple[str, dic
 
 
 def _unreadable(path: str | os.PathLike, function: str, error: Exception) -> ValueError:
+    if _is_exported(path):
+        return ValueError(
+            f"{function}: {path} must be a safetensors file written by autoguide_fast, got a "
+            "program that torch.export saved; import autoguide_fast, whose operators it calls, and "
+            "sample torch.export.load(path).module()"
+        )
     return ValueError(
         f"{function}: {path} must be a safetensors file written by autoguide_fast, got one that "
         f"cannot be read ({error}); save the network with autoguide_fast.checkpoints.save"
     )
+
+
+def _is_exported(path: str | os.PathLike) -> bool:
+    """Whether a file is a program of `torch.export` (`.pt2`)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[-1] == "archive_format" for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return False
 
 
 def write(

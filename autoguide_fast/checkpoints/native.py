@@ -1,7 +1,7 @@
 """Networks to and from files: one safetensors file that holds weights, options and encoder.
 
-Loading takes snapshots of the reference implementation as well. It runs no code from a file; see
-`format.py` and `reference.py` for what is in them.
+Reading takes snapshots of the reference implementation as well. It runs no code from a file; see
+`format.py` and `reference.py` for what is in them, and `loading.py` for names of other kinds.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from ..encoders import ENCODERS, encoder
 from ..files import reason, remedy, write_atomically
 from ..net_config import NetConfig, least_weights
 from ..networks import Precond
-from .bundled import BUNDLED, bundled_path
 from .format import DIGEST, OWN, reading, write
 from .reference import TOY
-from .weights import published_file, weights_path
 
 # Types that weights are stored in. Narrower ones need a scale beside them to mean anything.
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -183,27 +181,8 @@ def _names(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(map(str, dtypes))
 
 
-def load(path_or_name: str | os.PathLike, device: torch.device | str = "cpu") -> Precond | Any:
-    """Read a network.
-
-    Args:
-        path_or_name: Name of a bundled network (`"digits"`, `"digits-guide"`, `"digits-uncond"`,
-            `"photos"`, `"photos-guide"`) or of a published preset, whose model it is
-            (`checkpoints.fetch` says where that comes from); a file written by `save`; or a
-            snapshot of the reference implementation (`.pkl`), which is read as data: no code in it
-            runs.
-        device: Where to put it.
-
-    Returns:
-        Precond in evaluation mode, float32, without gradients, with `.encoder` set, and `.info`, a
-        dict of what else the file records; `toy.ToyModel` for a snapshot of the reference's toy.
-        Torch's default type and device and its random numbers have no part in it.
-
-    Raises ValueError for an unknown name, a file that is not such a checkpoint, is damaged, or
-    whose weights do not fit its options, are not finite or not stored as floating-point numbers,
-    or an absent device; TypeError for something that is no path.
-    """
-    path = find(path_or_name)
+def load_file(path: Path, device: torch.device | str = "cpu") -> Any:
+    """The network in the file `path`, on `device`; what `load` does for files."""
     device = present_device(device, "load")
     with torch.inference_mode(False):
         net: Any = None
@@ -237,40 +216,6 @@ def _give(net: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
             module._parameters[key] = weight
         for key in module._buffers:
             module._buffers[key] = tensors[prefix + key]
-
-
-def find(
-    path_or_name: str | os.PathLike,
-    argument: str = "load: path_or_name",
-    accept_licence: bool = False,
-) -> Path:
-    """Path of the file that `path_or_name` means; ValueError if there is none.
-
-    Published weights are downloaded where they are not there yet; see `weights.fetch`.
-    """
-    if not isinstance(path_or_name, (str, os.PathLike)):
-        raise TypeError(
-            f"{argument} must be a name or a path, got {type(path_or_name).__name__}; pass a string"
-        )
-    published = published_file(path_or_name)
-    if published is not None and not os.path.isfile(path_or_name):
-        return weights_path(published, argument.partition(":")[0], accept_licence)
-    path = bundled_path(path_or_name) or Path(path_or_name)
-    names = ", ".join(BUNDLED)
-    try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except OSError:  # such as a name that is too long
-        is_folder = is_there = False
-    if is_folder:
-        raise ValueError(
-            f"{argument} must be a file, got the folder {path}; name a .safetensors file in it"
-        )
-    if not is_there:
-        raise ValueError(
-            f"{argument} must be a bundled name ({names}) or an existing file, got "
-            f"{str(path_or_name)[-100:]!r}; check the spelling, or see `autoguide-fast presets`"
-        )
-    return path
 
 
 def _weights(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..files import reason, remedy, sha256, write_atomically
-from . import reference
+from . import recorded_objects
 from .download import download
 from .presets import Preset, licence, preset, published_files, weights_root
 
@@ -106,7 +106,7 @@ def _downloaded(file: str, function: str, accept_licence: bool, progress: bool) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # What is no whole snapshot never gets its name.
-        download(url, path, lambda partial: reference.check(partial, function), progress)
+        download(url, path, lambda partial: recorded_objects.check(partial, function), progress)
     except ConnectionError as error:
         raise ConnectionError(
             f"{function}: {file} must be there or be downloaded, got {error}; download {url} and "
