@@ -4,8 +4,10 @@ A net chooses the types that it computes in, so its products leave autocast. Ker
 first backward pass alone leave everything else to plain PyTorch.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -35,6 +37,24 @@ def watching() -> str | None:
     if torch._C._len_torch_dispatch_stack():
         modes += _python_dispatch._get_current_dispatch_mode_stack()
     return type(modes[-1]).__name__ if modes else None
+
+
+_recording = threading.local()
+
+
+def recording() -> bool:
+    """Whether what this thread calls is being recorded, so that nothing can be read from it."""
+    return getattr(_recording, "on", False)
+
+
+@contextlib.contextmanager
+def while_recording() -> Iterator[None]:
+    """The time in which `recording()` is true."""
+    _recording.on = True
+    try:
+        yield
+    finally:
+        _recording.on = False
 
 
 def without_autocast(

@@ -119,6 +119,25 @@ def test_samples_of_gaussians_have_their_mean_and_variance(name):
     assert abs(x.std() - STD) < 4 * deviation + loose
 
 
+@pytest.mark.parametrize("std", [0.1, 0.5, 1.0, 2.0])
+def test_centred_data_are_taken(std):
+    """Their denoiser says of pure noise nothing but a small share of it."""
+    net = EpsilonDenoiser(
+        lambda x_t, time: (
+            (s := sigma_at(time).reshape(-1, 1, 1, 1).to(x_t.dtype))
+            * x_t
+            * (1 + s**2).sqrt()
+            / (std**2 + s**2)
+        ),
+        ALPHAS,
+        img_resolution=8,
+        img_channels=1,
+    )
+    x = sample(net, seeds=range(64), num_steps=40)
+    assert abs(float(x.std()) / std - 1) < 0.1
+    assert not net.check  # it was looked at
+
+
 def test_the_range_of_noise_levels_is_the_nets():
     denoiser = ADAPTED["epsilon"]()
     assert denoiser.sigma_min == pytest.approx(float(SIGMAS[0]))
@@ -158,7 +177,7 @@ WRONG = [
         lambda: FlowDenoiser(flow("noise - data", 0, 1), velocity="data - noise"),
         "must predict a velocity, got",
     ),
-    (lambda: FlowDenoiser(lambda x, t: x / x.std()), "must predict a velocity, got"),
+    (lambda: FlowDenoiser(flow("noise - data", 1, 1)), "must predict a velocity, got"),
 ]
 
 
@@ -229,9 +248,13 @@ def test_labels_come_as_the_net_wants_them():
     x = torch.zeros(2, *SHAPE)
     indices(x, 1.0, torch.tensor([1, 2]))
     assert indices.net.given[-1]["y"].tolist() == [1, 2]
+    # A row of zeros is what no label is, where there is a class for that.
+    indices(x, 1.0, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert indices.net.given[-1]["y"].tolist() == [1, 3]
+    with pytest.raises(ValueError, match="must each name one class"):
+        labelled("index", label_name="y")(x, 1.0, torch.zeros(2, 3))
     for labels, message in (
         (torch.full([2, 3], 1 / 3), "must each name one class"),
-        (torch.zeros(2, 3), "must each name one class"),
         (torch.eye(4)[:2], r"must be \[N\] classes or \[N, 3\] rows, got \[2, 4\]"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -446,6 +469,49 @@ def test_what_from_diffusers_does_not_take(diffusers):
         from_diffusers(net, flow)
     with pytest.raises(ValueError, match="scheduler must have alphas_cumprod or be one of flow"):
         from_diffusers(net, diffusers.ScoreSdeVeScheduler())
-    flux = type("FluxTransformer2DModel", (), {"config": {}})()
-    with pytest.raises(ValueError, match="which takes packed tokens; wrap it"):
-        from_diffusers(flux, diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_flux_is_given_tokens(diffusers, distilled):
+    torch.manual_seed(0)
+    net = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=6,
+        pooled_projection_dim=5,
+        axes_dims_rope=(4, 6, 6),
+        guidance_embeds=distilled,
+    ).eval()
+    cond = {"encoder_hidden_states": torch.randn(1, 3, 6), "pooled_projections": torch.randn(1, 5)}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    if distilled:
+        with pytest.raises(ValueError, match="cond must hold guidance for a FluxTransformer2DM"):
+            from_diffusers(net, scheduler, cond=cond)
+        cond["guidance"] = torch.full([1], 3.5)
+    denoiser = from_diffusers(net, scheduler, cond=cond, img_resolution=8, check=False)
+    assert (denoiser.img_channels, denoiser.img_resolution) == (4, 8)
+
+    # Square by square, for images that are not square themselves.
+    x, share = torch.randn(2, 4, 6, 8), torch.tensor(0.75)
+    given = {k: v.expand(2, *v.shape[1:]) for k, v in cond.items()}
+    places = [(row, column) for row in range(3) for column in range(4)]
+    squares = [(..., slice(2 * r, 2 * r + 2), slice(2 * c, 2 * c + 2)) for r, c in places]
+    with torch.no_grad():
+        tokens = net(
+            torch.stack([(x / 4)[square].flatten(1) for square in squares], dim=1),
+            timestep=share.expand(2),
+            img_ids=torch.tensor([(0.0, r, c) for r, c in places]),
+            txt_ids=torch.zeros(3, 3),
+            **given,
+        ).sample
+        velocity = torch.empty_like(x)
+        for i, square in enumerate(squares):
+            velocity[square] = tokens[:, i].unflatten(1, (4, 2, 2))
+        expected = x / 4 - share * velocity
+        torch.testing.assert_close(denoiser(x, torch.tensor(3.0)), expected, rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="must have an even height and width for Flux"):
+            denoiser(x[:, :, :5], torch.tensor(3.0))
+    assert sample(denoiser, seeds=[1], num_steps=2).shape == (1, 4, 8, 8)

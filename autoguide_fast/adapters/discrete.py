@@ -7,28 +7,29 @@ the timestep whose sigma it is.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .adapter import Adapter
 
 _MOST_SIGMA = 1e6  # beyond, there is nothing left of the data
 
 
-class DiscreteDenoiser(Denoiser):
+class DiscreteAdapter(Adapter):
     """A net with numbered timesteps; `EpsilonDenoiser`, `VDenoiser`, `SampleDenoiser` are some.
 
     Args:
-        net: As for `Denoiser`, with timesteps `[N]`, which begin at 0.
+        net: As for `Adapter`, with timesteps `[N]`, which begin at 0.
         alphas_cumprod: `alpha^2` of each timestep, falling, as a scheduler of diffusers has it: a
             tensor or a sequence.
         fractional: Whether timesteps may lie between the numbered ones; if not, the nearest is
             taken, as int64.
         sigma_min, sigma_max: Default: those of the first and last timestep.
-        **options: As for `Denoiser`.
+        **options: As for `Adapter`.
     """
 
     log_sigmas: Tensor
@@ -62,7 +63,7 @@ class DiscreteDenoiser(Denoiser):
         self.fractional = fractional
         self.register_buffer("log_sigmas", sigmas.log(), persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiscreteDenoiser:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiscreteAdapter:
         # The table keeps its precision, whatever type the net is turned to.
         table = self.log_sigmas
         super()._apply(fn, recurse)
@@ -85,14 +86,15 @@ class DiscreteDenoiser(Denoiser):
             return output
         return self._combined(x, levels, output)
 
+    @abc.abstractmethod
     def _combined(self, x: Tensor, levels: Tensor, output: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The denoised images of `x` at `levels` where the net returned `output`."""
 
 
-class EpsilonDenoiser(DiscreteDenoiser):
+class EpsilonDenoiser(DiscreteAdapter):
     """A net that predicts the noise, as DDPM's does: `D = x - sigma eps`.
 
-    For the arguments see `DiscreteDenoiser`.
+    For the arguments see `DiscreteAdapter`.
     """
 
     prediction = "the noise"
@@ -101,10 +103,10 @@ class EpsilonDenoiser(DiscreteDenoiser):
         return x - levels * output
 
 
-class VDenoiser(DiscreteDenoiser):
+class VDenoiser(DiscreteAdapter):
     """A net that predicts `v = alpha eps - s x_0`: `D = alpha (alpha x - sigma v)`.
 
-    Here `alpha = 1 / sqrt(1 + sigma^2)`. For the arguments see `DiscreteDenoiser`.
+    Here `alpha = 1 / sqrt(1 + sigma^2)`. For the arguments see `DiscreteAdapter`.
     """
 
     prediction = "v"
@@ -114,10 +116,10 @@ class VDenoiser(DiscreteDenoiser):
         return alpha * (alpha * x - levels * output)
 
 
-class SampleDenoiser(DiscreteDenoiser):
+class SampleDenoiser(DiscreteAdapter):
     """A net that predicts the data, which are `D`.
 
-    For the arguments see `DiscreteDenoiser`.
+    For the arguments see `DiscreteAdapter`.
     """
 
     prediction = "the data"

@@ -10,22 +10,22 @@ from typing import Any
 
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .adapter import Adapter
 
 VELOCITIES = ("noise - data", "data - noise")
 
 
-class FlowDenoiser(Denoiser):
+class FlowDenoiser(Adapter):
     """A net that predicts a velocity: `D = x_t - t (noise - data)`.
 
     Args:
-        net: As for `Denoiser`; its times `[N]` run from 0 to `time_scale`.
+        net: As for `Adapter`; its times `[N]` run from 0 to `time_scale`.
         velocity: What it predicts: "noise - data" as nets of diffusers do (SD3, Flux), or
             "data - noise" as SiT.
         data_at: Time at which there are data: 0 for nets of diffusers, 1 for SiT.
         time_scale: What the net is told for time 1: 1000 for nets of diffusers.
         sigma_min, sigma_max: The noise levels; the net knows all of them.
-        **options: As for `Denoiser`.
+        **options: As for `Adapter`.
     """
 
     prediction = "a velocity"

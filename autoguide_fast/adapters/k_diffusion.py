@@ -6,17 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .adapter import Adapter
 
 
-class KDiffusionDenoiser(Denoiser):
+class KDiffusionDenoiser(Adapter):
     """A denoiser `(x, sigma [N], **extra_args) -> D` as k-diffusion has them.
 
     Args:
         net: The denoiser.
         sigma_min, sigma_max: Default: `net.sigma_min` and `net.sigma_max`, which those with
             numbered timesteps have.
-        **options: As for `Denoiser`.
+        **options: As for `Adapter`.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ..arguments import number
+from ..modes import recording
 
 LABEL_FORMATS = (None, "index", "one_hot")
+_MOST_VARIANCE = 6.0  # of data, in the units in which noise levels are given
 _ENOUGH = 64  # numbers that a correlation means something of
 
 
-class Denoiser(torch.nn.Module):
+class Adapter(torch.nn.Module, abc.ABC):
     """A net of another library as a denoiser `(x, sigma, class_labels) -> D`.
 
     Subclasses say how the noise level is told to the net, and what its output makes of `x`, in
@@ -43,7 +46,10 @@ class Denoiser(torch.nn.Module):
     Raises ValueError or TypeError for options of another kind.
     """
 
-    # What the net wants is told by these; a subclass that differs says so.
+    # Rows of zeros among labels mean what no label means, so that both fit into one batch.
+    zero_label_is_none = True
+
+    # What the net predicts, for messages; a subclass that differs says so.
     prediction = "the denoised images"
 
     def __init__(
@@ -105,14 +111,17 @@ class Denoiser(torch.nn.Module):
         return torch.float64 if self._net_dtype() == torch.float64 else torch.float32
 
     def forward(
-        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, **cond: Tensor
     ) -> Tensor:
-        """Denoised images `[N, ...]` of `x [N, ...]` at the levels `sigma`, 0-dim or `[N]`."""
+        """Denoised images `[N, ...]` of `x [N, ...]` at the levels `sigma`, 0-dim or `[N]`.
+
+        `cond` are tensors by name, as those of the constructor, which they are added to or replace.
+        """
         dtype = self.input_dtype
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)
         levels = sigma.reshape(-1, *[1] * (x.ndim - 1))
-        conditioning = self._conditioning(x, class_labels)
+        conditioning = self._conditioning(x, class_labels, {**self.cond, **cond})
         denoised = self._denoise(x, levels, conditioning)
         if denoised.shape != x.shape:
             raise ValueError(
@@ -124,8 +133,9 @@ class Denoiser(torch.nn.Module):
             self.check = False
         return denoised
 
+    @abc.abstractmethod
     def _denoise(self, x: Tensor, levels: Tensor, conditioning: dict[str, Any]) -> Tensor:
-        raise NotImplementedError
+        """The denoised images of `x` at `levels`, which broadcast against it."""
 
     def _evaluated(self, x: Tensor, time: Tensor, conditioning: dict[str, Any]) -> Tensor:
         """What the net says of `x` at `time [N or 1]`, in the type of `x`."""
@@ -154,10 +164,12 @@ class Denoiser(torch.nn.Module):
         kinds = (p.dtype for p in self.net.parameters() if p.is_floating_point())
         return next(kinds, None)
 
-    def _conditioning(self, x: Tensor, class_labels: Tensor | None) -> dict[str, Any]:
+    def _conditioning(
+        self, x: Tensor, class_labels: Tensor | None, cond: Mapping[str, Any]
+    ) -> dict[str, Any]:
         given: dict[str, Any] = {}
         dtype = self._net_dtype() or x.dtype
-        for name, value in self.cond.items():
+        for name, value in cond.items():
             if isinstance(value, torch.Tensor):
                 if value.ndim == 0 or len(value) not in (1, len(x)):
                     raise ValueError(
@@ -199,14 +211,29 @@ class Denoiser(torch.nn.Module):
         rows = rows.expand(len(x), -1)
         if self.label_format == "one_hot":
             return rows.to(self._net_dtype() or x.dtype)
+        if not recording():
+            self.check_labels(rows)
         classes = rows.argmax(dim=1)
-        hot = torch.nn.functional.one_hot(classes, self.label_dim)
-        if not torch.equal(rows.double(), hot.double()):
-            raise ValueError(
-                f"{name}: class_labels must each name one class, for a net that wants indices, got "
-                "soft rows; pass classes"
-            )
+        if self.null_label is not None:
+            classes = torch.where((rows == 0).all(dim=1), self.null_label, classes)
         return classes
+
+    def check_labels(self, rows: Tensor) -> None:
+        """Raise ValueError where rows of labels `[N, label_dim]` are none that the net can be told.
+
+        Reads from the device: an engine that replays a recording calls it beforehand.
+        """
+        if self.label_format != "index":
+            return
+        hot = torch.nn.functional.one_hot(rows.argmax(dim=1), self.label_dim)
+        fits = (rows == hot).all(dim=1)
+        if self.null_label is not None:
+            fits |= (rows == 0).all(dim=1)
+        if not bool(fits.all()):
+            raise ValueError(
+                f"{type(self).__name__}: class_labels must each name one class, for a net that "
+                "wants indices, got soft rows; pass classes"
+            )
 
     def _look_at(self, x: Tensor, levels: Tensor, denoised: Tensor) -> None:
         """Refuse what cannot be denoised images: noise, or as large as the noise."""
@@ -214,9 +241,11 @@ class Denoiser(torch.nn.Module):
         similarity = torch.nn.functional.cosine_similarity(
             denoised.flatten().float(), x.flatten().float(), dim=0
         )
-        # Of high noise a denoiser can tell nearly nothing: its output is small, and unlike `x`.
+        # Of high noise a denoiser can tell nearly nothing: its output is small, and like `x` only
+        # by the share std^2 / sigma^2, which a net for centred data may have alone.
         level = float(levels.mean())
-        if level > 4 and (float(size) > level / 2 or abs(float(similarity)) > 0.8):
+        like_noise = abs(float(similarity)) > 0.8 and float(size) * level > _MOST_VARIANCE
+        if level > 4 and (float(size) > level / 2 or like_noise):
             raise ValueError(
                 f"{type(self).__name__}: net must predict {self.prediction}, got what makes of "
                 f"pure noise at sigma {level:.4g} images of magnitude {float(size):.3g} that are "
