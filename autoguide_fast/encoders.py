@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .arguments import count
+
 STABILITY_VAE = "stabilityai/sd-vae-ft-mse"
 
 
@@ -50,6 +52,11 @@ class LatentEncoder:
 
     Args:
         vae: name of an `AutoencoderKL` for `diffusers` to find or download, or the folder of one.
+        dtype: what decoding multiplies: float32, float16 or bfloat16 (`torch.autocast`). Encoding
+            is float32's.
+        images_at_once: how many images are decoded together, which bounds memory.
+
+    Raises ValueError for another `dtype` or count.
     """
 
     name = "latents"
@@ -59,8 +66,21 @@ class LatentEncoder:
     channels = 4
     pixels = 8  # on a side that become one
 
-    def __init__(self, vae: str | os.PathLike = STABILITY_VAE) -> None:
-        self.vae = str(vae)
+    def __init__(
+        self,
+        vae: str | os.PathLike = STABILITY_VAE,
+        dtype: torch.dtype = torch.float32,
+        images_at_once: int = 4,
+    ) -> None:
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"LatentEncoder: dtype must be torch.float32, float16 or bfloat16, got {dtype!r}; "
+                "leave it out for float32"
+            )
+        self.vae, self.dtype = str(vae), dtype
+        self.images_at_once = count(
+            "images_at_once", images_at_once, "4 is usual", caller="LatentEncoder"
+        )
 
     @functools.cached_property
     def _autoencoder(self) -> Any:
@@ -133,11 +153,19 @@ class LatentEncoder:
         Raises ValueError for another number of channels.
         """
         self._check_channels("x", x, self.channels)
+        if not len(x):  # which the VAE does not take
+            height, width = (self.pixels * n for n in x.shape[2:])
+            return torch.empty(0, 3, height, width, dtype=torch.uint8, device=x.device)
         centre, spread = self._scale(x.device)
         vae = self.load().to(x.device)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            images = vae.decode(x.to(torch.float32) * (spread / 0.5) + centre).sample
-        return (images.clamp(0, 1) * 255).to(torch.uint8)
+        narrow = self.dtype != torch.float32
+        x = x.to(torch.float32) * (spread / 0.5) + centre
+        parts = []
+        with torch.no_grad(), torch.autocast(x.device.type, self.dtype, enabled=narrow):
+            for part in x.split(self.images_at_once):
+                images = vae.decode(part).sample.float()
+                parts.append((images.clamp(0, 1) * 255).to(torch.uint8))
+        return torch.cat(parts)
 
     def _check_channels(self, name: str, x: Tensor, channels: int) -> None:
         if x.ndim != 4 or x.shape[1] != channels:

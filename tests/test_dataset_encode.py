@@ -155,3 +155,35 @@ def test_latent_encoder_decodes(vae):
     images = latents.decode(x)
     assert images.dtype == torch.uint8 and images.shape == (2, 3, 16, 16)
     assert (images.float() - wanted).abs().max() <= 1 and images.float().std() > 1
+
+
+def test_latents_are_decoded_a_few_at_a_time(vae):
+    x = torch.randn([5, 4, 2, 2], generator=torch.Generator().manual_seed(0)) / 2
+    latents, sizes = LatentEncoder(vae, images_at_once=2), []
+    latents.load().decoder.register_forward_hook(lambda net, given, made: sizes.append(len(made)))
+    images = latents.decode(x)
+    assert sizes == [2, 2, 1]
+    alone = torch.cat([LatentEncoder(vae).decode(each[None]) for each in x])
+    assert (images.float() - alone.float()).abs().max() <= 1
+    assert latents.decode(x[:0]).shape == (0, 3, 16, 16)
+
+
+def test_decoding_has_a_type_of_its_own(vae):
+    x = torch.randn([2, 4, 2, 2], generator=torch.Generator().manual_seed(0)) / 2
+    latents, types = LatentEncoder(vae, torch.bfloat16), []
+    latents.load().decoder.conv_in.register_forward_hook(
+        lambda n, g, made: types.append(made.dtype)
+    )
+    images, precise = latents.decode(x).float(), LatentEncoder(vae).decode(x).float()
+    assert types == [torch.bfloat16]
+    assert 0 < (images - precise).abs().mean() < 0.05 * precise.std()
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's plays no part
+        assert torch.equal(LatentEncoder(vae).decode(x).float(), precise)
+    with pytest.raises(
+        ValueError, match=r"dtype must be torch.float32, float16 or bfloat16, got t"
+    ):
+        LatentEncoder(vae, torch.int8)
+    with pytest.raises(
+        ValueError, match=r"LatentEncoder: images_at_once must be at least 1, got 0"
+    ):
+        LatentEncoder(vae, images_at_once=0)
