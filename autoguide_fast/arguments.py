@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -168,10 +168,19 @@ def churn_values(
     return values
 
 
-def weight(guidance: float, caller: str = CALLER) -> float:
-    """Check the guidance weight; return it as a float."""
+def weight(
+    guidance: float | Callable[[float], float], caller: str = CALLER
+) -> float | Callable[[float], float]:
+    """Check the guidance weight; return it as a float, or as a function of sigma that checks it."""
     remedy = "1 is no guidance, 1.5 a usual start"
-    return number("guidance", guidance, "finite", math.isfinite, remedy, caller)
+    if not callable(guidance):
+        return number("guidance", guidance, "finite", math.isfinite, remedy, caller)
+
+    def at(sigma: float) -> float:
+        name = f"guidance at sigma {sigma:.4g}"
+        return number(name, guidance(sigma), "finite", math.isfinite, remedy, caller)
+
+    return at
 
 
 def guidance_interval(
@@ -394,6 +403,45 @@ def labels(class_labels: Any, num_images: int, label_dim: int | None) -> Tensor 
             f"model knows {label_dim} classes"
         )
     return classes
+
+
+def conditioning(
+    name: str, cond: Mapping[str, Any] | None, num_images: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Return the conditioning tensors called `name`, `[N or 1, ...]`, on `device`."""
+    if cond is None:
+        return {}
+    remedy = "name each tensor as the net takes it, such as encoder_hidden_states"
+    if not isinstance(cond, Mapping):
+        raise TypeError(
+            f"{CALLER}: {name} must be a dict of tensors, got {type(cond).__name__}; {remedy}"
+        )
+    tensors = {}
+    for key, value in cond.items():
+        if not isinstance(key, str) or key in ("x", "sigma", "class_labels"):
+            raise ValueError(
+                f"{CALLER}: {name} must be named otherwise than x, sigma and class_labels, got "
+                f"{_shown(key)}; {remedy}"
+            )
+        try:
+            tensor = as_tensor(value)
+        except (TypeError, OverflowError):
+            raise TypeError(
+                f"{CALLER}: {name}[{key!r}] must be a tensor or array, got {type(value).__name__}; "
+                "give the net what else it wants in a function around it"
+            ) from None
+        if tensor.ndim == 0 or len(tensor) not in (1, num_images):
+            raise ValueError(
+                f"{CALLER}: {name}[{key!r}] must have a first dimension of 1 or of the images, "
+                f"{num_images}, got {list(tensor.shape)}; give every image its own, or one for all"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{CALLER}: {name}[{key!r}] must be finite, got NaN or infinity; look at what made "
+                "it"
+            )
+        tensors[key] = tensor.to(device)
+    return tensors
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,29 @@ class Diagnosis:
         moments = self._of(data)
         chosen = self._chosen(moments, label)
         return _best(*_sums(moments, chosen, band))
+
+    def schedule(self, factor: float = 1.0, data: str | None = None) -> Callable[[float], float]:
+        """The best weight of the one guide as a function of the noise level, for `sample`.
+
+        `w(sigma) = 1 + factor (w*(sigma) - 1)`, with `w*` of `weights`: linear in log sigma between
+        the levels, constant beyond, 1 where `w*` is NaN.
+
+        Args:
+            factor: 1 is the weight that brings a single evaluation nearest to the perfect denoiser;
+                more guides more strongly.
+            data: name of a set; default: the first.
+
+        Raises ValueError for a diagnosis of several guides.
+        """
+        if len(self.guides) != 1:
+            raise ValueError(
+                "Diagnosis.schedule: there must be one guide, got "
+                f"{', '.join(self.guides)}; diagnose each by itself"
+            )
+        order = np.argsort(self.sigmas)
+        levels = np.log(self.sigmas[order])
+        weights = 1 + factor * np.nan_to_num(self.weights(data)[order, 0] - 1)
+        return lambda sigma: float(np.interp(math.log(sigma), levels, weights))
 
     def interval(
         self,

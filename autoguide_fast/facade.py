@@ -1,43 +1,51 @@
 """`Engine`, the public face of all engines: a pair made ready once, to be run many times."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .engine import BaseEngine, PreparedDenoiser, Profile, make_engine, pair_unsupported_reason
+from .engine import (
+    BaseEngine,
+    Profile,
+    make_engine,
+    of_modules,
+    pair_unsupported_reason,
+)
 from .generate import sample
-from .guidance import Denoiser, Unlabelled
-from .networks import Precond
+from .guidance import Cond, Denoiser, Weight
 from .sampler import Step, Stepper
 
 
 class Engine(BaseEngine):
     """A model and its guide, made ready to run where they are: on the CPU or on a CUDA device.
 
-    Weights are normalised, scaled, transformed and laid out once. On the CPU each evaluation then
-    runs a plan of fused instructions over an arena that is never reallocated (`csrc/engine/`). On a
-    CUDA device the library's convolutions and the fused operators are recorded as a CUDA graph,
-    whole samplings at a time, and replayed (`engine/gpu_engine.py`; **not run on a GPU yet**). The
-    engine is a snapshot: later changes of the nets do not reach it, and it does not keep them
-    alive.
+    Weights of a `Precond` are normalised, scaled, transformed and laid out once. On the CPU each
+    evaluation then runs a plan of fused instructions over an arena that is never reallocated
+    (`csrc/engine/`). On a CUDA device the library's convolutions and the fused operators are
+    recorded as a CUDA graph, whole samplings at a time, and replayed (`engine/gpu_engine.py`; **not
+    run on a GPU yet**). The engine is a snapshot: later changes of the nets do not reach it, and it
+    does not keep them alive.
+
+    Other modules, such as those of `autoguide_fast.adapters`, are held as they are and run under
+    `torch.compile`, or recorded on a CUDA device (`engine/module_engine.py`).
 
         engine = Engine(load("digits"), load("digits-guide"))
         images = engine.sample(guidance=1.7, seeds=range(64))
 
     Args:
-        model: float32.
-        guide: likewise, on the same device and with the `sigma_data` of the model.
-        dtype: on the CPU, what convolutions and attention multiply: torch.float32; torch.bfloat16,
-            with float32 sums; torch.int8, with int32 sums and constant scales (attention in
-            bfloat16, as are 3x3 convolutions of maps of 32x32 pixels or more, where Winograd's
-            larger tiles make that faster than int8 and no less precise). All else is float32, as is
-            attention on a processor that does not multiply bfloat16, where int8 is all of the
-            convolutions. On a CUDA device, the type of weights and maps: torch.float32 (as precise
-            as `torch.backends.cudnn.allow_tf32` lets it be), torch.float16, torch.bfloat16;
-            torch.float8_e4m3fn for float16 whose wide convolutions multiply FP8, which costs
-            quality (`engine/float8.py`).
+        model: a float32 `Precond`, which may be wrapped by `unlabelled`, or any other module.
+        guide: likewise, on the same device; of two `Precond`s, with the `sigma_data` of the model.
+        dtype: of modules that are no `Precond`, their own. Of others, on the CPU, what convolutions
+            and attention multiply: torch.float32; torch.bfloat16, with float32 sums; torch.int8,
+            with int32 sums and constant scales (attention in bfloat16, as are 3x3 convolutions of
+            maps of 32x32 pixels or more, where Winograd's larger tiles make that faster than int8
+            and no less precise). All else is float32, as is attention on a processor that does not
+            multiply bfloat16, where int8 is all of the convolutions. On a CUDA device, the type of
+            weights and maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it
+            be), torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide
+            convolutions multiply FP8, which costs quality (`engine/float8.py`).
             Embedding, state and steps are float32. "auto" takes the fastest here of those whose
             samples are as good as float32's: float16 on a CUDA device, bfloat16 on a CPU that
             multiplies it (AVX-512 BF16), else float32.
@@ -62,8 +70,8 @@ class Engine(BaseEngine):
 
     def __init__(
         self,
-        model: Precond | Unlabelled,
-        guide: Precond | Unlabelled | None = None,
+        model: Denoiser,
+        guide: Denoiser | None = None,
         dtype: torch.dtype | Literal["auto"] = torch.float32,
         **options: Any,
     ) -> None:
@@ -71,11 +79,11 @@ class Engine(BaseEngine):
 
     # Read-only, unlike those of the engine behind it.
     @property
-    def model(self) -> PreparedDenoiser:  # type: ignore[override]
+    def model(self) -> Denoiser:  # type: ignore[override]
         return self._engine.model
 
     @property
-    def guide(self) -> PreparedDenoiser | None:  # type: ignore[override]
+    def guide(self) -> Denoiser | None:  # type: ignore[override]
         return self._engine.guide
 
     @property
@@ -88,24 +96,33 @@ class Engine(BaseEngine):
 
     @staticmethod
     def runs(model: Denoiser, guide: Denoiser | None = None) -> bool:
-        """Whether an engine can be made of these: plain float32 `Precond`s on one device."""
-        return pair_unsupported_reason(model, guide) is None
+        """Whether an engine can be made of these: plain float32 `Precond`s, or other modules."""
+        return of_modules(model, guide) or pair_unsupported_reason(model, guide) is None
 
     def sample(self, **options: Any) -> Tensor | Any:
         """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""
         return sample(self, **options)
 
     def stepper(
-        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+        self,
+        guidance: Weight,
+        class_labels: Tensor | None,
+        steps: Sequence[Step],
+        cond: Mapping[str, Cond] | None = None,
     ) -> Stepper:
         """A stepper of this pair for `sampler.heun`.
 
         Args:
-            guidance: the weight w.
+            guidance: the weight w, a number or a function of the noise level.
             class_labels: `[N or 1, label_dim]`, or None.
             steps: those that will be run.
+            cond: conditioning of each net by its role, for modules of other libraries.
         """
-        return self._engine.stepper(guidance, class_labels, steps)
+        return self._engine.stepper(guidance, class_labels, steps, cond)
+
+    @property
+    def takes_cond(self) -> bool:  # type: ignore[override]
+        return self._engine.takes_cond
 
     def close(self) -> None:
         """Release the memory that running takes, not that of the weights; it may run again."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from . import arguments, arrays
 from .arrays import Array
-from .encoders import Decoder
+from .decoding import Decoding, decoded
 from .engine import BaseEngine, cached, clear, lacks_memory, pair_unsupported_reason
-from .guidance import module_of
+from .guidance import Weight, module_of
 from .networks import Precond
 from .request import Labels, Net, Request, Seeds, checked
 from .sampler import EagerStepper, Step, Stepper, heun
@@ -43,7 +43,7 @@ class StepInfo:
 def sample(
     model: Net | BaseEngine,
     guide: Net | None = None,
-    guidance: float | None = None,
+    guidance: Weight | None = None,
     class_labels: Labels | None = None,
     seeds: Seeds | None = None,
     noise: Array | None = None,
@@ -64,6 +64,9 @@ def sample(
     raw: bool | None = None,
     array: str = "torch",
     on_batch: Callable[[range, Any], object] | None = None,
+    cond: Mapping[str, Array] | None = None,
+    guide_cond: Mapping[str, Array] | None = None,
+    compute_dtype: torch.dtype | str | None = None,
 ) -> Tensor | Any:
     """Sample images from a model, guided by a worse version of it.
 
@@ -88,7 +91,9 @@ def sample(
             bundled net or a preset by name, such as `"digits"` or `"photos"`, whose own guide
             serves.
         guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
-            from the guide. None: that of a preset, otherwise 1.
+            from the guide. A function of the noise level gives each its own weight (a host-side
+            float for a float; called for the levels of the schedule). None: that of a preset,
+            otherwise 1.
         class_labels: one class for all images, a sequence or int tensor or array `[N]` of classes,
             or one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
             where the model has labels (its attribute `label_dim`). A callable that does not tell
@@ -122,6 +127,15 @@ def sample(
         on_batch: called with `(indices, images)` as soon as a batch is done: a range, which of the
             images asked for these are, and what would be returned of them. Nothing is collected
             then, so that memory does not grow with the number of images; None is returned.
+        cond: what else the model is told about the images, such as prompts' embeddings: tensors or
+            arrays `[N, ...]`, or `[1, ...]` for all images, by the names under which the model
+            takes them, `model(x, sigma, class_labels, **cond)`. Batched like the images.
+        guide_cond: likewise for the guide. None: the model's; for classifier-free guidance by an
+            empty prompt, its embeddings.
+        compute_dtype: what networks of this package multiply in the engine that is made for them:
+            `dtype` of `Engine`, such as torch.bfloat16, or "auto", the fastest here of the types
+            whose samples are as good as float32's. None: float32, or float16 on a GPU for networks
+            with `use_fp16`.
 
     Returns:
         Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
@@ -146,44 +160,61 @@ def sample(
         return _run(request, bar)
 
 
-def _run(request: Request, bar: tqdm) -> Any:
+def _run(request: Request, bar: tqdm) -> Tensor | Any:
     """Sample what was asked for, batch by batch; returns what `sample` does."""
     engine = request.engine or _engine(request)
     images = None
-    for number, indices in enumerate(request.batches):
-        x, labels, randn = _drawn(request, indices)
-        stepper = _stepper(request, engine, labels)
-        result = None
-        if request.callback is None and not request.progress:
-            result = stepper.whole(x, randn)
-            if result is not None and not torch.isfinite(result).all():
-                # Once more, step by step, to tell where.
-                x, _, randn = _drawn(request, indices)
-                result = None
-        if result is None:
-            watch = _watcher(request, bar, stepper, number, indices)
-            result = heun(stepper, x, request.steps, randn, watch)
-        part = _decoded(request.encoder, result)
+
+    def deliver(indices: range, part: Tensor) -> None:
         # Copied, so that no buffer of an engine or an encoder gets out.
+        nonlocal images
         if request.on_batch is not None:
             request.on_batch(indices, arrays.as_kind(part.clone(), request.array))
-            continue
+            return
         if images is None:
             images = part.new_empty([request.num_images, *part.shape[1:]])
         images[indices.start : indices.stop] = part
+
+    with Decoding(request.encoder, request.device, deliver) as decoding:
+        for number, indices in enumerate(request.batches):
+            decoding.add(indices, _sampled(request, engine, bar, number, indices))
     if request.on_batch is not None:
         return None
     if images is None:
         shape = 0, *request.image_shape
         empty = torch.empty(shape, device=request.device, dtype=request.dtype)
-        images = _decoded(request.encoder, empty)
+        images = decoded(request.encoder, empty)
     return arrays.as_kind(images, request.array)
 
 
-def _stepper(request: Request, engine: BaseEngine | None, labels: Tensor | None) -> Stepper:
+def _sampled(
+    request: Request, engine: BaseEngine | None, bar: tqdm, number: int, indices: range
+) -> Tensor:
+    """Samples of one batch."""
+    x, labels, randn = _drawn(request, indices)
+    stepper = _stepper(request, engine, labels, indices)
+    if request.callback is None and not request.progress:
+        result = stepper.whole(x, randn)
+        if result is not None:
+            if torch.isfinite(result).all():
+                return result
+            x, _, randn = _drawn(request, indices)  # once more, step by step, to tell where
+    watch = _watcher(request, bar, stepper, number, indices)
+    return heun(stepper, x, request.steps, randn, watch)
+
+
+def _stepper(
+    request: Request, engine: BaseEngine | None, labels: Tensor | None, indices: range
+) -> Stepper:
+    part = slice(indices.start, indices.stop)
+    cond = {
+        role: {name: value if len(value) == 1 else value[part] for name, value in named.items()}
+        for role, named in request.cond.items()
+    }
     if engine is not None:
-        return engine.stepper(request.guidance, labels, request.steps)
-    return EagerStepper(request.model, request.guide, request.guidance, labels, request.device)
+        return engine.stepper(request.guidance, labels, request.steps, cond)
+    nets = request.model, request.guide
+    return EagerStepper(*nets, request.guidance, labels, request.device, cond)
 
 
 def _watcher(
@@ -222,7 +253,7 @@ def _engine(request: Request) -> BaseEngine | None:
         return None
     for _ in range(2):
         try:
-            return cached(*nets)
+            return cached(*nets, request.compute_dtype)
         except RuntimeError as error:
             if not lacks_memory(error):
                 raise
@@ -258,20 +289,6 @@ def _drawn(
         labels = arguments.one_hot(labels, label_dim)
     assert x is not None  # since there are seeds or noise
     return x.to(request.dtype), labels, randn
-
-
-def _decoded(encoder: Decoder | None, x: Tensor) -> Tensor:
-    """What an encoder makes of samples `x`, which are themselves what there is without one."""
-    if encoder is None:
-        return x
-    images = encoder.decode(x)
-    if not isinstance(images, torch.Tensor) or images.ndim == 0 or len(images) != len(x):
-        got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-        raise TypeError(
-            f"sample: model.encoder must decode {len(x)} samples to a tensor of as many images, "
-            f"got {got}; return uint8 [{len(x)}, C, H, W], or pass raw=True"
-        )
-    return images
 
 
 @contextlib.contextmanager

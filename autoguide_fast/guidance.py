@@ -1,5 +1,6 @@
 """How several denoisers become one: the guided combination, its interval, the unlabelled guide."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +13,26 @@ class Denoiser(Protocol):
     """What a model or a guide is: a callable `(x, sigma, class_labels) -> D`.
 
     `x` are noisy images `[N, C, H, W]`, `sigma` their noise level, 0-dim, `class_labels`
-    `[N, label_dim]` or None; D are the denoised images, like `x`. Modules are such callables.
+    `[N, label_dim]` or None; D are the denoised images, like `x`. Modules are such callables. One
+    that is sampled with conditioning (`sample`'s `cond`) takes that by its names besides.
     """
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, /) -> Tensor: ...
+
+
+# The guidance weight w: a number, or a function of the noise level.
+Weight = float | Callable[[float], float]
+
+
+def weight_at(guidance: Weight, sigma: float) -> float:
+    """The guidance weight at the noise level `sigma`; 1 at 0, where nothing is evaluated."""
+    if not callable(guidance):
+        return guidance
+    return float(guidance(sigma)) if sigma > 0 else 1.0
+
+
+# Conditioning tensors by the names under which nets take them, `[N or 1, ...]`.
+Cond = Mapping[str, Tensor]
 
 
 def guided(denoised: Tensor, guide_denoised: Tensor, guidance: float | Tensor) -> Tensor:
@@ -47,8 +64,10 @@ class Unlabelled:
     def __init__(self, net: Denoiser) -> None:
         self.net = net
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        return self.net(x, sigma, None)
+    def __call__(
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
+        return self.net(x, sigma, None, **cond)
 
     def __getattr__(self, name: str) -> Any:
         if name == "net":  # not there yet, as while unpickling
@@ -89,8 +108,14 @@ def module_of(net: object) -> torch.nn.Module | None:
     return net if isinstance(net, torch.nn.Module) else None
 
 
-def evaluated(net: Denoiser, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
-    """What `net(x, sigma, class_labels)` returns, when neither side can change what is the other's.
+def evaluated(
+    net: Denoiser,
+    x: Tensor,
+    sigma: Tensor,
+    class_labels: Tensor | None,
+    cond: Cond | None = None,
+) -> Tensor:
+    """What `net(x, sigma, class_labels, **cond)` returns; neither side can change the other's.
 
     The net gets copies, for it may write to them, and what it returns is copied, since it may be a
     buffer that the next evaluation overwrites: that of a CUDA graph, for instance. Differentiable.
@@ -98,20 +123,26 @@ def evaluated(net: Denoiser, x: Tensor, sigma: Tensor, class_labels: Tensor | No
     given: list[Any] = [
         v.clone() if isinstance(v, torch.Tensor) else v for v in (x, sigma, class_labels)
     ]
-    output = net(*given)
+    named = {name: value.clone() for name, value in (cond or {}).items()}
+    output = net(*given, **named)
     return output.clone() if isinstance(output, torch.Tensor) else output
 
 
 def guided_denoiser(
     model: Denoiser,
     guide: Denoiser | None,
-    guidance: float,
+    guidance: Weight,
     interval: tuple[float, float] | None = None,
+    guide_cond: Cond | None = None,
 ) -> Denoiser:
-    """One denoiser `(x, sigma, class_labels) -> D` made of a model and its guide.
+    """One denoiser `(x, sigma, class_labels, **cond) -> D` made of a model and its guide.
 
-    For use outside `autoguide_fast.sample`, which takes model and guide separately and fuses them.
-    With an `interval`, `sigma` must be one level for the whole batch, and is read back to the host.
+    For use outside `autoguide_fast.sample`, which takes model and guide separately and fuses them:
+    in a sampler of k-diffusion, for instance, which calls denoisers so. `cond` goes to both nets,
+    unless there is `guide_cond` for the guide.
+
+    With an `interval`, or a `guidance` that is a function of the noise level, `sigma` must be one
+    level for the whole batch, and is read back to the host.
     With `guidance` 1, and outside `interval`, the guide does not run. What it returns is no buffer
     of the nets, and they may write to their arguments. They are evaluated as they are, under the
     caller's autocast and in the caller's grad mode: differentiable where they are.
@@ -129,15 +160,21 @@ def guided_denoiser(
                 f"{type(net).__name__}; load a name or a path with autoguide_fast.load first"
             )
 
-    def denoiser(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        guides = guidance != 1
-        if guides and interval is not None:
-            guides = guides_at(_only_level(sigma), guidance, interval)
-        denoised = evaluated(model, x, sigma, class_labels)
+    def denoiser(
+        x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
+        w = 1.0 if callable(guidance) else guidance
+        guides = callable(guidance) or guidance != 1
+        if callable(guidance) or (guides and interval is not None):
+            level = _only_level(sigma)
+            w = weight_at(guidance, level)
+            guides = guides_at(level, w, interval)
+        denoised = evaluated(model, x, sigma, class_labels, cond)
         if not guides:
             return denoised
         assert guide is not None  # but where guidance is 1
-        return guided(denoised, evaluated(guide, x, sigma, class_labels), guidance)
+        named = cond if guide_cond is None else guide_cond
+        return guided(denoised, evaluated(guide, x, sigma, class_labels, named), w)
 
     return denoiser
 
@@ -150,6 +187,6 @@ def _only_level(sigma: Tensor | float) -> float:
     if lowest != highest:
         raise ValueError(
             "guided_denoiser: sigma must be one level for the whole batch where there is an "
-            f"interval, got {lowest:g} to {highest:g}; call it level by level"
+            f"interval or a weight by level, got {lowest:g} to {highest:g}; call it level by level"
         )
     return highest

@@ -1,7 +1,7 @@
 """Everything that `sample` is asked for, checked before any work: `checked` makes a `Request`."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from . import arguments, checkpoints
 from .arrays import Array
 from .encoders import Decoder, LatentEncoder
-from .engine import BaseEngine
-from .guidance import Denoiser, module_of
+from .engine import BaseEngine, pair_unsupported_reason
+from .guidance import Denoiser, Weight, module_of
+from .networks import Precond
 from .sampler import Step, plan_steps
 from .schedules import Churn, rho_schedule
 
@@ -32,7 +33,7 @@ class Request:
         model, guide: what will be evaluated; guide None where there is none.
         names: what messages call them, by role.
         engine: the one whose nets these are, or None for nets that come by themselves.
-        guidance: the weight w.
+        guidance: the weight w, a number or a function of the noise level.
         steps: all steps, on `device`.
         num_images, batch_size: how many, and how many at a time.
         image_shape: (C, H, W), or what stands after N in `noise` for a callable that does not tell.
@@ -40,16 +41,17 @@ class Request:
         noise: that of all images, where it lies, or None to draw it from the seeds.
         classes: labels of all images on the CPU, as of `arguments.labels`.
         label_dim: number of classes, None where neither net tells.
+        cond: what else the nets are told about all images, on `device`: by role, then by name.
         device, dtype: of the state.
         encoder: what decodes samples, or None for raw ones.
-        array, progress, callback, on_batch: as for `sample`.
+        array, progress, callback, on_batch, compute_dtype: as for `sample`.
     """
 
     model: Denoiser
     guide: Denoiser | None
     names: dict[str, str]
     engine: BaseEngine | None
-    guidance: float
+    guidance: Weight
     steps: tuple[Step, ...]
     num_images: int
     batch_size: int
@@ -58,6 +60,7 @@ class Request:
     noise: Tensor | None
     classes: Tensor | None
     label_dim: int | None
+    cond: dict[str, dict[str, Tensor]]
     device: torch.device
     dtype: torch.dtype
     encoder: Decoder | None
@@ -65,6 +68,7 @@ class Request:
     progress: bool
     callback: Callable | None
     on_batch: Callable | None
+    compute_dtype: torch.dtype | str | None
 
     @property
     def batches(self) -> list[range]:
@@ -76,7 +80,7 @@ class Request:
 def checked(
     model: Net | BaseEngine,
     guide: Net | None,
-    guidance: float | None,
+    guidance: Weight | None,
     class_labels: Labels | None,
     seeds: Seeds | None,
     noise: Array | None,
@@ -97,6 +101,9 @@ def checked(
     raw: bool | None,
     array: str,
     on_batch: Callable | None,
+    cond: Mapping[str, Array] | None,
+    guide_cond: Mapping[str, Array] | None,
+    compute_dtype: torch.dtype | str | None,
 ) -> Request:
     """The `Request` for these arguments of `sample`, documented there; networks are loaded.
 
@@ -105,7 +112,8 @@ def checked(
     """
     # What each argument says by itself.
     arguments.state_dtype(dtype)
-    sigma_min, sigma_max = arguments.trained_levels(sigma_min, sigma_max, model, guide)
+    pair = (model.model, model.guide) if isinstance(model, BaseEngine) else (model, guide)
+    sigma_min, sigma_max = arguments.trained_levels(sigma_min, sigma_max, *pair)
     levels = arguments.noise_levels(num_steps, sigma_min, sigma_max, rho, dtype)
     churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
     interval = arguments.guidance_interval(interval)
@@ -164,6 +172,9 @@ def checked(
             f"sample: seeds must be given beside noise where {needed}, got None; pass one seed per "
             "image" + ("" if churn.S_churn else ", or class_labels")
         )
+    if compute_dtype is not None:
+        _check_compute_dtype(compute_dtype, engine, model, guide if guidance != 1 else None)
+    told = _conditioning(model, guide, engine, cond, guide_cond, num_images, device)
     encoder = arguments.decoder(model, raw, shape)
     if isinstance(encoder, LatentEncoder):
         encoder.load()
@@ -186,6 +197,7 @@ def checked(
         noise=noise,
         classes=classes,
         label_dim=label_dim,
+        cond=told,
         device=device,
         dtype=dtype,
         encoder=encoder,
@@ -193,11 +205,12 @@ def checked(
         progress=progress,
         callback=callback,
         on_batch=on_batch,
+        compute_dtype=compute_dtype,
     )
 
 
 def _engine_pair(
-    engine: BaseEngine, guide: Net | None, guidance: float, device: torch.device | None
+    engine: BaseEngine, guide: Net | None, guidance: Weight, device: torch.device | None
 ) -> tuple[Denoiser, Denoiser | None]:
     if device is not None and device != engine.device:
         raise ValueError(
@@ -211,10 +224,69 @@ def _engine_pair(
         )
     if engine.guide is None and guidance != 1:
         raise ValueError(
-            f"sample: guidance must be 1 for an Engine without a guide, got {guidance:g}; make "
-            "Engine(model, guide)"
+            f"sample: guidance must be 1 for an Engine without a guide, got {_shown(guidance)}; "
+            "make Engine(model, guide)"
         )
     return engine.model, engine.guide
+
+
+def _check_compute_dtype(
+    compute_dtype: torch.dtype | str,
+    engine: BaseEngine | None,
+    model: Denoiser,
+    guide: Denoiser | None,
+) -> None:
+    """Refuse a type that could not be used; which ones there are an engine knows itself."""
+    if not isinstance(compute_dtype, torch.dtype) and compute_dtype != "auto":
+        raise ValueError(
+            f"sample: compute_dtype must be a torch.dtype or 'auto', got {compute_dtype!r}; "
+            "torch.bfloat16 is one"
+        )
+    if engine is not None:
+        raise ValueError(
+            f"sample: compute_dtype must be left out for an Engine, got {compute_dtype!r}; it has "
+            "a type of its own, Engine(model, guide, dtype)"
+        )
+    if reason := pair_unsupported_reason(model, guide):
+        raise ValueError(
+            "sample: compute_dtype must be left out for nets that are evaluated as they are, got "
+            f"{compute_dtype!r}; for an engine, {reason}"
+        )
+
+
+def _conditioning(
+    model: Denoiser,
+    guide: Denoiser | None,
+    engine: BaseEngine | None,
+    cond: Mapping[str, Array] | None,
+    guide_cond: Mapping[str, Array] | None,
+    num_images: int,
+    device: torch.device,
+) -> dict[str, dict[str, Tensor]]:
+    """What each net is told beside its labels; the guide gets the model's where it has no own."""
+    given = {"model": ("cond", cond), "guide": ("guide_cond", guide_cond)}
+    nets = {"model": model, "guide": guide}
+    for role, (name, value) in given.items():
+        if value is None:
+            continue
+        plain = isinstance(module_of(nets[role]), Precond)
+        if nets[role] is None or plain or (engine is not None and not engine.takes_cond):
+            owner = "no guide" if nets[role] is None else "a network that is told classes alone"
+            raise ValueError(
+                f"sample: {name} must be left out for {owner}, got {type(value).__name__}; it is "
+                "for nets of other kinds"
+            )
+    found = {
+        role: arguments.conditioning(name, value, num_images, device)
+        for role, (name, value) in given.items()
+    }
+    if guide_cond is None and not isinstance(module_of(guide), Precond):
+        found["guide"] = found["model"]
+    return found
+
+
+def _shown(guidance: Weight) -> str:
+    return "a function of sigma" if callable(guidance) else f"{guidance:g}"
 
 
 def _described(net: Net | None, role: str) -> str:
@@ -224,7 +296,7 @@ def _described(net: Net | None, role: str) -> str:
 def _nets(
     model: Net,
     guide: Net | None,
-    guidance: float,
+    guidance: Weight,
     device: torch.device | None,
     noise: Tensor | None,
 ) -> tuple[Denoiser, Denoiser | None, torch.device]:
@@ -236,7 +308,7 @@ def _nets(
     if guide is None and guidance != 1:
         raise ValueError(
             f"sample: guide must be given where guidance is not 1, got None at guidance "
-            f"{guidance:g}; pass a worse version of the model, or unlabelled(model) for CFG"
+            f"{_shown(guidance)}; pass a worse version of the model, or unlabelled(model) for CFG"
         )
     nets: dict[str, Path | Denoiser | None] = {}
     for role, net in (("model", model), ("guide", guide)):

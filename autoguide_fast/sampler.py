@@ -6,7 +6,7 @@ step. `EagerStepper` evaluates any callables; other steppers may run the same lo
 as a CUDA graph: noise levels are device tensors and nothing is read back.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .guidance import Denoiser, bare, evaluated, guides_at, module_of
+from .guidance import Cond, Denoiser, Weight, bare, evaluated, guides_at, module_of, weight_at
 from .networks import Precond
 from .schedules import Churn
 
@@ -43,7 +43,7 @@ class Step:
 
 def plan_steps(
     sigmas: Iterable[float] | Tensor,
-    guidance: float = 1.0,
+    guidance: Weight = 1.0,
     interval: tuple[float, float] | None = None,
     churn: Churn | None = None,
     device: torch.device | str = "cpu",
@@ -67,13 +67,19 @@ def plan_steps(
             sigma_hat=sigma_hat,
             sigma_next=sigmas[i + 1],
             churn_std=churn_std,
-            guided=guides_at(sigma_hat, guidance, interval),
-            guided_next=guides_at(sigmas[i + 1], guidance, interval),
+            guided=guides_at(sigma_hat, weight_at(guidance, sigma_hat), interval),
+            guided_next=guides_at(sigmas[i + 1], weight_at(guidance, sigmas[i + 1]), interval),
             level=levels[i, 0],
             level_next=levels[i, 1],
         )
         for i, (sigma_hat, churn_std) in enumerate(raised)
     ]
+
+
+def step_weights(guidance: Weight, steps: Sequence[Step]) -> list[float]:
+    """The guidance weights of both halves of each step, in order."""
+    levels = [sigma for step in steps for sigma in (step.sigma_hat, step.sigma_next)]
+    return [weight_at(guidance, sigma) for sigma in levels]
 
 
 class Stepper(Protocol):
@@ -171,25 +177,29 @@ class EagerStepper(Stepper):
     Args:
         model, guide: `guide` may be None where no step is guided. A module gets `x` and the 0-dim
             `sigma` in its own floating type, a bare callable in that of the state.
-        guidance: the weight w.
+        guidance: the weight w, a number or a function of the noise level.
         class_labels: handed to both; None to a net whose `label_dim` is 0.
         device: where the state lives.
+        cond: conditioning by role, handed on by its names, on the device.
     """
 
     def __init__(
         self,
         model: Denoiser,
         guide: Denoiser | None = None,
-        guidance: float = 1.0,
+        guidance: Weight = 1.0,
         class_labels: Tensor | None = None,
         device: torch.device | str = "cpu",
+        cond: Mapping[str, Cond] | None = None,
     ) -> None:
         self.nets = {"model": model} | ({} if guide is None else {"guide": guide})
+        self.cond = cond or {}
         self.labels = {
             role: None if getattr(net, "label_dim", None) == 0 else class_labels
             for role, net in self.nets.items()
         }
-        self.guidance = torch.tensor(guidance, dtype=torch.float64, device="cpu").to(device)
+        self.guidance, self.device = guidance, device
+        self._weights: dict[float, Tensor] = {}  # by noise level, on the device
         self.outputs = []
 
     def first(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -197,7 +207,7 @@ class EagerStepper(Stepper):
         self.outputs.clear()
         denoised = self._evaluate(x, step.level, step.guided)
         x_next, slope = ops.guided_heun_first(
-            x, *denoised, step.level, step.level_next, self.guidance
+            x, *denoised, step.level, step.level_next, self._weight(step, False)
         )
         self.outputs.append(("state", x_next))
         return x_next, slope
@@ -206,25 +216,39 @@ class EagerStepper(Stepper):
         """See `Stepper.second`."""
         denoised = self._evaluate(x_next, step.level_next, step.guided_next)
         return ops.guided_heun_second(
-            x, x_next, slope, *denoised, step.level, step.level_next, self.guidance
+            x, x_next, slope, *denoised, step.level, step.level_next, self._weight(step, True)
         )
+
+    def _weight(self, step: Step, second: bool) -> Tensor:
+        """The guidance weight of half a step, 0-dim float64 on the device."""
+        sigma = step.sigma_next if second else step.sigma_hat
+        key = sigma if callable(self.guidance) else 0.0
+        if key not in self._weights:
+            value = torch.tensor(weight_at(self.guidance, sigma), dtype=torch.float64, device="cpu")
+            self._weights[key] = value.to(self.device)
+        return self._weights[key]
 
     def _evaluate(self, x: Tensor, sigma: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
         denoised = self._output("model", x, sigma)
         return denoised, self._output("guide", x, sigma) if guided else None
 
     def _output(self, role: str, x: Tensor, sigma: Tensor) -> Tensor:
+        output = self._output_of(role, x, sigma, self.labels[role], self.cond.get(role))
+        self.outputs.append((role, output))
+        return output
+
+    def _output_of(
+        self, role: str, x: Tensor, sigma: Tensor, labels: Tensor | None, cond: Cond | None
+    ) -> Tensor:
+        """What the net `role` returns, checked, in the type of `x`."""
         net = self.nets[role]
         dtype = input_dtype(net, x.dtype)
-        labels = self.labels[role]
         if labels is not None and labels.is_floating_point():
             labels = labels.to(dtype)
         with _autocast_off(x.device) if isinstance(bare(net), Precond) else nullcontext():
-            output = evaluated(net, x.to(dtype), sigma.to(dtype), labels)
+            output = evaluated(net, x.to(dtype), sigma.to(dtype), labels, cond)
         _check_output(role, output, x)
-        output = output.as_subclass(torch.Tensor).to(x.dtype)
-        self.outputs.append((role, output))
-        return output
+        return output.as_subclass(torch.Tensor).to(x.dtype)
 
 
 def _autocast_off(device: torch.device) -> AbstractContextManager:

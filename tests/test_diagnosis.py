@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoguide_fast import load
+from autoguide_fast import load, sample
 from autoguide_fast.cli import main
 from autoguide_fast.diagnosis import BANDS, diagnose
 from autoguide_fast.digits import load_digits
@@ -49,6 +49,28 @@ def test_a_better_guide_is_weighted_below_one():
     found = diagnose(shrinking(0.8), shrinking(0.9), gaussian(), sigmas=SIGMAS)
     assert found.weights() == pytest.approx(-1.0, abs=0.15)  # 0.8 + (w - 1)(-0.1) = 1
     assert "backwards" in found.summary()
+
+
+def test_the_weights_are_a_schedule_for_sampling():
+    found = diagnose(shrinking(0.6), shrinking(0.4), gaussian(), sigmas=SIGMAS)
+    best = found.weights()[:, 0]
+    schedule = found.schedule()
+    assert [schedule(sigma) for sigma in SIGMAS] == pytest.approx(best)
+    assert (schedule(1e-3), schedule(80.0)) == pytest.approx((best[0], best[-1]))
+    assert schedule(2.0) == pytest.approx((best[1] + best[2]) / 2)  # halfway between 1 and 4
+    assert found.schedule(2)(1.0) == pytest.approx(2 * best[1] - 1)
+    # On a denoiser of Gaussian data the best weights make up for what the model lacks.
+    options = {"noise": torch.randn(500, 1, 2, 2), "num_steps": 64}
+    spread = [
+        sample(shrinking(0.6), shrinking(0.4), guidance=w, **options).std()
+        for w in (1.0, found.schedule())
+    ]
+    assert abs(spread[1] - STD) < 0.05 < abs(spread[0] - STD)
+    same = diagnose(shrinking(0.6), shrinking(0.6), gaussian(), sigmas=SIGMAS)
+    assert same.schedule()(1.0) == 1  # a guide that says what the model says
+    two = diagnose(shrinking(0.6), {"a": shrinking(0.4), "b": shrinking(0.2)}, gaussian())
+    with pytest.raises(ValueError, match="there must be one guide, got a, b; diagnose each"):
+        two.schedule()
 
 
 def test_several_guides_are_weighted_together():

@@ -273,7 +273,7 @@ def test_which_nets_an_engine_runs():
         "one that runs in torch.bfloat16": cast,
         "one on cpu and meta": torn,
         "one on meta": make_net().to("meta"),
-        "a Mine with methods": Mine(net),
+        "Mine with methods": Mine(net),
         "Unlabelled with .* attributes of its own": noted,
     }
     for message, other in refused.items():

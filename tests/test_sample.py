@@ -10,7 +10,7 @@ from references import assert_sample, textbook
 from tolerances import assert_as_exact
 
 import autoguide_fast
-from autoguide_fast import StepInfo, sample, unlabelled
+from autoguide_fast import Engine, StepInfo, sample, unlabelled
 from autoguide_fast.encoders import LatentEncoder, PixelEncoder
 from autoguide_fast.schedules import rho_schedule
 from autoguide_fast.seeds import StackedRandom
@@ -495,3 +495,29 @@ def test_warnings_point_at_who_called():
     with pytest.warns(UserWarning, match="evaluating the networks as they are") as caught:
         sample(net, seeds=[0], num_steps=1)
     assert [w.filename for w in caught] == [__file__]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, "auto"])
+def test_networks_compute_in_the_type_that_is_asked_for(dtype):
+    model, guide = tiny(), tiny(seed=1)
+    options = {"guidance": 1.5, "seeds": range(3), "num_steps": 3}
+    expected = Engine(model, guide, dtype).sample(**options)
+    assert torch.equal(sample(model, guide, compute_dtype=dtype, **options), expected)
+    # Each type has an engine of its own among those that are kept.
+    assert torch.equal(sample(model, guide, **options), Engine(model, guide).sample(**options))
+
+
+def test_types_that_nothing_could_compute_in_are_refused():
+    model, options = tiny(), {"seeds": [0], "num_steps": 1}
+    for given, dtype, message in (
+        (model, "bf16", "compute_dtype must be a torch.dtype or 'auto', got 'bf16'"),
+        (Engine(model), torch.float32, "compute_dtype must be left out for an Engine"),
+        (
+            Wrapped(model),
+            torch.int8,
+            "compute_dtype must be left out for nets that are",
+        ),
+        (model, torch.float64, "Engine: dtype must be torch.float32, torch.bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(given, compute_dtype=dtype, **options)

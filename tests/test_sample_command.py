@@ -114,6 +114,15 @@ def test_only_what_is_missing_or_damaged_is_written_again(capsys, tmp_path, whol
     assert said.startswith("all 22 images were there") and contents(out) == expected
 
 
+def test_networks_compute_in_the_type_that_is_asked_for(capsys, tmp_path):
+    assert run(capsys, tmp_path, "--seeds", "0-3", "--compute-dtype", "int8")[0] == 0
+    assert json.loads((tmp_path / "settings.json").read_text())["compute_dtype"] == "int8"
+    code, _, err = run(capsys, tmp_path, "--seeds", "0-5")
+    assert code == 2 and "compute_dtype" in err
+    code, _, err = run(capsys, tmp_path / "b", "--compute-dtype", "float16")
+    assert code == 2 and "dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto'" in err
+
+
 def test_other_settings_are_refused_and_named(capsys, tmp_path):
     out, net = tmp_path / "out", tmp_path / "net.safetensors"
     shutil.copy(checkpoints.bundled_path("digits"), net)

@@ -3,7 +3,7 @@
 from .base_engine import BaseEngine, pair_unsupported_reason
 from .cache import cached, clear
 from .graphs import lacks_memory
-from .make import make_engine
+from .make import make_engine, of_modules
 from .prepared import PreparedDenoiser
 from .profile import Profile
 
@@ -15,5 +15,6 @@ __all__ = [
     "clear",
     "lacks_memory",
     "make_engine",
+    "of_modules",
     "pair_unsupported_reason",
 ]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._extension import build_info
-from ..guidance import Denoiser, bare
+from ..guidance import Cond, Denoiser, Weight, bare
 from ..sampler import Step, Stepper
-from .prepared import PreparedDenoiser, device_of, unsupported_reason
+from .prepared import device_of, unsupported_reason
 from .profile import Profile
 
 Kind = TypeVar("Kind", bound="BaseEngine")
@@ -28,23 +28,31 @@ class BaseEngine(abc.ABC):
         model, guide: the prepared denoisers, `(x, sigma, class_labels) -> D`; `guide` may be None.
         dtype: what it multiplies.
         device: where it runs.
+        takes_cond: whether its nets may be told more than labels (`sample`'s `cond`).
     """
 
-    model: PreparedDenoiser
-    guide: PreparedDenoiser | None
+    takes_cond = False
+
+    model: Denoiser
+    guide: Denoiser | None
     dtype: torch.dtype
     device: torch.device
 
     @abc.abstractmethod
     def stepper(
-        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+        self,
+        guidance: Weight,
+        class_labels: Tensor | None,
+        steps: Sequence[Step],
+        cond: Mapping[str, Cond] | None = None,
     ) -> Stepper:
         """A `sampler.Stepper` of this pair.
 
         Args:
-            guidance: the weight w.
+            guidance: the weight w, a number or a function of the noise level.
             class_labels: `[N or 1, label_dim]`, or None.
             steps: those that will be run.
+            cond: conditioning of each net by its role, where `takes_cond`.
         """
 
     @abc.abstractmethod

@@ -11,7 +11,7 @@ from ..guidance import Denoiser, bare, unwrapped
 from .base_engine import BaseEngine
 from .digest import digest
 from .make import make_engine
-from .prepared import device_of
+from .prepared import PreparedDenoiser, device_of
 
 LIMIT = 4  # engines; each holds about what its nets' parameters take
 
@@ -20,17 +20,20 @@ _lock = threading.Lock()  # held for moments
 _making = threading.Lock()  # held while an engine is made, so that none is made twice
 
 
-def cached(model: Denoiser, guide: Denoiser | None = None) -> BaseEngine:
+def cached(
+    model: Denoiser, guide: Denoiser | None = None, dtype: torch.dtype | str | None = None
+) -> BaseEngine:
     """The engine of a pair, made now or kept from an earlier call.
 
-    It computes in float32, or as networks with `use_fp16` do on a CUDA device: in float16 if both
-    have it. Engines are known by options, place and content of the nets, so that a changed weight,
-    however it was changed, makes another engine, and a checkpoint that is loaded again does not.
-    Their `encoder` is None: a pair's is known by who asks.
+    `dtype` is as for `Engine`. None: float32, or as networks with `use_fp16` compute on a CUDA
+    device: float16 if both have it. Engines are known by options, place and content of the nets, so
+    that a changed weight, however it was changed, makes another engine, and a checkpoint that is
+    loaded again does not. Their `encoder` is None: a pair's is known by who asks.
     """
     nets = [bare(net) for net in (model, guide) if net]
     half = device_of(model).type == "cuda" and all(net.use_fp16 for net in nets)
-    dtype = torch.float16 if half else torch.float32
+    if dtype is None:
+        dtype = torch.float16 if half else torch.float32
     key = _key(model, guide, dtype)
     if engine := _kept(key):
         return engine
@@ -39,7 +42,7 @@ def cached(model: Denoiser, guide: Denoiser | None = None) -> BaseEngine:
             return engine
         engine = make_engine(model, guide, dtype)
         for net in (engine.model, engine.guide):
-            if net is not None:
+            if isinstance(net, PreparedDenoiser):
                 net.encoder = None
         if _key(model, guide, dtype) == key:  # otherwise the weights changed meanwhile
             with _lock:
@@ -62,7 +65,7 @@ def _kept(key: Hashable) -> BaseEngine | None:
         return _engines.get(key)
 
 
-def _key(model: Denoiser, guide: Denoiser | None, dtype: torch.dtype) -> Hashable:
+def _key(model: Denoiser, guide: Denoiser | None, dtype: torch.dtype | str) -> Hashable:
     return dtype, cpu.isa(), _fingerprint(model), _fingerprint(guide)
 
 

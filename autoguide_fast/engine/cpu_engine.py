@@ -1,12 +1,12 @@
 """`CpuEngine`: a pair on the CPU, each evaluation a plan of fused instructions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import cpu
-from ..guidance import Denoiser, bare
+from ..guidance import Cond, Denoiser, Weight, bare
 from ..sampler import Step, Stepper
 from .base_engine import BaseEngine, check_pair
 from .cpu_stepper import CpuStepper
@@ -49,7 +49,11 @@ class CpuEngine(BaseEngine):
             )
 
     def stepper(
-        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+        self,
+        guidance: Weight,
+        class_labels: Tensor | None,
+        steps: Sequence[Step],
+        cond: Mapping[str, Cond] | None = None,
     ) -> Stepper:
         """See `BaseEngine.stepper`."""
         return CpuStepper(self.model, self.guide, guidance, class_labels, steps)

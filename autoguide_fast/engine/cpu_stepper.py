@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..guidance import Weight
 from ..preconditioning import c_in
-from ..sampler import Step, Stepper
+from ..sampler import Step, Stepper, step_weights
 from .prepared import PreparedNet, check_call
 
 
@@ -15,7 +16,7 @@ class CpuStepper(Stepper):
 
     Args:
         model, guide: `guide` may be None where no step is guided.
-        guidance: the weight w.
+        guidance: the weight w, a number or a function of the noise level.
         class_labels: `[N or 1, label_dim]`, or None.
         steps: those that will be run; their modulations are computed here, all at once.
 
@@ -28,7 +29,7 @@ class CpuStepper(Stepper):
         self,
         model: PreparedNet,
         guide: PreparedNet | None,
-        guidance: float,
+        guidance: Weight,
         class_labels: Tensor | None,
         steps: Sequence[Step],
     ) -> None:
@@ -37,7 +38,7 @@ class CpuStepper(Stepper):
             assert guide is not None
             self.nets["guide"] = guide
         self.sigma_data = model.sigma_data
-        self.guidance = float(guidance)
+        self.guidance = step_weights(guidance, steps)
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         # The last level is 0, where nothing is evaluated.
         levels = levels[:-1].to(torch.float32)
@@ -107,7 +108,7 @@ class CpuStepper(Stepper):
                 self.c_in[evaluation],
                 step.sigma_hat,
                 step.sigma_next,
-                self.guidance,
+                self.guidance[evaluation],
                 self.sigma_data,
             )
 

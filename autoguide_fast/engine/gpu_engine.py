@@ -2,14 +2,14 @@
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..guidance import Denoiser, bare
+from ..guidance import Cond, Denoiser, Weight, bare
 from ..networks import Block
 from ..sampler import Step, Stepper, plan_steps
 from .baked import BakedConv, BakedNet
@@ -96,7 +96,11 @@ class GpuEngine(BaseEngine):
         return {"model": self.model} | ({} if self.guide is None else {"guide": self.guide})
 
     def stepper(
-        self, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+        self,
+        guidance: Weight,
+        class_labels: Tensor | None,
+        steps: Sequence[Step],
+        cond: Mapping[str, Cond] | None = None,
     ) -> Stepper:
         """See `BaseEngine.stepper`."""
         return GpuStepper(self, guidance, class_labels, steps)
@@ -120,7 +124,7 @@ class GpuEngine(BaseEngine):
         stays as precise and deterministic as torch was told to be; told something else, it is
         recorded again.
         """
-        key = (*key, _settings())
+        key = (*key, settings())
         if key not in self._recordings:
             pair = self.pair if guided else {"model": self.model}
             run_both = (
@@ -182,7 +186,7 @@ class GpuEngine(BaseEngine):
         return tiles < 2 * self.recorder.multiprocessors
 
 
-def _settings() -> tuple:
+def settings() -> tuple:
     """What torch was told about the libraries' products and convolutions."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     return (

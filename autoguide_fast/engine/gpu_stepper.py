@@ -8,7 +8,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..sampler import Step, Stepper, heun
+from ..guidance import Weight
+from ..sampler import Step, Stepper, heun, step_weights
 from .baked import BakedNet
 from .graphs import CudaGraphs, lacks_memory
 from .prepared import check_call
@@ -50,17 +51,18 @@ class GpuStepper(Stepper):
 
     Args:
         engine: whose pair it runs.
-        guidance: the weight w.
+        guidance: the weight w, a number or a function of the noise level.
         class_labels: `[N or 1, label_dim]`, or None.
         steps: those that will be run.
     """
 
     def __init__(
-        self, engine: Recorded, guidance: float, class_labels: Tensor | None, steps: Sequence[Step]
+        self, engine: Recorded, guidance: Weight, class_labels: Tensor | None, steps: Sequence[Step]
     ) -> None:
         self.engine, self.steps, self.class_labels = engine, steps, class_labels
         self.guided = any(s.guided or s.guided_next for s in steps)
-        self.guidance = torch.tensor(guidance, dtype=torch.float64, device=engine.device)
+        weights = torch.tensor(step_weights(guidance, steps), dtype=torch.float64, device="cpu")
+        self.guidance = weights.to(engine.device)
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
         self.levels = levels[:-1].to(torch.float32)  # the last is 0, where nothing is evaluated
         # By role and part of the batch, for `first` and `second`.
@@ -102,7 +104,7 @@ class GpuStepper(Stepper):
                 )
                 loop.load(
                     self.steps,
-                    self.guidance,
+                    self.guidance[:-1],
                     lambda role: self._rows(role, rows, count, self.levels),
                     noise[rows],
                     [drawn[rows] for drawn in churn],
@@ -132,7 +134,9 @@ class GpuStepper(Stepper):
                 modulations = {
                     role: self._kept_rows(role, rows, count)[evaluation] for role in half.nets.pair
                 }
-                half.load(step, self.guidance, modulations, *(t[rows] for t in (x, *rest)))
+                half.load(
+                    step, self.guidance[evaluation], modulations, *(t[rows] for t in (x, *rest))
+                )
                 half.run()
                 results = (half.result,) if second else (half.x_next, half.slope)
                 raws = half.nets.raws

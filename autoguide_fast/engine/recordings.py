@@ -53,7 +53,7 @@ class Evaluations(Stepper):
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         self.buffer, self.shape = buffer, size
-        self.guidance = buffer(dtype=torch.float64)
+        self.guidance = buffer(levels, dtype=torch.float64)
         # Of a step: from where to where.
         self.levels = buffer(-(-levels // 2), 2, dtype=torch.float64)
         self.image = model.image(images)
@@ -75,15 +75,26 @@ class Evaluations(Stepper):
         """See `sampler.Stepper.first`."""
         raws = self._evaluate(x, 2 * step.index, step.guided)
         return ops.guided_heun_first(
-            x, *raws, step.level, step.level_next, self.guidance, self.sigma_data
+            x, *raws, step.level, step.level_next, self._weight(2 * step.index), self.sigma_data
         )
 
     def second(self, x: Tensor, x_next: Tensor, slope: Tensor, step: Step) -> Tensor:
         """See `sampler.Stepper.second`."""
         raws = self._evaluate(x_next, 2 * step.index + 1, step.guided_next)
         return ops.guided_heun_second(
-            x, x_next, slope, *raws, step.level, step.level_next, self.guidance, self.sigma_data
+            x,
+            x_next,
+            slope,
+            *raws,
+            step.level,
+            step.level_next,
+            self._weight(2 * step.index + 1),
+            self.sigma_data,
         )
+
+    def _weight(self, evaluation: int) -> Tensor:
+        # Half a step has one weight, whichever half it is.
+        return self.guidance[evaluation % len(self.guidance)]
 
     def _evaluate(self, x: Tensor, evaluation: int, guided: bool) -> tuple[Tensor, Tensor | None]:
         torch.mul(x, self.c_in[evaluation], out=self.image[:, : self.channels])
@@ -182,25 +193,13 @@ class Loop:
         nets.levels.copy_(falling.view(-1, 2))  # as in `Half`
         self.x, self.result = nets.buffer(*nets.shape), nets.buffer(*nets.shape)
         self.churn = nets.buffer(sum(bool(s.churn_std) for s in steps), *nets.shape)
-        # The state comes scaled to the first level, churn noise to its standard deviation.
-        steps = [
-            replace(step, sigma=1.0, churn_std=float(bool(step.churn_std)), level=a, level_next=b)
-            for step, (a, b) in zip(steps, (row.unbind() for row in nets.levels), strict=True)
-        ]
+        steps = recordable(steps, nets.levels)
 
         def run(steps: Sequence[Step] = steps) -> None:
             nets.begin()
             self.result.copy_(heun(nets, self.x, steps, iter(self.churn).__next__))
 
-        # One step with both halves, churn and guide needs every kernel that any of the steps needs.
-        whole = replace(
-            steps[0],
-            sigma_next=1.0,
-            churn_std=max(s.churn_std for s in steps),
-            guided=any(s.guided for s in steps),
-            guided_next=any(s.guided_next for s in steps),
-        )
-        self._replay = recorder.record(run, warm_up=lambda: run([whole]))
+        self._replay = recorder.record(run, warm_up=lambda: run([most_demanding(steps)]))
 
     def load(
         self,
@@ -211,16 +210,50 @@ class Loop:
         churn: Sequence[Tensor],
     ) -> None:
         """Set the buffers; `modulations` is a function of the role, `churn` a list of noise."""
-        levels = [level for step in steps for level in (step.level, step.level_next)]
-        self.nets.levels.copy_(torch.stack(levels).view(-1, 2))
         self.nets.guidance.copy_(guidance)
         for role, rows in self.nets.modulations.items():
             rows.copy_(modulations(role))
-        torch.mul(noise, steps[0].sigma, out=self.x)
-        stds = [step.churn_std for step in steps if step.churn_std]
-        for buffer, std, drawn in zip(self.churn, stds, churn, strict=True):
-            torch.mul(drawn, std, out=buffer)
+        load_run(self.nets.levels, self.x, self.churn, steps, noise, churn)
 
     def run(self) -> None:
         """Run on what is loaded."""
         self._replay()
+
+
+def recordable(steps: Sequence[Step], levels: Tensor) -> list[Step]:
+    """`steps` as a recording holds them: their noise levels are rows of the buffer `levels`.
+
+    The state comes scaled to the first level, churn noise to its standard deviation: `load_run`.
+    """
+    return [
+        replace(step, sigma=1.0, churn_std=float(bool(step.churn_std)), level=a, level_next=b)
+        for step, (a, b) in zip(steps, (row.unbind() for row in levels), strict=True)
+    ]
+
+
+def most_demanding(steps: Sequence[Step]) -> Step:
+    """A step with both halves, churn and guide, which needs every kernel that any of them needs."""
+    return replace(
+        steps[0],
+        sigma_next=1.0,
+        churn_std=max(s.churn_std for s in steps),
+        guided=any(s.guided for s in steps),
+        guided_next=any(s.guided_next for s in steps),
+    )
+
+
+def load_run(
+    levels: Tensor,
+    x: Tensor,
+    churn_buffers: Tensor,
+    steps: Sequence[Step],
+    noise: Tensor,
+    churn: Sequence[Tensor],
+) -> None:
+    """Set the buffers of what `recordable` steps run over."""
+    rows = [level for step in steps for level in (step.level, step.level_next)]
+    levels.copy_(torch.stack(rows).view(-1, 2))
+    torch.mul(noise, steps[0].sigma, out=x)
+    stds = [step.churn_std for step in steps if step.churn_std]
+    for buffer, std, drawn in zip(churn_buffers, stds, churn, strict=True):
+        torch.mul(drawn, std, out=buffer)

@@ -1,0 +1,100 @@
+"""The README's examples of the ways in, run as they stand there."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoguide_fast.networks import Precond
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "tests" / "data"
+SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Bring any model\n")[1]
+SECTION = SECTION.split("\n## ")[0]
+EXAMPLES = {  # by the words that stand before each
+    re.findall(r"\*\*A (.*?)\*\*", before)[-1]: code
+    for before, code in re.findall(r"(.*?)```python\n(.*?)```", SECTION, re.DOTALL)
+}
+
+
+def run(name, **names):
+    """The names that an example leaves behind."""
+    code = EXAMPLES[name]
+    assert code.count("\n") <= 10
+    exec(compile(code, f"README.md: {name}", "exec"), names)
+    return names
+
+
+def test_a_snapshot(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("s.pkl", "xs.pkl"):
+        shutil.copy(DATA / "pixels-labelled.pkl", name)
+    found = run("snapshot of the reference implementation")
+    assert found["images"].shape == (16, 3, 16, 16) and found["images"].dtype == torch.uint8
+    assert isinstance(found["net"], Precond)
+
+
+def test_a_preset(tmp_path, monkeypatch):
+    """With small weights under the published names, which stand for themselves."""
+    from autoguide_fast.checkpoints import presets
+
+    preset = presets()["edm2-img512-s-autog-fid"]
+    for weights in (preset.net, preset.guide):
+        shutil.copy(DATA / "pixels-labelled.pkl", tmp_path / weights.file)
+    monkeypatch.setenv("AGF_MODELS", str(tmp_path))
+    assert run("published preset")["images"].shape == (16, 3, 16, 16)
+
+
+def test_a_net_of_another_library(monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    compile = torch.compile  # without generated code, which takes minutes
+    monkeypatch.setattr(torch, "compile", lambda net: compile(net, backend="eager"))
+
+    def unet(width):
+        torch.manual_seed(width)
+        net = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(width, width),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=6,
+            norm_num_groups=4,
+            attention_head_dim=4,
+        )
+        # As if it were trained: of pure noise, all of it.
+        net.register_forward_hook(lambda net, given, output: (0.1 * output[0] + given[0],))
+        return net
+
+    found = run(
+        "net of another library",
+        unet=unet(8),
+        smaller_unet=unet(4),
+        scheduler=diffusers.DDIMScheduler(),
+        prompt=torch.randn(1, 3, 6),
+    )
+    assert found["latents"].shape == (4, 4, 8, 8) and found["latents"].isfinite().all()
+
+
+def test_a_net_of_ones_own():
+    found = run(
+        "net of your own",
+        net=lambda x_t, time: x_t,
+        alphas_cumprod=torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0),
+        velocity_net=lambda x_t, time: -x_t,
+        worse=lambda x, sigma, labels: x / (1 + sigma**2),
+        noise=torch.randn(2, 3, 8, 8),
+    )
+    assert found["images"].shape == (2, 3, 8, 8) and found["images"].isfinite().all()
+
+
+def test_there_are_no_other_examples():
+    assert len(re.findall("```python", SECTION)) == 4
+    assert set(EXAMPLES) == {
+        "snapshot of the reference implementation",
+        "published preset",
+        "net of another library",
+        "net of your own",
+    }
