@@ -1,5 +1,6 @@
 """From what a user passes to `sample` to what the sampler needs, or one clear sentence."""
 
+import functools
 import importlib.util
 import itertools
 import math
@@ -176,6 +177,7 @@ def weight(
     if not callable(guidance):
         return number("guidance", guidance, "finite", math.isfinite, remedy, caller)
 
+    @functools.lru_cache(1 << 16)  # one weight for a level, whatever asks and how often
     def at(sigma: float) -> float:
         name = f"guidance at sigma {sigma:.4g}"
         return number(name, guidance(sigma), "finite", math.isfinite, remedy, caller)

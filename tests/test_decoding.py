@@ -57,6 +57,16 @@ def test_the_next_batch_does_not_wait():
     assert threading.main_thread() not in encoder.threads and len(set(encoder.threads)) == 1
 
 
+def test_samples_may_be_overwritten_while_they_are_decoded():
+    encoder, found = Doubled(waits=True), []
+    with Decoding(encoder, CPU, lambda i, x: found.append(x.item()), True) as decoding:
+        buffer = torch.tensor([1.0])
+        decoding.add(range(1), buffer)
+        buffer.fill_(5)
+        encoder.may_go.set()
+    assert found == [2.0]
+
+
 def test_on_a_cpu_nothing_runs_beside():
     encoder = Doubled()
     run(encoder, [1, 2], None)

@@ -95,7 +95,16 @@ def test_it_is_asked_for_the_levels_that_are_guided():
     asked = []
     sample(tiny(), tiny(seed=1), lambda sigma: asked.append(sigma) or 2.0, seeds=[0], num_steps=4)
     assert all(isinstance(sigma, float) and 0.001 < sigma <= 80 for sigma in asked)
-    assert len(set(asked)) == 4
+    assert len(set(asked)) == len(asked) == 4
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_level_is_asked_for_once(way):
+    """Whatever a function keeps in mind: each level has one weight, in all batches."""
+    asked = []
+    nets = WAYS[way](tiny(), tiny(seed=1))
+    sample(*nets, guidance=lambda s: asked.append(s) or 1.5, batch_size=1, **OPTIONS)
+    assert len(asked) == len(set(asked))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Networks of the Hugging Face Hub, read from and written to a local server in its place."""
 
+import errno
 import functools
 import hashlib
 import http.server
@@ -146,6 +147,27 @@ def test_misspelt_paths_ask_no_hub(monkeypatch, name):
     monkeypatch.setattr(hub, "download", lambda *arguments: pytest.fail("the hub was asked"))
     with pytest.raises(ValueError, match=r"must be a bundled name .* or an existing file"):
         load(name)
+
+
+def test_a_connection_that_breaks_is_said(stored, monkeypatch):
+    def breaks(*arguments, **options):
+        raise huggingface_hub.errors.HTTPError("peer closed connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", breaks)
+    with pytest.raises(ConnectionError, match=r"^load: 'someone/net' must be .*peer closed.*again"):
+        load("someone/net")
+
+
+def test_a_full_disk_is_no_broken_connection(stored, monkeypatch):
+    def fills(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fills)
+    with pytest.raises(
+        OSError, match=r"^load: 'someone/net' must be downloaded .*HF_HOME"
+    ) as found:
+        load("someone/net")
+    assert not isinstance(found.value, ConnectionError)
 
 
 def test_names_may_have_dots():

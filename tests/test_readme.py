@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import conditional_unet
 
 from autoguide_fast.networks import Precond
 
@@ -53,17 +54,7 @@ def test_a_net_of_another_library(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: compile(net, backend="eager"))
 
     def unet(width):
-        torch.manual_seed(width)
-        net = diffusers.UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(width, width),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=6,
-            norm_num_groups=4,
-            attention_head_dim=4,
-        )
+        net = conditional_unet(width)
         # As if it were trained: of pure noise, all of it.
         net.register_forward_hook(lambda net, given, output: (0.1 * output[0] + given[0],))
         return net

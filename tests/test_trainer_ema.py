@@ -129,7 +129,7 @@ def test_names_of_lengths_stay_apart():
     assert len({snapshots.average_name(16, length) for length in lengths}) == 4
 
 
-def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
+def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path, monkeypatch):
     """In training, in reconstruction and in what the least squares are given."""
     tracked = [0.0125, 0.0504, 0.0501]
     code, out, err = run(
@@ -188,6 +188,13 @@ def test_lengths_that_differ_in_the_fourth_decimal_stay_apart(capsys, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"^load: {message}"):
             checkpoints.load(*arguments)
+    with torch.inference_mode():
+        assert not checkpoints.load(tmp_path / "run", ema=0.1).unet.out_gain.is_inference()
+    # A folder that happens to be called as a bundled net is does not hide that.
+    (tmp_path / "digits").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.load("digits").config != again.config
+    assert checkpoints.load("digits", ema=0.1).config == again.config
     with pytest.raises(ValueError, match=r"sample: model must be a file, .* pass autoguide_fast.l"):
         sample(tmp_path / "run", seeds=[0])
     nets = [checkpoints.load(tmp_path / "nets" / name) for name in names] + [again]

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..files import reason, remedy
 from ..networks import Precond
 from .native import load_file, save
 
@@ -80,7 +81,12 @@ def download(name: str, function: str, revision: str | None = None, **options: A
             f"{function}: the repository {name!r} must hold {FILE}, got one without; "
             "Precond.push_to_hub writes it"
         ) from None
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+            raise OSError(
+                f"{function}: {name!r} must be downloaded into huggingface_hub's cache, got "
+                f"{reason(error)}; {remedy(error)}, or set HF_HOME to another folder"
+            ) from error
         raise ConnectionError(
             f"{function}: {name!r} must be a repository of the Hugging Face Hub that can be read, "
             f"got {_first_line(error)}; try again"

@@ -47,15 +47,18 @@ def load(
     an absent device, or `ema` that is missing or has no use; TypeError for something that is no
     path; ConnectionError where something has to be downloaded and cannot be.
     """
-    if is_run_folder(path_or_name):
+    named = bundled_path(path_or_name) or published_file(path_or_name)
+    if is_run_folder(path_or_name) and (ema is not None or not named):
         if ema is None:
             raise ValueError(
                 f"load: ema must be given for the folder of a run, got None for {path_or_name}; "
                 "pass a length such as 0.05"
             )
         check_sigma_rel("load", ema, "ema")
-        run = Snapshots(path_or_name)
-        return run.net(run.times[-1], float(ema)).to(present_device(device, "load"))
+        device = present_device(device, "load")
+        with torch.inference_mode(False):
+            run = Snapshots(path_or_name)
+            return run.net(run.times[-1], float(ema)).to(device)
     if ema is not None:
         raise ValueError(
             f"load: ema must be left out for what is no folder of a run, got {ema!r} for "
