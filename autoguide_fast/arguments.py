@@ -170,16 +170,16 @@ def churn_values(
 
 
 def weight(
-    guidance: float | Callable[[float], float], caller: str = CALLER
+    guidance: float | Callable[[float], float], caller: str = CALLER, argument: str = "guidance"
 ) -> float | Callable[[float], float]:
     """Check the guidance weight; return it as a float, or as a function of sigma that checks it."""
     remedy = "1 is no guidance, 1.5 a usual start"
     if not callable(guidance):
-        return number("guidance", guidance, "finite", math.isfinite, remedy, caller)
+        return number(argument, guidance, "finite", math.isfinite, remedy, caller)
 
     @functools.lru_cache(1 << 16)  # one weight for a level, whatever asks and how often
     def at(sigma: float) -> float:
-        name = f"guidance at sigma {sigma:.4g}"
+        name = f"{argument} at sigma {sigma:.4g}"
         return number(name, guidance(sigma), "finite", math.isfinite, remedy, caller)
 
     return at

@@ -64,7 +64,7 @@ def without_autocast(
 
     @functools.wraps(function)
     def run(x: Tensor, *others: Others.args, **named: Others.kwargs) -> Result:
-        kind = x.device.type
+        kind = (x if isinstance(x, torch.Tensor) else x[0]).device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return function(x, *others, **named)

@@ -39,6 +39,8 @@ CASES = {
     "resample_normalize_mp_silu": lambda s: (image(s), "down"),
     "mp_weight": lambda s: (torch.randn(s[1], s[1], 3, 3), level(1.0)),
     "attention_split": lambda s: (image((s[0], 3 * s[1], *s[2:])), max(1, s[1] // 64)),
+    "combine": lambda s: (torch.randn(s[0], 3, dtype=torch.float64), *(image(s) for _ in range(3))),
+    "inner_products": lambda s: (image(s), image(s), image(s)),
     "guided_heun_first": lambda s: (image(s), image(s), image(s), *LEVELS, 0.5),
     "guided_heun_second": lambda s: (*(image(s) for _ in range(5)), *LEVELS, 0.5),
 }

@@ -49,6 +49,7 @@ def cases(batch, device):
         return torch.tensor(value, device=device, dtype=torch.float64)
 
     levels = level(3.0), level(2.0), level(1.7)
+    weights = torch.randn(batch, 3, device=device, dtype=torch.float64)
     return {
         "normalize": lambda: (image(), 1),
         "mp_silu": lambda: (image(),),
@@ -60,6 +61,8 @@ def cases(batch, device):
         "resample_normalize_mp_silu": lambda: (image(), "down"),
         "attention_split": lambda: (image(3 * CHANNELS), CHANNELS // 64),
         "mp_weight": lambda: (torch.randn(768, 768, 3, 3, device=device), 1.0, DTYPE),
+        "combine": lambda: (weights, state(), state(), state()),
+        "inner_products": lambda: (state(), state(), state()),
         "guided_heun_first": lambda: (state(), raw(), raw(), *levels, 0.5),
         "guided_heun_second": lambda: (state(), state(), state(), raw(), raw(), *levels, 0.5),
     }

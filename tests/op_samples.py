@@ -110,6 +110,12 @@ SAMPLES = [
     Sample("mp_weight", "long_row", lambda rand: (rand(3, 288, 3, 3), 1.3)),
     Sample("attention_split", "", lambda rand: (rand(2, 24, 3, 5), 2)),
     Sample("attention_split", "one_head", lambda rand: (rand(2, 48, 2, 2), 1)),
+    Sample(
+        "combine", "", lambda rand: (rand(2, 3), rand(*IMAGE), rand(*IMAGE), rand(*IMAGE)), (0,)
+    ),
+    Sample("combine", "shared", lambda rand: (rand(1, 2), rand(2, 5000), rand(2, 5000)), (0,)),
+    Sample("inner_products", "", lambda rand: (rand(*IMAGE), rand(*IMAGE), rand(*IMAGE))),
+    Sample("inner_products", "long", lambda rand: (rand(2, 5000), rand(2, 5000))),
     Sample("attention_split", "edm2", lambda rand: (rand(1, 384, 2, 3), 2)),
 ]
 

@@ -13,6 +13,7 @@ from autoguide_fast import ops
 ALL = SAMPLES + GUIDED_SAMPLES
 DTYPES = list(OP)
 RAW = {"guided_heun_first": (1, 2), "guided_heun_second": (3, 4)}
+ALWAYS = {"inner_products": torch.float64}  # whatever the type of what it is given
 
 
 def is_float(x):
@@ -46,7 +47,8 @@ def test_value(sample, dtype, layout, place):
     expected = as_tuple(sample.reference(*in_float64(arguments)))
     for value, reference in zip(as_tuple(sample.function(*arguments)), expected, strict=True):
         state = sample.name in RAW
-        assert value.dtype == (arguments[0].dtype if state else dtype)
+        wanted = arguments[0].dtype if state else ALWAYS.get(sample.name, dtype)
+        assert value.dtype == wanted
         assert value.device == arguments[0].device
         assert value.shape == reference.shape
         # Raw outputs are exact inputs here, so the state's own precision decides.
@@ -282,6 +284,13 @@ BAD = {
     "raw": (
         lambda: ops.guided_heun_first(X, X[:1], None, level(2.0), level(1.0), level(1.0)),
         "raw must have the shape of x",
+    ),
+    "terms": (lambda: ops.combine(level([[1.0, 1.0]]), X, X[:1]), "terms must have the shape of"),
+    "no_terms": (lambda: ops.combine(level([[1.0]])), "terms must be 1 to 8 tensors, got 0"),
+    "many_terms": (lambda: ops.inner_products(*[X] * 9), "1 to 8 tensors, got 9; combine some"),
+    "coefficients": (
+        lambda: ops.combine(level([1.0, 1.0]), X, X),
+        r"coefficients must be float64 \[1 or 2, 2\], one for each term, got \[2\]",
     ),
     "sigma": (
         lambda: ops.guided_heun_first(X, X, None, torch.zeros(2), level(1.0), level(1.0)),

@@ -1,4 +1,4 @@
-"""The magnitude-preserving operators and the guided step, each with its PyTorch reference.
+"""The magnitude-preserving operators, and those of the guided step, each with its reference.
 
 Differentiable means here: to any order, in reverse and forward mode, and under the transforms of
 `torch.func`, `vmap` included. Values and a first backward pass are computed by compiled kernels,
@@ -6,6 +6,7 @@ everything else by plain PyTorch.
 """
 
 from .attention_split import attention_split, attention_split_reference
+from .combine import combine, combine_reference, inner_products, inner_products_reference
 from .conv3x3 import conv3x3, conv3x3_pays, conv3x3_reference
 from .guided_step import (
     guided_heun_first,
@@ -34,6 +35,8 @@ from .resample import (
 __all__: list[str] = [
     "attention_split",
     "attention_split_reference",
+    "combine",
+    "combine_reference",
     "conv3x3",
     "conv3x3_pays",
     "conv3x3_reference",
@@ -41,6 +44,8 @@ __all__: list[str] = [
     "guided_heun_first_reference",
     "guided_heun_second",
     "guided_heun_second_reference",
+    "inner_products",
+    "inner_products_reference",
     "modulate_mp_silu",
     "modulate_mp_silu_reference",
     "mp_cat",

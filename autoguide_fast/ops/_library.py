@@ -130,6 +130,8 @@ def _requires_grad(x: object) -> bool:
 
 
 def _has_tangent(x: object) -> bool:
+    if isinstance(x, (list, tuple)):
+        return any(map(_has_tangent, x))
     return isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
 
@@ -148,6 +150,8 @@ def _in_types(plain: Callable, dtypes: Callable | None) -> Callable:
 
 
 def _wide(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return [_wide(item) for item in x]
     sixteen_bits = isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16)
     return x.float() if sixteen_bits else x
 

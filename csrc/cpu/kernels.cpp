@@ -26,6 +26,8 @@ decltype(attention_split_kernel) attention_split_kernel;
 decltype(attention_split_backward_kernel) attention_split_backward_kernel;
 decltype(guided_heun_first_kernel) guided_heun_first_kernel;
 decltype(guided_heun_second_kernel) guided_heun_second_kernel;
+decltype(combine_kernel) combine_kernel;
+decltype(inner_products_kernel) inner_products_kernel;
 decltype(conv3x3_weights_kernel) conv3x3_weights_kernel;
 decltype(conv3x3_products_kernel) conv3x3_products_kernel;
 decltype(conv3x3_gradient_kernel) conv3x3_gradient_kernel;

@@ -115,6 +115,20 @@ extern CpuKernel<void(Dtype, Dtype raw_dtype, const void* x, const void* x_next,
                       int64_t begin, int64_t end)>
     guided_heun_second_kernel;
 
+// y = sum of coefficients[n, m] terms[m] over m, for images of `image` elements; from the
+// coefficients of one image to those of the next are `stride`                index: elements
+constexpr int kMostTerms = 8;
+struct Terms {
+  const void* data[kMostTerms];
+  int count;
+};
+extern CpuKernel<void(Dtype, const Terms&, const double* coefficients, int64_t stride,
+                      int64_t image, void* y, int64_t begin, int64_t end)>
+    combine_kernel;
+// y [N, count + 1, count + 1] double: inner products, then sums, then `image`  index: images
+extern CpuKernel<void(Dtype, const Terms&, int64_t image, void* y, int64_t begin, int64_t end)>
+    inner_products_kernel;
+
 // 3x3 convolution of x [N, H, W, C] with w [K, 3, 3, C], zeros around, by Winograd's F(4x4, 3x3) in
 // 36 points where factors are float32, F(2x2, 3x3) in 16 where they are bf16: H and W are multiples
 // of the tile's 4 or 2 pixels, C and K of 16.

@@ -1,6 +1,7 @@
 // All kernels, for what compiles any of them: NVRTC, and the simulator of the tests.
 #pragma once
 #include "cuda/attention_split.cuh"
+#include "cuda/combine.cuh"
 #include "cuda/guided_step.cuh"
 #include "cuda/mp_cat.cuh"
 #include "cuda/mp_fourier.cuh"

@@ -34,6 +34,8 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int64_t kWarpRow = 2048;
 // Channels whose gradients one block sums over the pixels of an image.
 constexpr int kChannelBlock = 32;
+// Terms of a linear combination at most, as on the CPU.
+constexpr int kMostTerms = 8;
 
 // The types that a kernel is a template of: `run<T>()`, `run<T, U>()`, or `run<A, T>()` where A is
 // the type of the sampler's state, float32 or float64.
@@ -365,6 +367,32 @@ struct GuidedHeunSecond {
   int64_t count;
   Grid grid() const { return element_grid(count); }
   template <class A, class T>
+  AGF_DEVICE void run() const;
+};
+
+// y[n] = sum of coefficients[n, m] terms[m][n] over m; [images, image] elements each
+struct Combine {
+  AGF_KERNEL(Combine, one);
+  const void* terms[kMostTerms];
+  const double* coefficients;
+  void* y;
+  int count;
+  int64_t stride;  // from the coefficients of one image to those of the next; 0 for the same
+  int64_t images, image;
+  Grid grid() const { return grid_of(ceil_divide(image, kThreads * 8), images); }
+  template <class T>
+  AGF_DEVICE void run() const;
+};
+// products [images, count + 1, count + 1]; the last row and column are sums, and the last of all
+// the number of elements
+struct InnerProducts {
+  AGF_KERNEL(InnerProducts, one);
+  const void* terms[kMostTerms];
+  double* products;
+  int count;
+  int64_t images, image;
+  Grid grid() const { return grid_of(images * (count + 1) * (count + 1)); }
+  template <class T>
   AGF_DEVICE void run() const;
 };
 

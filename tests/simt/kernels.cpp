@@ -54,7 +54,7 @@ extern "C" const char* agf_simulate(const char* kernel, int types, unsigned x, u
                  MpCat, MpCatBackward, MpFourier, ResampleRows, ResamplePlanes, NormalizeRows,
                  NormalizePlanes, NormalizeBackwardRows, NormalizeBackwardPlanes, MpWeight,
                  MpWeightBackward, SumRows, AttentionSplit, AttentionSplitBackward, GuidedHeunFirst,
-                 GuidedHeunSecond>();
+                 GuidedHeunSecond, Combine, InnerProducts>();
   }
   const auto entry = entries().find({kernel, types});
   if (entry == entries().end()) return "the simulator does not know this kernel";

@@ -1,0 +1,65 @@
+"""How several denoisers become one: weights, kinds of guidance, the unlabelled guide.
+
+A kind is one class in one file, with its equation and its paper; `Guidance` says what it owes.
+"""
+
+from .apg import APG
+from .cfg_plus_plus import CFGPlusPlus
+from .cfg_zero import CFGZero
+from .combination import dot, norm, remembered, std
+from .damping import MagnitudeAware
+from .denoisers import (
+    Cond,
+    Denoiser,
+    Unlabelled,
+    bare,
+    evaluated,
+    module_of,
+    unlabelled,
+    unwrapped,
+)
+from .feedback import Feedback
+from .frequency import FrequencyDecoupled
+from .guided import guided, guided_denoiser
+from .kind import Batch, Evaluation, Guidance, OneGuide
+from .rescaled import Rescaled
+from .several import Linear, blend
+from .tangential import Tangential
+from .weights import AnyWeight, PerClass, Weight, guides_at, table, weight_at
+
+__all__ = [
+    "APG",
+    "AnyWeight",
+    "Batch",
+    "CFGPlusPlus",
+    "CFGZero",
+    "Cond",
+    "Denoiser",
+    "Evaluation",
+    "Feedback",
+    "FrequencyDecoupled",
+    "Guidance",
+    "Linear",
+    "MagnitudeAware",
+    "OneGuide",
+    "PerClass",
+    "Rescaled",
+    "Tangential",
+    "Unlabelled",
+    "Weight",
+    "bare",
+    "blend",
+    "dot",
+    "evaluated",
+    "guided",
+    "guided_denoiser",
+    "guides_at",
+    "module_of",
+    "norm",
+    "remembered",
+    "std",
+    "table",
+    "unlabelled",
+    "unwrapped",
+    "weight_at",
+]

@@ -1,0 +1,144 @@
+"""What a way of guiding is: from what model and guides say to one denoised image."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from .combination import Images, PerImage
+from .weights import AnyWeight, Weight, checked, guides_at, of_batch, weight_at
+
+Kind = TypeVar("Kind", bound="Guidance")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a `Guidance` is told when a batch begins."""
+
+    indices: range  # which of the images asked for these are
+    num_images: int  # asked for in all
+    class_labels: Tensor | None  # [N or 1, label_dim]
+    sigmas: tuple[float, ...]  # the noise levels of the schedule, from the highest down to 0
+    device: torch.device
+    ndim: int  # dimensions of one image: 3 for [C, H, W]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where the nets are evaluated: at a noise level, within a step."""
+
+    sigma: float
+    level: Tensor  # sigma, 0-dim float64 on the device
+    index: int  # of the step, from 0
+    num_steps: int
+    sigma_next: float  # where the step leads, or, from its end, the next one
+    correction: bool  # a step's second or later evaluation: what is remembered must not advance
+
+
+class Guidance:
+    """A way of guiding, as `sample` takes it for `guidance`.
+
+    `combine` is the formula. It is written for tensors, and gets what behaves like them: `+`, `-`,
+    products with numbers and with what `dot`, `norm` and `std` return are put together, and run
+    fused with the rest of the step, whatever engine evaluates the nets; on any other function of
+    torch they become tensors. One that remembers something from step to step has a `begin`.
+
+    Attributes:
+        num_guides: how many guides it needs, None for any number.
+    """
+
+    num_guides: int | None = 1
+
+    def begin(self: Kind, batch: Batch) -> Kind:
+        """Called when a batch begins; returns what combines this batch, with a memory of its own.
+
+        Several batches may be under way in several threads, so nothing of one is kept in `self`.
+        """
+        return self
+
+    def runs(self, step: Evaluation) -> Sequence[bool]:
+        """Which guides have to run at this evaluation; where none does, the model alone counts."""
+        raise NotImplementedError
+
+    def combine(
+        self, denoised: Images, guides: Sequence[Images | None], x: Images, step: Evaluation
+    ) -> Images:
+        """The guided denoised images.
+
+        Args:
+            denoised: D1, what the model says, `[N, ...]`.
+            guides: what each guide says, likewise; None for one that does not run here.
+            x: the state that they were given, at the noise level `step.sigma`.
+            step: where.
+
+        Returns:
+            D, like `denoised`.
+        """
+        raise NotImplementedError
+
+    def class_labels(self, labels: Tensor | None, step: Evaluation) -> Tensor | None:
+        """The labels of this evaluation; the given ones, but for kinds that change them."""
+        return labels
+
+
+class OneGuide(Guidance):
+    """What the kinds with one guide and one weight have in common.
+
+    Args:
+        weight: w: a number, one for each image, `PerClass`, or a function of the noise level.
+        interval: `(lo, hi)`: guide only where `lo < sigma <= hi`.
+    """
+
+    def __init__(
+        self, weight: AnyWeight = 1.5, interval: tuple[float, float] | None = None
+    ) -> None:
+        name = type(self).__name__
+        self.weight = checked(weight, name, "weight")
+        self.interval = arguments.guidance_interval(interval, name)
+        self._of_batch: Weight | Tensor | None = None
+
+    def begin(self: Kind, batch: Batch) -> Kind:
+        """See `Guidance.begin`."""
+        run = copy.copy(self)
+        run._of_batch = of_batch(self.weight, batch)  # type: ignore[attr-defined]
+        return run
+
+    def runs(self, step: Evaluation) -> Sequence[bool]:
+        """See `Guidance.runs`."""
+        return (runs_at(self._of_batch, self.interval, step),)
+
+    def weight_at(self, step: Evaluation) -> PerImage:
+        """The weight at an evaluation: a number, or float64 `[N, 1, ...]`."""
+        return value_at(self._of_batch, step)
+
+
+def runs_at(
+    weight: Weight | Tensor | None, interval: tuple[float, float] | None, step: Evaluation
+) -> bool:
+    """Whether a guide of this weight has to run at an evaluation."""
+    value = value_at(weight, step)
+    # One weight per image is not looked at: that would wait for the device.
+    return guides_at(step.sigma, value if isinstance(value, float) else 2.0, interval)
+
+
+def value_at(weight: Weight | Tensor | None, step: Evaluation) -> PerImage:
+    """A batch's weight at an evaluation: a number, or float64 `[N, 1, ...]`."""
+    assert weight is not None, "a Guidance must begin before it combines"
+    return weight if isinstance(weight, Tensor) else float(weight_at(weight, step.sigma))
+
+
+def positive(name: str, value: float, caller: str, rule: str = ">= 0 and finite") -> float:
+    """`value` as a float, checked to be finite and not negative."""
+    ok = functools.partial(_not_negative)
+    return arguments.number(name, value, rule, ok, "see its docstring", caller)
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < float("inf")
