@@ -117,20 +117,20 @@ def noise_levels(
 
 
 def trained_levels(
-    sigma_min: float | None, sigma_max: float | None, model: object, guide: object
+    sigma_min: float | None, sigma_max: float | None, nets: Mapping[str, object]
 ) -> list[float]:
-    """Return the two levels, those of the model for None, or else 0.002 and 80.
+    """Return the two levels, those of the model (the first net) for None, or else 0.002 and 80.
 
     Warns of levels given that a net says it was not trained for.
     """
     levels = {"sigma_min": (sigma_min, 0.002, -1), "sigma_max": (sigma_max, 80.0, 1)}
     chosen = []
     for name, (value, usual, sign) in levels.items():
-        own = [_trained_level(net, name) for net in (model, guide)]
+        own = [_trained_level(net, name) for net in nets.values()]
         if value is None:
             value = usual if own[0] is None else own[0]
         chosen.append(value)
-        for role, level in zip(("model", "guide"), own, strict=True):
+        for role, level in zip(nets, own, strict=True):
             is_number = isinstance(value, numbers.Real)
             if level is not None and is_number and sign * (value - level) > 1e-3 * level:
                 warnings.warn(
@@ -451,19 +451,19 @@ def one_hot(classes: Tensor, label_dim: int) -> Tensor:
     return torch.nn.functional.one_hot(classes, label_dim).to(torch.float32)
 
 
-def nets_agree(model: object, guide: object) -> None:
+def nets_agree(model: object, guide: object, role: str = "guide") -> None:
     """Check that model and guide are made for the same images and labels."""
     for name in ("img_resolution", "img_channels"):
         ours, theirs = getattr(model, name, None), getattr(guide, name, None)
         if None not in (ours, theirs) and ours != theirs:
             raise ValueError(
-                f"{CALLER}: guide must have the model's {name} {ours}, got {theirs}; a guide is a "
+                f"{CALLER}: {role} must have the model's {name} {ours}, got {theirs}; a guide is a "
                 "worse version of the same model, for the same data"
             )
     ours, theirs = getattr(model, "label_dim", None), getattr(guide, "label_dim", None)
     if ours is not None and theirs and ours != theirs:
         raise ValueError(
-            f"{CALLER}: guide must have the model's label_dim {ours} or none, got {theirs}; "
+            f"{CALLER}: {role} must have the model's label_dim {ours} or none, got {theirs}; "
             + (
                 "use a guide without labels for a model without labels"
                 if ours == 0
@@ -472,11 +472,12 @@ def nets_agree(model: object, guide: object) -> None:
         )
 
 
-def label_dim(model: object, guide: object) -> int | None:
-    """Number of classes that model and guide are told, or None where neither says."""
+def label_dim(model: object, *guides: object) -> int | None:
+    """Number of classes that model and guides are told, or None where none of them says."""
     found = getattr(model, "label_dim", None)
-    if found is None:
-        found = getattr(guide, "label_dim", None) or None
+    for guide in guides:
+        if found is None:
+            found = getattr(guide, "label_dim", None) or None
     if found is None:
         return None
     if isinstance(found, numbers.Integral) and int(found) >= 0:
@@ -548,3 +549,18 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     if torch.stack([t.sum().double() for _, t in wide]).isfinite().all():
         return None
     return next((name for name, t in wide if not torch.isfinite(t).all()), None)
+
+
+def start_level(sigma_start: float | None, init: object, sigma_max: float) -> float:
+    """The noise level to begin at: `sigma_start` for images to begin from, or else `sigma_max`."""
+    if sigma_start is None:
+        return sigma_max
+    if init is None:
+        raise ValueError(
+            f"{CALLER}: init must be given beside sigma_start, got None; lower sigma_max to begin "
+            "at less noise"
+        )
+    remedy = "less noise keeps more of init"
+    return number(
+        "sigma_start", sigma_start, "above 0 and finite", lambda v: 0 < v < math.inf, remedy
+    )

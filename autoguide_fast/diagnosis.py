@@ -16,12 +16,12 @@ from torch import Tensor
 
 from . import arguments, checkpoints
 from .arrays import as_tensor
-from .engine import cached, pair_unsupported_reason
+from .eager import input_dtype
+from .engine import cached, unsupported_reason_of
 from .files import write_atomically
 from .guidance import Denoiser, evaluated, module_of
 from .networks import Precond
 from .request import Net
-from .sampler import input_dtype
 
 # Where guidance acts: below, the nets agree; above, both see little but noise.
 SIGMAS = tuple(float(f"{s:.3g}") for s in np.geomspace(0.02, 20, 13))
@@ -461,9 +461,9 @@ def _ready(model: Denoiser, guides: tuple[Denoiser, ...]) -> tuple[Denoiser, ...
     if not isinstance(model, Precond):
         return model, *guides
     ready: list[Denoiser] = [
-        cached(model).model if pair_unsupported_reason(model, None) is None else model
+        cached(model).model if unsupported_reason_of(model, []) is None else model
     ]
     for guide in guides:
-        fits = pair_unsupported_reason(guide, None) is None
+        fits = unsupported_reason_of(guide, []) is None
         ready.append(cached(guide).model if fits else guide)
     return tuple(ready)

@@ -8,13 +8,16 @@ from torch import Tensor
 
 from .engine import (
     BaseEngine,
+    Guides,
     Profile,
+    guide_list,
     make_engine,
     of_modules,
-    pair_unsupported_reason,
+    unsupported_reason_of,
 )
 from .generate import sample
 from .guidance import Cond, Denoiser, Weight
+from .guided_stepper import Nets
 from .sampler import Step, Stepper
 
 
@@ -36,25 +39,28 @@ class Engine(BaseEngine):
 
     Args:
         model: a float32 `Precond`, which may be wrapped by `unlabelled`, or any other module.
-        guide: likewise, on the same device; of two `Precond`s, with the `sigma_data` of the model.
-        dtype: of modules that are no `Precond`, their own. Of others, on the CPU, what convolutions
-            and attention multiply: torch.float32; torch.bfloat16, with float32 sums; torch.int8,
-            with int32 sums and constant scales (attention in bfloat16, as are 3x3 convolutions of
-            maps of 32x32 pixels or more, where Winograd's larger tiles make that faster than int8
-            and no less precise). All else is float32, as is attention on a processor that does not
-            multiply bfloat16, where int8 is all of the convolutions. On a CUDA device, the type of
-            weights and maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it
-            be), torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide
-            convolutions multiply FP8, which costs quality (`engine/float8.py`).
-            Embedding, state and steps are float32. "auto" takes the fastest here of those whose
-            samples are as good as float32's: float16 on a CUDA device, bfloat16 on a CPU that
-            multiplies it (AVX-512 BF16), else float32.
+        guide: likewise, on the same device; of `Precond`s, with the `sigma_data` of the model. A
+            list of several is for several guides at once.
+        dtype: one for all nets, or a list with one for the model and each guide. Of modules that
+            are no `Precond`, their own. Of others, on the CPU, what convolutions and attention
+            multiply: torch.float32; torch.bfloat16, with float32 sums; torch.int8, with int32 sums
+            and constant scales (attention in bfloat16, as are 3x3 convolutions of maps of 32x32
+            pixels or more, where Winograd's larger tiles make that faster than int8 and no less
+            precise). All else is float32, as is attention on a processor that does not multiply
+            bfloat16, where int8 is all of the convolutions. On a CUDA device, the type of weights
+            and maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be),
+            torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions
+            multiply FP8, which costs quality (`engine/float8.py`). Embedding, state and steps are
+            float32. "auto" takes the fastest here of those whose samples are as good as float32's:
+            float16 on a CUDA device, bfloat16 on a CPU that multiplies it (AVX-512 BF16), else
+            float32.
 
     Attributes:
-        model, guide: the prepared denoisers, `(x, sigma, class_labels) -> D` as those that they
-            were made of; `guide` may be None. Not differentiable: they refuse tensors that require
-            gradients in gradient mode, and those of forward mode and `torch.func`.
-        dtype: as given, or as "auto" chose.
+        model, guides: the prepared denoisers, `(x, sigma, class_labels) -> D` as those that they
+            were made of; `guide` is the first of the guides, or None. Not differentiable: they
+            refuse tensors that require gradients in gradient mode, and those of forward mode and
+            `torch.func`.
+        dtype: of the model, as given, or as "auto" chose.
         device: where it runs.
 
     Raises:
@@ -71,8 +77,10 @@ class Engine(BaseEngine):
     def __init__(
         self,
         model: Denoiser,
-        guide: Denoiser | None = None,
-        dtype: torch.dtype | Literal["auto"] = torch.float32,
+        guide: Guides = None,
+        dtype: torch.dtype
+        | Literal["auto"]
+        | Sequence[torch.dtype | Literal["auto"]] = torch.float32,
         **options: Any,
     ) -> None:
         self._engine = make_engine(model, guide, dtype, **options)
@@ -83,8 +91,8 @@ class Engine(BaseEngine):
         return self._engine.model
 
     @property
-    def guide(self) -> Denoiser | None:  # type: ignore[override]
-        return self._engine.guide
+    def guides(self) -> tuple[Denoiser, ...]:  # type: ignore[override]
+        return self._engine.guides
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
@@ -95,9 +103,9 @@ class Engine(BaseEngine):
         return self._engine.device
 
     @staticmethod
-    def runs(model: Denoiser, guide: Denoiser | None = None) -> bool:
+    def runs(model: Denoiser, guide: Guides = None) -> bool:
         """Whether an engine can be made of these: plain float32 `Precond`s, or other modules."""
-        return of_modules(model, guide) or pair_unsupported_reason(model, guide) is None
+        return of_modules(model, guide) or unsupported_reason_of(model, guide_list(guide)) is None
 
     def sample(self, **options: Any) -> Tensor | Any:
         """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""
@@ -119,6 +127,18 @@ class Engine(BaseEngine):
             cond: conditioning of each net by its role, for modules of other libraries.
         """
         return self._engine.stepper(guidance, class_labels, steps, cond)
+
+    def nets(
+        self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
+    ) -> Nets:
+        """Model and guides for a `guided_stepper.GuidedStepper`, by the roles of `by_role`.
+
+        Args:
+            class_labels: `[N or 1, label_dim]`, or None: those that most evaluations will have.
+            sigmas: noise levels at which most evaluations will be.
+            cond: conditioning of each net by its role, for modules of other libraries.
+        """
+        return self._engine.nets(class_labels, sigmas, cond)
 
     @property
     def takes_cond(self) -> bool:  # type: ignore[override]

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,15 @@ from torch import Tensor
 from . import arguments, arrays
 from .arrays import Array
 from .decoding import Decoding, decoded
-from .engine import BaseEngine, cached, clear, lacks_memory, pair_unsupported_reason
-from .guidance import Weight, module_of
+from .eager import EagerNets, EagerStepper
+from .engine import BaseEngine, cached, clear, lacks_memory, unsupported_reason_of
+from .guidance import Batch, Guidance, Linear, module_of
+from .guided_stepper import Denoise, GuidedStepper
 from .networks import Precond
-from .request import Labels, Net, Request, Seeds, checked
-from .sampler import EagerStepper, Step, Stepper, heun
+from .request import GuidanceLike, Interval, Labels, Net, Request, Seeds, checked
+from .sampler import Step, Stepper, heun
+from .samplers import Sampler
+from .schedules import Schedule
 from .seeds import StackedRandom
 
 if TYPE_CHECKING:
@@ -42,8 +46,8 @@ class StepInfo:
 
 def sample(
     model: Net | BaseEngine,
-    guide: Net | None = None,
-    guidance: Weight | None = None,
+    guide: Net | Sequence[Net] | None = None,
+    guidance: GuidanceLike | None = None,
     class_labels: Labels | None = None,
     seeds: Seeds | None = None,
     noise: Array | None = None,
@@ -55,7 +59,7 @@ def sample(
     S_min: float = 0.0,
     S_max: float = math.inf,
     S_noise: float = 1.0,
-    interval: tuple[float, float] | None = None,
+    interval: Interval | Sequence[Interval | None] | None = None,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -65,19 +69,28 @@ def sample(
     array: str = "torch",
     on_batch: Callable[[range, Any], object] | None = None,
     cond: Mapping[str, Array] | None = None,
-    guide_cond: Mapping[str, Array] | None = None,
+    guide_cond: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None,
     compute_dtype: torch.dtype | str | None = None,
+    sampler: str | Sampler = "heun",
+    schedule: Schedule = "rho",
+    sigmas: Sequence[float] | Array | None = None,
+    init: Array | None = None,
+    sigma_start: float | None = None,
+    mask: Array | None = None,
 ) -> Tensor | Any:
     """Sample images from a model, guided by a worse version of it.
 
     Heun's method along the noise levels of `schedules.rho_schedule` (EDM alg. 1; with churn EDM
     alg. 2) for the guided denoiser `D = D0 + guidance (D1 - D0)`, D1 the model, D0 its guide. A
     guide of the same task is autoguidance (arXiv 2406.02507); one without labels is classifier-free
-    guidance (`unlabelled(model)` is the model's own).
+    guidance (`unlabelled(model)` is the model's own). Other samplers, other kinds of guidance and
+    several guides are options.
 
         sample("digits", seeds=range(16))                                      # unguided
         sample("digits", guidance=1.5, class_labels=3, seeds=range(16))        # autoguidance
         sample("digits", "digits-uncond", 1.5, seeds=range(16))                # CFG
+        sample("digits", ["digits-guide", "digits-uncond"], [1.5, 1.1], seeds=range(16))
+        sample("digits", guidance=APG(1.7), sampler="dpmpp_2m", num_steps=20, seeds=range(16))
 
     Args:
         model: what to sample: name of a bundled network or of a published preset
@@ -89,11 +102,14 @@ def sample(
             meanwhile; bare callables are fed in `dtype`.
         guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for a
             bundled net or a preset by name, such as `"digits"` or `"photos"`, whose own guide
-            serves.
+            serves. A list is several guides at once, `D = D1 + sum_i (w_i - 1) (D1 - D_i)`
+            (arXiv 2406.02507, eq. 6).
         guidance: the weight w. 1 is the model alone: the guide does not run. Above 1 steps away
             from the guide. A function of the noise level gives each its own weight (a host-side
-            float for a float; called for the levels of the schedule). None: that of a preset,
-            otherwise 1.
+            float for a float; called for the levels of the schedule; `guidance.table` makes one).
+            `[N]` numbers are one for each image, `guidance.PerClass` one for each class. For
+            several guides a list with any of these for each. An object of `guidance.Guidance` is
+            another way of guiding, such as `guidance.APG`. None: that of a preset, otherwise 1.
         class_labels: one class for all images, a sequence or int tensor or array `[N]` of classes,
             or one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
             where the model has labels (its attribute `label_dim`). A callable that does not tell
@@ -112,13 +128,15 @@ def sample(
             `autoguide_fast.adapters` do. Levels beyond a net's own draw a warning.
         S_churn, S_min, S_max, S_noise: churn, see `schedules.Churn`; 0 for none.
         interval: `(lo, hi)`: guide only where `lo < sigma <= hi`; outside, the guide does not run
-            and the guidance counts as 1 (arXiv 2404.07724).
+            and the guidance counts as 1 (arXiv 2404.07724). For several guides also a list with an
+            interval or None for each.
         batch_size: images at a time; None for up to 64.
         device: where to run. None: where the model is; for names and paths the CUDA device if
             there is one, otherwise the CPU.
         dtype: type of the sampler's state, torch.float32 or torch.float64.
         progress: show a progress bar.
-        callback: called with a `StepInfo` after each step of each batch.
+        callback: called with a `StepInfo` after each step of each batch. If it returns a tensor
+            like `StepInfo.x`, sampling goes on with that.
         raw: True for the samples as they are, False for images as the model's encoder decodes
             them; None decodes where the model has an encoder (its attribute `encoder`, with a
             method `decode`), as loaded ones do.
@@ -136,6 +154,16 @@ def sample(
             `dtype` of `Engine`, such as torch.bfloat16, or "auto", the fastest here of the types
             whose samples are as good as float32's. None: float32, or float16 on a GPU for networks
             with `use_fp16`.
+        sampler: "heun", or another of `samplers.SAMPLERS`, which evaluate once a step; or a
+            function `(denoise, x, sigmas) -> x`, see there.
+        schedule: "rho", or another of `schedules.schedule_levels`, or a function
+            `(num_steps, sigma_min, sigma_max)` that returns noise levels.
+        sigmas: noise levels to visit, falling, in the place of a schedule.
+        init: images to begin from, `[N, ...]` or `[1, ...]` for all, as the model sees them, or
+            uint8 where its encoder is of pixels: sampling begins at `init + sigma noise`.
+        sigma_start: the first noise level with `init`, in the place of `sigma_max`.
+        mask: `[N, ...]`, `[H, W]` or what else broadcasts, of numbers from 0 to 1: 1 where images
+            are sampled, 0 where `init` stays (inpainting: D is `init` there).
 
     Returns:
         Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
@@ -154,7 +182,7 @@ def sample(
     request = checked(**locals())
     with (
         torch.no_grad(),
-        _evaluating(request.model, request.guide, request.encoder),
+        _evaluating(*request.nets.values(), request.encoder),
         _bar(request) as bar,
     ):
         return _run(request, bar)
@@ -193,14 +221,25 @@ def _sampled(
     """Samples of one batch."""
     x, labels, randn = _drawn(request, indices)
     stepper = _stepper(request, engine, labels, indices)
-    if request.callback is None and not request.progress:
+    if request.callback is None and not request.progress and request.sampler is None:
         result = stepper.whole(x, randn)
         if result is not None:
             if torch.isfinite(result).all():
                 return result
             x, _, randn = _drawn(request, indices)  # once more, step by step, to tell where
     watch = _watcher(request, bar, stepper, number, indices)
-    return heun(stepper, x, request.steps, randn, watch)
+    if request.sampler is None:
+        return heun(stepper, x, request.steps, randn, watch)
+    assert isinstance(stepper, GuidedStepper)
+    denoise = Denoise(stepper, randn, watch)
+    result = request.sampler(denoise, x * stepper.sigmas[0], stepper.sigmas)
+    if not isinstance(result, torch.Tensor) or result.shape != x.shape:
+        kind = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        raise ValueError(
+            f"sample: sampler must return the state {list(x.shape)}, got {kind}; return x"
+        )
+    denoise.finish(result)
+    return result.to(x.dtype)
 
 
 def _stepper(
@@ -211,40 +250,71 @@ def _stepper(
         role: {name: value if len(value) == 1 else value[part] for name, value in named.items()}
         for role, named in request.cond.items()
     }
+    known = None if request.start is None else request.start.known(part)
+    guidance = request.guidance
+    if request.sampler is None and known is None and not isinstance(guidance, Guidance):
+        if engine is not None:
+            return engine.stepper(guidance, labels, request.steps, cond)
+        guide = request.guides[0] if request.guides else None
+        return EagerStepper(request.model, guide, guidance, labels, request.device, cond)
+    sigmas = [step.sigma for step in request.steps] + [0.0]
+    if not isinstance(guidance, Guidance):
+        guidance = Linear(
+            [guidance] * len(request.guides), [request.interval] * len(request.guides)
+        )
+    shape = request.image_shape
+    batch = Batch(indices, request.num_images, labels, tuple(sigmas), request.device, len(shape))
     if engine is not None:
-        return engine.stepper(request.guidance, labels, request.steps, cond)
-    nets = request.model, request.guide
-    return EagerStepper(*nets, request.guidance, labels, request.device, cond)
+        visited = [step.sigma_hat for step in request.steps] + sigmas
+        nets, roles = engine.nets(labels, visited, cond), list(engine.by_role)
+    else:
+        nets, roles = EagerNets(request.nets, cond), list(request.nets)
+    return GuidedStepper(nets, roles, guidance.begin(batch), labels, sigmas, request.device, known)
 
 
 def _watcher(
     request: Request, bar: tqdm, stepper: Stepper, number: int, indices: range
-) -> Callable[[Step, Tensor], None]:
-    """What `heun` calls after each step of one batch."""
+) -> Callable[[int, Tensor], Tensor | None]:
+    """What samplers call after each step of one batch."""
 
-    def on_step(step: Step, x: Tensor) -> None:
+    def on_step(index: int, x: Tensor) -> Tensor | None:
+        step = request.steps[index]
         _check_finite(step, x, stepper, request.names)
         bar.update()
-        if request.callback is not None:
-            info = StepInfo(
-                batch=number,
-                num_batches=len(request.batches),
-                step=step.index,
-                num_steps=len(request.steps),
-                sigma=step.sigma_next,
-                indices=indices,
-                x=x.clone(),
-            )
-            request.callback(info)
+        if request.callback is None:
+            return None
+        info = StepInfo(
+            batch=number,
+            num_batches=len(request.batches),
+            step=step.index,
+            num_steps=len(request.steps),
+            sigma=step.sigma_next,
+            indices=indices,
+            x=x.clone(),
+        )
+        return _changed(request.callback(info), x)
 
     return on_step
 
 
+def _changed(returned: object, x: Tensor) -> Tensor | None:
+    """What a callback returned: another state, or None to go on with the same."""
+    if not isinstance(returned, torch.Tensor):
+        return None
+    if returned.shape != x.shape or returned.device != x.device:
+        raise ValueError(
+            f"sample: callback must return nothing or a state {list(x.shape)} on {x.device}, got "
+            f"{list(returned.shape)} on {returned.device}; change a copy of StepInfo.x"
+        )
+    return returned.detach().to(x.dtype, copy=True)
+
+
 def _engine(request: Request) -> BaseEngine | None:
     """The engine of a pair, or None for nets that are evaluated as they are."""
-    nets = request.model, request.guide if request.guidance != 1 else None
-    if reason := pair_unsupported_reason(*nets):
-        if all(net is None or isinstance(module_of(net), Precond) for net in nets):
+    runs = isinstance(request.guidance, Guidance) or request.guidance != 1
+    guides = request.guides if runs else []
+    if reason := unsupported_reason_of(request.model, guides):
+        if all(isinstance(module_of(net), Precond) for net in (request.model, *guides)):
             warnings.warn(
                 "sample: evaluating the networks as they are, which is slower: for an engine, "
                 f"{reason}",
@@ -253,7 +323,7 @@ def _engine(request: Request) -> BaseEngine | None:
         return None
     for _ in range(2):
         try:
-            return cached(*nets, request.compute_dtype)
+            return cached(request.model, guides, request.compute_dtype)
         except RuntimeError as error:
             if not lacks_memory(error):
                 raise
@@ -288,7 +358,10 @@ def _drawn(
     if label_dim and labels is not None and labels.ndim == 1:
         labels = arguments.one_hot(labels, label_dim)
     assert x is not None  # since there are seeds or noise
-    return x.to(request.dtype), labels, randn
+    x = x.to(request.dtype)
+    if request.start is not None:
+        x = x + request.start.of(part) / request.steps[0].sigma
+    return x, labels, randn
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +12,21 @@ from torch import Tensor
 from . import arguments, checkpoints
 from .arrays import Array
 from .encoders import Decoder, LatentEncoder
-from .engine import BaseEngine, pair_unsupported_reason
-from .guidance import Denoiser, Weight, module_of
+from .engine import BaseEngine, unsupported_reason_of
+from .guidance import AnyWeight, Denoiser, Guidance, Linear, Weight, guide_roles, module_of
+from .guidance.weights import checked as checked_weight
 from .networks import Precond
 from .sampler import Step, plan_steps
-from .schedules import Churn, rho_schedule
+from .samplers import Sampler, find_sampler
+from .schedules import Churn, Schedule, given_levels, schedule_levels
+from .start import Start, starting
 
 DEFAULT_BATCH_SIZE = 64
 
-# What `sample` takes for a model or a guide, for seeds and for labels.
+# What `sample` takes for a model or a guide, for guidance, seeds and labels.
 Net = str | os.PathLike | Denoiser
+GuidanceLike = AnyWeight | Sequence[AnyWeight] | Guidance
+Interval = tuple[float, float]
 Seeds = Iterable[int] | Array
 Labels = int | Sequence[int] | Sequence[Sequence[float]] | Array
 
@@ -30,10 +36,14 @@ class Request:
     """One call of `sample`, checked: what will be run, and where.
 
     Attributes:
-        model, guide: what will be evaluated; guide None where there is none.
+        nets: what will be evaluated, by role: "model", then those of the guides.
         names: what messages call them, by role.
         engine: the one whose nets these are, or None for nets that come by themselves.
-        guidance: the weight w, a number or a function of the noise level.
+        guidance: for one guide at most, the weight w, a number or a function of the noise level;
+            otherwise what combines.
+        sampler: what integrates, or None for Heun's method.
+        start: what sampling begins from besides noise, or None.
+        interval: where a weight applies; None everywhere, or where `guidance` knows it.
         steps: all steps, on `device`.
         num_images, batch_size: how many, and how many at a time.
         image_shape: (C, H, W), or what stands after N in `noise` for a callable that does not tell.
@@ -47,11 +57,13 @@ class Request:
         array, progress, callback, on_batch, compute_dtype: as for `sample`.
     """
 
-    model: Denoiser
-    guide: Denoiser | None
+    nets: dict[str, Denoiser]
     names: dict[str, str]
     engine: BaseEngine | None
-    guidance: Weight
+    guidance: Weight | Guidance
+    sampler: Sampler | None
+    start: Start | None
+    interval: Interval | None
     steps: tuple[Step, ...]
     num_images: int
     batch_size: int
@@ -71,6 +83,16 @@ class Request:
     compute_dtype: torch.dtype | str | None
 
     @property
+    def model(self) -> Denoiser:
+        """The model."""
+        return self.nets["model"]
+
+    @property
+    def guides(self) -> list[Denoiser]:
+        """The guides."""
+        return list(self.nets.values())[1:]
+
+    @property
     def batches(self) -> list[range]:
         """Which images each batch has."""
         count, size = self.num_images, self.batch_size
@@ -79,8 +101,8 @@ class Request:
 
 def checked(
     model: Net | BaseEngine,
-    guide: Net | None,
-    guidance: Weight | None,
+    guide: Net | Sequence[Net] | None,
+    guidance: GuidanceLike | None,
     class_labels: Labels | None,
     seeds: Seeds | None,
     noise: Array | None,
@@ -92,7 +114,7 @@ def checked(
     S_min: float,
     S_max: float,
     S_noise: float,
-    interval: tuple[float, float] | None,
+    interval: Interval | Sequence[Interval | None] | None,
     batch_size: int | None,
     device: torch.device | str | None,
     dtype: torch.dtype,
@@ -102,8 +124,14 @@ def checked(
     array: str,
     on_batch: Callable | None,
     cond: Mapping[str, Array] | None,
-    guide_cond: Mapping[str, Array] | None,
+    guide_cond: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None,
     compute_dtype: torch.dtype | str | None,
+    sampler: str | Sampler,
+    schedule: Schedule,
+    sigmas: Sequence[float] | Array | None,
+    init: Array | None,
+    sigma_start: float | None,
+    mask: Array | None,
 ) -> Request:
     """The `Request` for these arguments of `sample`, documented there; networks are loaded.
 
@@ -112,14 +140,24 @@ def checked(
     """
     # What each argument says by itself.
     arguments.state_dtype(dtype)
-    pair = (model.model, model.guide) if isinstance(model, BaseEngine) else (model, guide)
-    sigma_min, sigma_max = arguments.trained_levels(sigma_min, sigma_max, *pair)
-    levels = arguments.noise_levels(num_steps, sigma_min, sigma_max, rho, dtype)
+    engine = model if isinstance(model, BaseEngine) else None
+    named = _by_role(model, guide)
+    sigma_min, sigma_max = arguments.trained_levels(sigma_min, sigma_max, named)
     churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
-    interval = arguments.guidance_interval(interval)
-    guidance = arguments.weight(
-        checkpoints.default_guidance(model) if guidance is None else guidance
-    )
+    integrate = find_sampler(sampler)
+    if integrate is not None and churn.S_churn:
+        raise ValueError(
+            f"sample: S_churn must be 0 for a sampler other than 'heun', got {S_churn:g}; those "
+            "with noise of their own say so by their names"
+        )
+    if sigmas is not None:
+        levels = given_levels(sigmas, dtype)
+    else:
+        start_level = arguments.start_level(sigma_start, init, sigma_max)
+        limits = arguments.noise_levels(num_steps, sigma_min, start_level, rho, dtype)
+        levels = schedule_levels(schedule, *limits, dtype)
+    if guidance is None:
+        guidance = checkpoints.default_guidance(model)
     if batch_size is None:
         batch_size = DEFAULT_BATCH_SIZE
     else:
@@ -135,19 +173,25 @@ def checked(
     arguments.array_kind(array, device)
 
     # The networks, and what they say.
-    engine = None
-    if isinstance(model, BaseEngine):
-        engine = model
-        model, guide = _engine_pair(engine, guide, guidance, device)
+    if engine is not None:
+        _check_engine(engine, guide, device)
         device = engine.device
+    elif guide is None and _needs_guide(guidance) and (own := _own_guide(model)):
+        named["guide"] = own
+    if (
+        isinstance(guide, (list, tuple)) and len(guide) == 1
+    ):  # one guide, whose weight may be listed
+        guidance, interval = _listed_one(guidance), _listed_one(interval)
+    combined = _guidance(guidance, interval, list(named)[1:], engine)
     if noise is not None:
         noise = arguments.tensor_of_noise(noise)
-    given = {"model": model, "guide": guide}
-    names = {role: _described(net, role) for role, net in given.items()}
-    model, guide, device = _nets(model, guide, guidance, device, noise)
+    names = {role: _described(net, role) for role, net in named.items()}
+    nets, device = _nets(named, device, noise)
     arguments.array_kind(array, device)
-    arguments.nets_agree(model, guide)
-    shape = arguments.image_shape(model, guide)
+    guides = list(nets.values())[1:]
+    for role, net in list(nets.items())[1:]:
+        arguments.nets_agree(nets["model"], net, role)
+    shape = arguments.image_shape(*nets.values())
 
     # The images.
     if noise is not None:
@@ -164,7 +208,7 @@ def checked(
     else:
         assert seeds is not None
         num_images = len(seeds)
-    label_dim = arguments.label_dim(model, guide)
+    label_dim = arguments.label_dim(*nets.values())
     classes = arguments.labels(class_labels, num_images, label_dim)
     if seeds is None and (churn.S_churn or (classes is None and label_dim)):
         needed = "churn is added" if churn.S_churn else "classes are drawn"
@@ -172,24 +216,30 @@ def checked(
             f"sample: seeds must be given beside noise where {needed}, got None; pass one seed per "
             "image" + ("" if churn.S_churn else ", or class_labels")
         )
+    run = guides if _needs_guide(combined) else []
     if compute_dtype is not None:
-        _check_compute_dtype(compute_dtype, engine, model, guide if guidance != 1 else None)
-    told = _conditioning(model, guide, engine, cond, guide_cond, num_images, device)
-    encoder = arguments.decoder(model, raw, shape)
+        _check_compute_dtype(compute_dtype, engine, nets["model"], run)
+    told = _conditioning(nets, engine, cond, guide_cond, num_images, device)
+    encoder = arguments.decoder(nets["model"], raw, shape)
     if isinstance(encoder, LatentEncoder):
         encoder.load()
+    begin = starting(init, mask, nets["model"], num_images, tuple(shape), dtype, device)
     if engine is None:
-        for role, net in given.items():  # those that were loaded here have been looked at
+        for role, net in named.items():  # those that were loaded here have been looked at
             if (module := module_of(net)) is not None:
                 arguments.finite_weights(names[role], module)
 
+    weight = 1.0 if isinstance(combined, Guidance) else combined
+    one_interval = None if isinstance(combined, Guidance) else _only_interval(interval)
     return Request(
-        model=model,
-        guide=guide,
+        nets=nets,
         names=names,
         engine=engine,
-        guidance=guidance,
-        steps=tuple(plan_steps(rho_schedule(*levels, dtype), guidance, interval, churn, device)),
+        guidance=combined,
+        sampler=integrate,
+        start=begin,
+        interval=one_interval,
+        steps=tuple(plan_steps(levels, weight, one_interval, churn, device)),
         num_images=num_images,
         batch_size=batch_size,
         image_shape=tuple(shape),
@@ -209,9 +259,112 @@ def checked(
     )
 
 
-def _engine_pair(
-    engine: BaseEngine, guide: Net | None, guidance: Weight, device: torch.device | None
-) -> tuple[Denoiser, Denoiser | None]:
+def _by_role(model: Net | BaseEngine, guide: Net | Sequence[Net] | None) -> dict[str, Net]:
+    """Model and guides as they were given; those of an engine are its own."""
+    if isinstance(model, BaseEngine):
+        return dict(model.by_role)
+    guides: list[Net] = []
+    if guide is not None:
+        guides = list(guide) if isinstance(guide, (list, tuple)) else [guide]  # type: ignore[list-item]
+    return {"model": model} | dict(zip(guide_roles(len(guides)), guides, strict=True))
+
+
+def _own_guide(model: Net | BaseEngine) -> str | None:
+    """The guide that a model by name brings."""
+    return checkpoints.bundled_guide(model) if isinstance(model, (str, os.PathLike)) else None
+
+
+def _needs_guide(guidance: GuidanceLike) -> bool:
+    """Whether a guide may have to run."""
+    if isinstance(guidance, Guidance):
+        return guidance.num_guides != 0
+    return not isinstance(guidance, (int, float)) or guidance != 1
+
+
+def _guidance(
+    guidance: GuidanceLike,
+    interval: Interval | Sequence[Interval | None] | None,
+    roles: Sequence[str],
+    engine: BaseEngine | None,
+) -> Weight | Guidance:
+    """The weight of one guide, which the fused steps take, or what combines otherwise."""
+    found = _checked_guidance(guidance, interval, len(roles))
+    wanted = found.num_guides if isinstance(found, Guidance) else min(1, len(roles))
+    if not isinstance(found, Guidance) and found != 1:
+        wanted = 1
+    if wanted is not None and len(roles) < wanted:
+        shown = _shown(found)
+        if engine is not None:
+            rule = "1 for an Engine without a guide" if not roles else f"for {len(roles)} guides"
+            raise ValueError(
+                f"sample: guidance must be {rule}, got {shown}; make Engine(model, guide)"
+            )
+        if wanted > 1:
+            raise ValueError(
+                f"sample: guide must be {wanted} guides for {shown}, got {len(roles)}; pass a list"
+            )
+        raise ValueError(
+            f"sample: guide must be given where guidance is not 1, got None at guidance {shown}; "
+            "pass a worse version of the model, or unlabelled(model) for CFG"
+        )
+    if isinstance(found, Guidance) and wanted is not None and len(roles) > wanted:
+        raise ValueError(
+            f"sample: guide must be {wanted} guide{'s' * (wanted != 1)} for {_shown(found)}, got "
+            f"{len(roles)}; leave some out"
+        )
+    return found
+
+
+def _checked_guidance(
+    guidance: GuidanceLike, interval: Interval | Sequence[Interval | None] | None, guides: int
+) -> Weight | Guidance:
+    if isinstance(guidance, Guidance):
+        if interval is not None:
+            raise ValueError(
+                f"sample: interval must be left out for {type(guidance).__name__}, got "
+                f"{interval!r}; pass it to {type(guidance).__name__}"
+            )
+        return guidance
+    if guides > 1:
+        weights = list(guidance) if isinstance(guidance, (list, tuple)) else None
+        if weights is None or len(weights) != guides:
+            count = f"{len(weights)} of them" if weights is not None else "one for all"
+            raise ValueError(
+                f"sample: guidance must be a list with a weight for each of {guides} guides, got "
+                f"{count}; 1 leaves a guide out"
+            )
+        return Linear(weights, _intervals(interval, guides))
+    weight = checked_weight(guidance, "sample")  # type: ignore[arg-type]
+    if isinstance(weight, float) or callable(weight):
+        arguments.guidance_interval(_only_interval(interval))
+        return weight
+    return Linear([weight], [_only_interval(interval)])
+
+
+def _listed_one(value: Any) -> Any:
+    """What stands in a list for the one guide of a list, or stands by itself."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
+def _intervals(
+    interval: Interval | Sequence[Interval | None] | None, guides: int
+) -> list[Interval | None]:
+    """The interval of each guide: one for all, or one for each."""
+    if isinstance(interval, (list, tuple)):
+        each = all(i is None or isinstance(i, (list, tuple)) for i in interval)
+        if each and len(interval) == guides:
+            return list(interval)
+    return [arguments.guidance_interval(interval)] * guides  # type: ignore[arg-type]
+
+
+def _only_interval(interval: Interval | Sequence[Interval | None] | None) -> Interval | None:
+    """The interval of one guide."""
+    return arguments.guidance_interval(interval)  # type: ignore[arg-type]
+
+
+def _check_engine(
+    engine: BaseEngine, guide: Net | Sequence[Net] | None, device: torch.device | None
+) -> None:
     if device is not None and device != engine.device:
         raise ValueError(
             f"sample: device must be {engine.device} for this Engine, got {device}; pass the "
@@ -222,19 +375,13 @@ def _engine_pair(
             "sample: guide must be left out for an Engine, which has its own, got "
             f"{type(guide).__name__}; make Engine(model, guide)"
         )
-    if engine.guide is None and guidance != 1:
-        raise ValueError(
-            f"sample: guidance must be 1 for an Engine without a guide, got {_shown(guidance)}; "
-            "make Engine(model, guide)"
-        )
-    return engine.model, engine.guide
 
 
 def _check_compute_dtype(
     compute_dtype: torch.dtype | str,
     engine: BaseEngine | None,
     model: Denoiser,
-    guide: Denoiser | None,
+    guides: Sequence[Denoiser],
 ) -> None:
     """Refuse a type that could not be used; which ones there are an engine knows itself."""
     if not isinstance(compute_dtype, torch.dtype) and compute_dtype != "auto":
@@ -247,7 +394,7 @@ def _check_compute_dtype(
             f"sample: compute_dtype must be left out for an Engine, got {compute_dtype!r}; it has "
             "a type of its own, Engine(model, guide, dtype)"
         )
-    if reason := pair_unsupported_reason(model, guide):
+    if reason := unsupported_reason_of(model, guides):
         raise ValueError(
             "sample: compute_dtype must be left out for nets that are evaluated as they are, got "
             f"{compute_dtype!r}; for an engine, {reason}"
@@ -255,23 +402,32 @@ def _check_compute_dtype(
 
 
 def _conditioning(
-    model: Denoiser,
-    guide: Denoiser | None,
+    nets: Mapping[str, Denoiser],
     engine: BaseEngine | None,
     cond: Mapping[str, Array] | None,
-    guide_cond: Mapping[str, Array] | None,
+    guide_cond: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None,
     num_images: int,
     device: torch.device,
 ) -> dict[str, dict[str, Tensor]]:
-    """What each net is told beside its labels; the guide gets the model's where it has no own."""
-    given = {"model": ("cond", cond), "guide": ("guide_cond", guide_cond)}
-    nets = {"model": model, "guide": guide}
+    """What each net is told beside its labels; a guide gets the model's where it has no own."""
+    roles = list(nets)[1:] or ["guide"]
+    several = isinstance(guide_cond, (list, tuple)) and len(nets) > 2
+    for_guides: list[Any] = list(guide_cond) if several else [guide_cond] * len(roles)  # type: ignore
+    if len(for_guides) != len(roles):
+        raise ValueError(
+            f"sample: guide_cond must be one for all or for each of {len(roles)} guides, got "
+            f"{len(for_guides)}; pass as many"
+        )
+    given: dict[str, tuple[str, Any]] = {"model": ("cond", cond)} | {
+        role: ("guide_cond", each) for role, each in zip(roles, for_guides, strict=True)
+    }
     for role, (name, value) in given.items():
         if value is None:
             continue
-        plain = isinstance(module_of(nets[role]), Precond)
-        if nets[role] is None or plain or (engine is not None and not engine.takes_cond):
-            owner = "no guide" if nets[role] is None else "a network that is told classes alone"
+        net = nets.get(role)
+        plain = isinstance(module_of(net), Precond)
+        if net is None or plain or (engine is not None and not engine.takes_cond):
+            owner = "no guide" if net is None else "a network that is told classes alone"
             raise ValueError(
                 f"sample: {name} must be left out for {owner}, got {type(value).__name__}; it is "
                 "for nets of other kinds"
@@ -280,12 +436,15 @@ def _conditioning(
         role: arguments.conditioning(name, value, num_images, device)
         for role, (name, value) in given.items()
     }
-    if guide_cond is None and not isinstance(module_of(guide), Precond):
-        found["guide"] = found["model"]
+    for role in roles:
+        if given[role][1] is None and not isinstance(module_of(nets.get(role)), Precond):
+            found[role] = found["model"]
     return found
 
 
-def _shown(guidance: Weight) -> str:
+def _shown(guidance: Weight | Guidance) -> str:
+    if isinstance(guidance, Guidance):
+        return "with several weights" if isinstance(guidance, Linear) else type(guidance).__name__
     return "a function of sigma" if callable(guidance) else f"{guidance:g}"
 
 
@@ -294,27 +453,16 @@ def _described(net: Net | None, role: str) -> str:
 
 
 def _nets(
-    model: Net,
-    guide: Net | None,
-    guidance: Weight,
-    device: torch.device | None,
-    noise: Tensor | None,
-) -> tuple[Denoiser, Denoiser | None, torch.device]:
-    """The two nets as callables on one device, which is returned too; loads names and paths."""
-    if isinstance(model, (str, os.PathLike)) and guide is None and guidance != 1:
-        guide = checkpoints.bundled_guide(model)
-    elif isinstance(guide, str):
-        guide = checkpoints.bundled_guide(guide) or guide
-    if guide is None and guidance != 1:
-        raise ValueError(
-            f"sample: guide must be given where guidance is not 1, got None at guidance "
-            f"{_shown(guidance)}; pass a worse version of the model, or unlabelled(model) for CFG"
-        )
-    nets: dict[str, Path | Denoiser | None] = {}
-    for role, net in (("model", model), ("guide", guide)):
+    named: Mapping[str, Net], device: torch.device | None, noise: Tensor | None
+) -> tuple[dict[str, Denoiser], torch.device]:
+    """The nets as callables on one device, which is returned too; loads names and paths."""
+    nets: dict[str, Path | Denoiser] = {}
+    for role, net in named.items():
         if isinstance(net, (str, os.PathLike)):
+            alone = role != "model" and isinstance(net, str)  # a bundled net means its guide there
+            net = (checkpoints.bundled_guide(net) if alone else None) or net
             nets[role] = checkpoints.find(net, f"sample: {role}")
-        elif (not callable(net) or isinstance(net, type)) and not (role == "guide" and net is None):
+        elif not callable(net) or isinstance(net, type):
             raise TypeError(
                 f"sample: {role} must be a name, a path or a callable (x, sigma, class_labels) -> "
                 f"D, got {type(net).__name__}; load a checkpoint with autoguide_fast.load"
@@ -329,14 +477,14 @@ def _nets(
         if module is not None
     }
     if device is None:
-        device = found.get("model") or found.get("guide")
+        device = next((place for place in found.values() if place is not None), None)
         if device is not None:
             arguments.present_device(device, argument="the networks' device")
     if device is None and noise is not None:
         device = noise.device
     if device is None:
-        named = any(isinstance(net, Path) for net in nets.values())
-        place = "cuda" if named and torch.cuda.is_available() else "cpu"
+        stored = any(isinstance(net, Path) for net in nets.values())
+        place = "cuda" if stored and torch.cuda.is_available() else "cpu"
         device = arguments.present_device(place)
     for role, place in found.items():
         if place is not None and place != device:
@@ -344,8 +492,8 @@ def _nets(
                 f"sample: {role} must be on {device}, got one on {place}; move it there with "
                 f".to({str(device)!r}), or pass device={str(place)!r}"
             )
-    model, guide = (
-        checkpoints.load(net, device) if isinstance(net, Path) else net for net in nets.values()
-    )
-    assert model is not None
-    return model, guide, device
+    loaded = {
+        role: checkpoints.load(net, device) if isinstance(net, Path) else net
+        for role, net in nets.items()
+    }
+    return loaded, device

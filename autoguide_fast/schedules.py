@@ -1,11 +1,29 @@
 """Noise levels: which ones the sampler visits, and how churn raises them."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import arguments
+
+# A name in `SCHEDULES`, or a function of num_steps, sigma_min and sigma_max that returns levels.
+Schedule = str | Callable[[int, float, float], Any]
+
+# Each a pair: a monotonic function u of the noise level, and its inverse. A schedule is uniform in
+# u.
+SCHEDULES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # Uniform in the logarithm of the signal-to-noise ratio, -2 ln sigma.
+    "exponential": (torch.log, torch.exp),
+    "linear": (lambda sigma: sigma, lambda u: u),
+    # Times of the cosine schedule, whose alpha is cos(u) (arXiv 2102.09672, eq. 17).
+    "cosine": (torch.atan, torch.tan),
+    # Times of rectified flow, x = (1 - t) y + t n (arXiv 2209.03003).
+    "flow": (lambda sigma: sigma / (1 + sigma), lambda t: t / (1 - t)),
+}
 
 
 def rho_schedule(
@@ -49,6 +67,80 @@ def rho_schedule(
         sigma[-1] = sigma_min
     sigma = torch.nn.functional.pad(sigma, (0, 1))
     return sigma.to(dtype).to(torch.float64)
+
+
+def schedule_levels(
+    schedule: Schedule,
+    num_steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The noise levels of a schedule: "rho", one of `SCHEDULES`, or a function.
+
+    Args:
+        schedule: "rho" for `rho_schedule`; "exponential", "linear", "cosine" or "flow" for levels
+            from `sigma_max` to `sigma_min` that are uniform in `ln sigma` (the logarithm of the
+            signal-to-noise ratio), in sigma, in the times of the cosine schedule, or in those of
+            rectified flow; or a function `(num_steps, sigma_min, sigma_max)` that returns levels.
+        num_steps, sigma_min, sigma_max, rho, dtype: as for `rho_schedule`; `rho` for "rho" alone.
+
+    Returns:
+        float64 `[num_steps + 1]` on the CPU, the last 0.
+
+    Raises:
+        TypeError, ValueError: another name, or a function that returns no levels.
+    """
+    if schedule == "rho":
+        return rho_schedule(num_steps, sigma_min, sigma_max, rho, dtype)
+    if callable(schedule):
+        return given_levels(schedule(num_steps, sigma_min, sigma_max), dtype, "schedule")
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"sample: schedule must be one of rho, {', '.join(SCHEDULES)}, or a function, got "
+            f"{schedule!r}; rho is the published one"
+        )
+    to, back = SCHEDULES[schedule]
+    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64, device="cpu")
+    first, last = to(ends)
+    share = torch.arange(num_steps, dtype=torch.float64, device="cpu") / max(num_steps - 1, 1)
+    sigma = back(first + share * (last - first))
+    sigma[0] = sigma_max
+    if num_steps > 1:
+        sigma[-1] = sigma_min
+    return given_levels(sigma, dtype, "schedule")
+
+
+def given_levels(
+    sigmas: Sequence[float] | Any, dtype: torch.dtype = torch.float64, argument: str = "sigmas"
+) -> Tensor:
+    """Noise levels that a user gives: falling, above 0, but for a 0 in the end, which may lack.
+
+    Returns:
+        float64 `[num_steps + 1]` on the CPU, the last 0, rounded to `dtype`.
+
+    Raises:
+        TypeError, ValueError: other levels.
+    """
+    try:
+        levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"sample: {argument} must be noise levels, got {type(sigmas).__name__}; pass a list of "
+            "numbers"
+        ) from None
+    if levels.ndim == 1 and len(levels) and levels[-1] == 0:
+        levels = levels[:-1]
+    levels = levels.to(dtype).to(torch.float64)
+    least, most = arguments.LEVELS
+    good = levels.ndim == 1 and 0 < len(levels) <= arguments.MOST_STEPS
+    if not good or not ((levels >= least) & (levels <= most)).all() or (levels.diff() >= 0).any():
+        raise ValueError(
+            f"sample: {argument} must be 1 to {arguments.MOST_STEPS} falling noise levels from "
+            f"{most:g} to {least:g}, got {list(levels.shape)} of others; a 0 may end them"
+        )
+    return torch.nn.functional.pad(levels, (0, 1))
 
 
 @dataclass(frozen=True)

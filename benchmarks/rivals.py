@@ -14,7 +14,8 @@ import torch
 from pinning import unpinned
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoguide_fast.sampler import EagerStepper, heun, plan_steps
+from autoguide_fast.eager import EagerStepper
+from autoguide_fast.sampler import heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
 from autoguide_fast.textbook import TextbookPrecond
 

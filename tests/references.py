@@ -6,8 +6,9 @@ import torch
 from tolerances import assert_as_exact
 
 from autoguide_fast import sample
+from autoguide_fast.eager import EagerStepper
 from autoguide_fast.guidance import unlabelled, unwrapped
-from autoguide_fast.sampler import EagerStepper, heun
+from autoguide_fast.sampler import heun
 from autoguide_fast.textbook import TextbookPrecond
 
 

@@ -18,11 +18,12 @@ from tolerances import ENGINE, relative_error
 import autoguide_fast
 from autoguide_fast import Engine, engine
 from autoguide_fast._extension import build_info
+from autoguide_fast.eager import EagerStepper
 from autoguide_fast.engine import prepared as prepared_module
 from autoguide_fast.generate import _check_finite
 from autoguide_fast.guidance import Unlabelled
 from autoguide_fast.networks import Precond
-from autoguide_fast.sampler import EagerStepper, heun, plan_steps
+from autoguide_fast.sampler import heun, plan_steps
 from autoguide_fast.schedules import rho_schedule
 from autoguide_fast.textbook import draw_gains
 

@@ -15,10 +15,16 @@ ROOMS = [
     ("autoguide_fast/cli",),
     ("autoguide_fast/__init__", "autoguide_fast/facade", "autoguide_fast/metrics"),
     ("autoguide_fast/adapters", "autoguide_fast/diagnosis"),
-    ("autoguide_fast/generate", "autoguide_fast/request", "autoguide_fast/plots"),
+    (
+        "autoguide_fast/generate",
+        "autoguide_fast/request",
+        "autoguide_fast/start",
+        "autoguide_fast/plots",
+    ),
     ("autoguide_fast/decoding",),
     ("autoguide_fast/engine",),
-    ("autoguide_fast/sampler", "autoguide_fast/schedules", "autoguide_fast/seeds"),
+    ("autoguide_fast/eager", "autoguide_fast/guided_stepper", "autoguide_fast/samplers"),
+    ("autoguide_fast/sampler.py", "autoguide_fast/schedules", "autoguide_fast/seeds"),
     (
         "autoguide_fast/as_built",
         "autoguide_fast/checkpoints",

@@ -190,7 +190,6 @@ TYPE_ERRORS = {
     "progress": ({"progress": np.ones(2)}, "progress must be True or False"),
     "steps_float": ({"num_steps": 8.5}, "num_steps must be a whole number, got 8.5"),
     "sigma_string": ({"sigma_max": "high"}, "sigma_max must be a number, got 'high'"),
-    "guidance_pair": ({"guidance": [1, 2]}, "guidance must be a number"),
     "interval_number": ({"interval": 3}, r"interval must be a pair \(lo, hi\)"),
     "interval_triple": ({"interval": (1, 2, 3)}, r"interval must be a pair \(lo, hi\)"),
     "labels_float": ({"class_labels": [0.0, 1.0, 2.0]}, "class_labels must be whole numbers"),

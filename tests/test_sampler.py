@@ -17,10 +17,11 @@ from tolerances import (
 )
 
 from autoguide_fast import sample, unlabelled
+from autoguide_fast.eager import EagerStepper
 from autoguide_fast.engine.cpu_engine import CpuEngine
 from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.guidance import guided_denoiser
-from autoguide_fast.sampler import EagerStepper, Stepper, heun, plan_steps
+from autoguide_fast.sampler import Stepper, heun, plan_steps
 from autoguide_fast.schedules import Churn, rho_schedule
 from autoguide_fast.seeds import StackedRandom
 

@@ -1,6 +1,6 @@
 """The engines: a trained pair made ready once, to be run many times, on a CPU or on a GPU."""
 
-from .base_engine import BaseEngine, pair_unsupported_reason
+from .base_engine import BaseEngine, Guides, guide_list, unsupported_reason_of
 from .cache import cached, clear
 from .graphs import lacks_memory
 from .make import make_engine, of_modules
@@ -9,12 +9,14 @@ from .profile import Profile
 
 __all__ = [
     "BaseEngine",
+    "Guides",
     "PreparedDenoiser",
     "Profile",
     "cached",
     "clear",
+    "guide_list",
     "lacks_memory",
     "make_engine",
     "of_modules",
-    "pair_unsupported_reason",
+    "unsupported_reason_of",
 ]

@@ -72,6 +72,7 @@ class BakedNet(PreparedDenoiser):
         **float8_options: int,
     ) -> None:
         super().__init__(net)
+        self.multiplies = dtype
         self.dtype = torch.float16 if dtype == torch.float8_e4m3fn else dtype
         self.device = device_of(net)
         if shared is not None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._extension import build_info
-from ..guidance import Cond, Denoiser, Weight, bare
+from ..guidance import Cond, Denoiser, Weight, bare, guide_roles
+from ..guided_stepper import Nets
 from ..sampler import Step, Stepper
 from .prepared import device_of, unsupported_reason
 from .profile import Profile
@@ -25,7 +26,7 @@ class BaseEngine(abc.ABC):
     runs the steppers that `stepper` makes.
 
     Attributes:
-        model, guide: the prepared denoisers, `(x, sigma, class_labels) -> D`; `guide` may be None.
+        model, guides: the prepared denoisers, `(x, sigma, class_labels) -> D`.
         dtype: what it multiplies.
         device: where it runs.
         takes_cond: whether its nets may be told more than labels (`sample`'s `cond`).
@@ -34,9 +35,21 @@ class BaseEngine(abc.ABC):
     takes_cond = False
 
     model: Denoiser
-    guide: Denoiser | None
+    guides: tuple[Denoiser, ...]
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def guide(self) -> Denoiser | None:
+        """The first of the guides, or None."""
+        return self.guides[0] if self.guides else None
+
+    @property
+    def by_role(self) -> dict[str, Denoiser]:
+        """Model and guides by their roles."""
+        return {"model": self.model} | dict(
+            zip(guide_roles(len(self.guides)), self.guides, strict=True)
+        )
 
     @abc.abstractmethod
     def stepper(
@@ -46,12 +59,24 @@ class BaseEngine(abc.ABC):
         steps: Sequence[Step],
         cond: Mapping[str, Cond] | None = None,
     ) -> Stepper:
-        """A `sampler.Stepper` of this pair.
+        """A `sampler.Stepper` of this pair, of a model with one guide or none.
 
         Args:
             guidance: the weight w, a number or a function of the noise level.
             class_labels: `[N or 1, label_dim]`, or None.
             steps: those that will be run.
+            cond: conditioning of each net by its role, where `takes_cond`.
+        """
+
+    @abc.abstractmethod
+    def nets(
+        self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
+    ) -> Nets:
+        """Model and guides for a `guided_stepper.GuidedStepper`, by the roles of `by_role`.
+
+        Args:
+            class_labels: `[N or 1, label_dim]`, or None: those that most evaluations will have.
+            sigmas: noise levels at which most evaluations will be.
             cond: conditioning of each net by its role, where `takes_cond`.
         """
 
@@ -96,29 +121,52 @@ def _restored(kind: type[Kind], version: str, state: dict[str, Any]) -> Kind:
     return engine
 
 
-def check_pair(model: Denoiser, guide: Denoiser | None) -> None:
+Guides = Denoiser | Sequence[Denoiser] | None  # what engines take for `guide`
+
+
+def guide_list(guide: Guides) -> list[Denoiser]:
+    """The guides in what engines take for `guide`: none, one, or several."""
+    if guide is None:
+        return []
+    return list(guide) if isinstance(guide, (list, tuple)) else [guide]  # type: ignore[list-item]
+
+
+def dtype_list(
+    dtype: torch.dtype | str | Sequence[torch.dtype | str], guides: int
+) -> list[torch.dtype | str]:
+    """The type of the model, then those of the guides: one for all, or one for each."""
+    if not isinstance(dtype, (list, tuple)):
+        return [dtype] * (1 + guides)  # type: ignore[list-item]
+    if len(dtype) != 1 + guides:
+        raise ValueError(
+            f"Engine: dtype must be one type, or one for the model and each of {guides} guides, "
+            f"got {len(dtype)} of them; give each net one"
+        )
+    return list(dtype)
+
+
+def check_nets(model: Denoiser, guides: Sequence[Denoiser]) -> None:
     """Raise ValueError where an engine cannot be made of these."""
-    if reason := pair_unsupported_reason(model, guide):
+    if reason := unsupported_reason_of(model, guides):
         raise ValueError(f"Engine: {reason}")
 
 
-def pair_unsupported_reason(model: Denoiser, guide: Denoiser | None) -> str | None:
-    """Why no engine can be made of a pair, as the rest of a message; None where one can."""
-    for role, net in (("model", model), ("guide", guide)):
-        reason = None if role == "guide" and net is None else unsupported_reason(net)
-        if reason:
+def unsupported_reason_of(model: Denoiser, guides: Sequence[Denoiser]) -> str | None:
+    """Why no engine can be made of these, as the rest of a message; None where one can."""
+    roles = guide_roles(len(guides))
+    for role, net in (("model", model), *zip(roles, guides, strict=True)):
+        if reason := unsupported_reason(net):
             return f"{role} must be a plain float32 Precond, got {reason}"
-    if guide is None:
-        return None
-    ours, theirs = bare(model).sigma_data, bare(guide).sigma_data
-    if ours != theirs:
-        return (
-            f"guide must have the model's sigma_data {ours:g}, got {theirs:g}; the fused step "
-            "preconditions both alike"
-        )
-    if device_of(guide) != device_of(model):
-        return (
-            f"guide must be on the model's device {device_of(model)}, got one on "
-            f"{device_of(guide)}; move it with .to()"
-        )
+    for role, guide in zip(roles, guides, strict=True):
+        ours, theirs = bare(model).sigma_data, bare(guide).sigma_data
+        if ours != theirs:
+            return (
+                f"{role} must have the model's sigma_data {ours:g}, got {theirs:g}; the fused step "
+                "preconditions both alike"
+            )
+        if device_of(guide) != device_of(model):
+            return (
+                f"{role} must be on the model's device {device_of(model)}, got one on "
+                f"{device_of(guide)}; move it with .to()"
+            )
     return None

@@ -8,7 +8,7 @@ import torch
 
 from .. import as_built, cpu
 from ..guidance import Denoiser, bare, unwrapped
-from .base_engine import BaseEngine
+from .base_engine import BaseEngine, Guides, guide_list
 from .digest import digest
 from .make import make_engine
 from .prepared import PreparedDenoiser, device_of
@@ -21,16 +21,19 @@ _making = threading.Lock()  # held while an engine is made, so that none is made
 
 
 def cached(
-    model: Denoiser, guide: Denoiser | None = None, dtype: torch.dtype | str | None = None
+    model: Denoiser,
+    guide: Guides = None,
+    dtype: torch.dtype | str | None = None,
 ) -> BaseEngine:
-    """The engine of a pair, made now or kept from an earlier call.
+    """The engine of a model and its guides, made now or kept from an earlier call.
 
     `dtype` is as for `Engine`. None: float32, or as networks with `use_fp16` compute on a CUDA
-    device: float16 if both have it. Engines are known by options, place and content of the nets, so
+    device: float16 if all have it. Engines are known by options, place and content of the nets, so
     that a changed weight, however it was changed, makes another engine, and a checkpoint that is
     loaded again does not. Their `encoder` is None: a pair's is known by who asks.
     """
-    nets = [bare(net) for net in (model, guide) if net]
+    guides = guide_list(guide)
+    nets = [bare(net) for net in (model, *guides)]
     half = device_of(model).type == "cuda" and all(net.use_fp16 for net in nets)
     if dtype is None:
         dtype = torch.float16 if half else torch.float32
@@ -40,8 +43,8 @@ def cached(
     with _making:
         if engine := _kept(key):
             return engine
-        engine = make_engine(model, guide, dtype)
-        for net in (engine.model, engine.guide):
+        engine = make_engine(model, guides, dtype)
+        for net in (engine.model, *engine.guides):
             if isinstance(net, PreparedDenoiser):
                 net.encoder = None
         if _key(model, guide, dtype) == key:  # otherwise the weights changed meanwhile
@@ -65,14 +68,12 @@ def _kept(key: Hashable) -> BaseEngine | None:
         return _engines.get(key)
 
 
-def _key(model: Denoiser, guide: Denoiser | None, dtype: torch.dtype | str) -> Hashable:
-    return dtype, cpu.isa(), _fingerprint(model), _fingerprint(guide)
+def _key(model: Denoiser, guide: Guides, dtype: torch.dtype | str) -> Hashable:
+    return dtype, cpu.isa(), _fingerprint(model), *map(_fingerprint, guide_list(guide))
 
 
-def _fingerprint(net: Denoiser | None) -> Hashable:
+def _fingerprint(net: Denoiser) -> Hashable:
     """What a prepared net is made of, and nothing else is (`prepared.PreparedDenoiser`)."""
-    if net is None:
-        return None
     plain, unlabelled = unwrapped(net)
     config, tensors = as_built.contents(plain)
     return unlabelled, str(device_of(plain)), config, digest(tensors)

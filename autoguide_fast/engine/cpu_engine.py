@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import cpu
-from ..guidance import Cond, Denoiser, Weight, bare
+from ..guidance import Cond, Denoiser, Weight, bare, guide_roles
+from ..guided_stepper import Nets
 from ..sampler import Step, Stepper
-from .base_engine import BaseEngine, check_pair
+from .base_engine import BaseEngine, Guides, check_nets, dtype_list, guide_list
+from .cpu_nets import CpuNets
 from .cpu_stepper import CpuStepper
 from .prepared import STORAGE_TYPES, Arena, PreparedNet, device_of
 from .profile import Profile, Row
@@ -22,31 +24,26 @@ class CpuEngine(BaseEngine):
     """
 
     model: PreparedNet
-    guide: PreparedNet | None
+    guides: tuple[PreparedNet, ...]
 
     def __init__(
         self,
         model: Denoiser,
-        guide: Denoiser | None = None,
-        dtype: torch.dtype | str = torch.float32,
+        guide: Guides = None,
+        dtype: torch.dtype | str | Sequence[torch.dtype | str] = torch.float32,
     ) -> None:
-        if dtype == "auto":
-            dtype = torch.bfloat16 if cpu.isa() == "avx512_bf16" else torch.float32
-        if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_TYPES:
-            raise ValueError(
-                f"Engine: dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto', got "
-                f"{dtype!r}; float32 gives the reference's numbers"
-            )
-        check_pair(model, guide)
+        guides = guide_list(guide)
+        dtypes = [_chosen(each) for each in dtype_list(dtype, len(guides))]
+        check_nets(model, guides)
         self.device = device_of(model)
-        self.dtype = dtype
+        self.dtype = dtypes[0]
         self._arena = Arena()
-        self.model = PreparedNet(model, dtype, self._arena)
-        self.guide = None
-        if guide is not None:
-            self.guide = PreparedNet(
-                guide, dtype, self._arena, shared=self.model if bare(guide) is bare(model) else None
-            )
+        made: list[tuple[Denoiser, PreparedNet]] = []
+        for net, own in zip([model, *guides], dtypes, strict=True):
+            shared = next((p for n, p in made if bare(n) is bare(net) and p.dtype == own), None)
+            made.append((net, PreparedNet(net, own, self._arena, shared)))
+        self.model, *others = (prepared for _, prepared in made)
+        self.guides = tuple(others)
 
     def stepper(
         self,
@@ -56,7 +53,16 @@ class CpuEngine(BaseEngine):
         cond: Mapping[str, Cond] | None = None,
     ) -> Stepper:
         """See `BaseEngine.stepper`."""
-        return CpuStepper(self.model, self.guide, guidance, class_labels, steps)
+        guide = self.guides[0] if self.guides else None
+        return CpuStepper(self.model, guide, guidance, class_labels, steps)
+
+    def nets(
+        self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
+    ) -> Nets:
+        """See `BaseEngine.nets`."""
+        roles = guide_roles(len(self.guides))
+        prepared = {"model": self.model} | dict(zip(roles, self.guides, strict=True))
+        return CpuNets(prepared, class_labels, sigmas)
 
     def close(self) -> None:
         """Release the arena; it may run again."""
@@ -66,7 +72,7 @@ class CpuEngine(BaseEngine):
     def peak_memory(self, batch: int, threads: int | None = None) -> int:
         """See `autoguide_fast.Engine.peak_memory`."""
         threads = threads or torch.get_num_threads()
-        nets = [net for net in (self.model, self.guide) if net is not None]
+        nets = [self.model, *self.guides]
         weights = {id(net.lowered): net.weight_bytes for net in nets}
         arena = max(net.arena_bytes(batch, threads) for net in nets)
         image = 4 * self.model.img_channels * self.model.img_resolution**2
@@ -77,9 +83,7 @@ class CpuEngine(BaseEngine):
     def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """See `autoguide_fast.Engine.profile`; here, instruction by instruction."""
         rows: list[Row] = []
-        for role, net in (("model", self.model), ("guide", self.guide)):
-            if net is None:
-                continue
+        for role, net in zip(self.by_role, (self.model, *self.guides), strict=True):
             shape = batch, net.img_channels, net.img_resolution, net.img_resolution
             x = torch.randn(
                 shape,
@@ -98,3 +102,15 @@ class CpuEngine(BaseEngine):
             flops = [batch * flop for flop in net.lowered.flops]
             rows += [(role, *row) for row in zip(net.lowered.names, seconds, flops, strict=True)]
         return Profile(rows, batch, f"{torch.get_num_threads()} threads")
+
+
+def _chosen(dtype: torch.dtype | str) -> torch.dtype:
+    """A type that plans multiply; "auto" is the fastest of those as good as float32."""
+    if dtype == "auto":
+        return torch.bfloat16 if cpu.isa() == "avx512_bf16" else torch.float32
+    if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_TYPES:
+        raise ValueError(
+            f"Engine: dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto', got "
+            f"{dtype!r}; float32 gives the reference's numbers"
+        )
+    return dtype

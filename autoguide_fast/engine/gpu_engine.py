@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..guidance import Cond, Denoiser, Weight, bare
+from ..guidance import Cond, Denoiser, Weight, bare, guide_roles
+from ..guided_stepper import Nets
 from ..networks import Block
 from ..sampler import Step, Stepper, plan_steps
 from .baked import BakedConv, BakedNet
-from .base_engine import BaseEngine, check_pair
+from .base_engine import BaseEngine, Guides, check_nets, dtype_list, guide_list
+from .gpu_nets import GpuNets
 from .gpu_stepper import GpuStepper
 from .graphs import CudaGraphs
 from .prepared import device_of, no_autocast
@@ -46,41 +48,40 @@ class GpuEngine(BaseEngine):
     """
 
     model: BakedNet
-    guide: BakedNet | None
+    guides: tuple[BakedNet, ...]
 
     def __init__(
         self,
         model: Denoiser,
-        guide: Denoiser | None = None,
-        dtype: torch.dtype | str = torch.float32,
+        guide: Guides = None,
+        dtype: torch.dtype | str | Sequence[torch.dtype | str] = torch.float32,
         recorder: CudaGraphs | None = None,
         overlap: bool | None = None,
         **float8_options: int,
     ) -> None:
-        dtype = torch.float16 if dtype == "auto" else dtype
-        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
-            raise ValueError(
-                "Engine: dtype must be torch.float16, torch.bfloat16, torch.float32, "
-                f"torch.float8_e4m3fn or 'auto' on a GPU, got {dtype!r}; float16 is as good as "
-                "float32 for networks that preserve magnitudes"
-            )
-        check_pair(model, guide)
+        guides = guide_list(guide)
+        dtypes = [_chosen(each) for each in dtype_list(dtype, len(guides))]
+        check_nets(model, guides)
         self.device = device_of(model)
-        if recorder is None and dtype == torch.float8_e4m3fn:
+        if recorder is None and torch.float8_e4m3fn in dtypes:
             capability = torch.cuda.get_device_capability(self.device)
             if capability < (8, 9):
                 raise ValueError(
                     "Engine: dtype must be torch.float16 or torch.bfloat16 on a GPU of compute "
-                    f"capability {capability[0]}.{capability[1]}, got {dtype}; FP8 needs 8.9"
+                    f"capability {capability[0]}.{capability[1]}, got {torch.float8_e4m3fn}; FP8 "
+                    "needs 8.9"
                 )
-        self.dtype, self.overlap = dtype, overlap
+        self.dtype, self.overlap = dtypes[0], overlap
         self.largest: int | None = None
         self.recorder = recorder or CudaGraphs(self.device)
         with self.exclusive(), self.recorder.private_stream():
-            self.model, self.guide = BakedNet(model, dtype, None, **float8_options), None
-            if guide is not None:
-                shared = self.model if bare(guide) is bare(model) else None
-                self.guide = BakedNet(guide, dtype, shared, **float8_options)
+            made: list[tuple[Denoiser, BakedNet]] = []
+            for net, own in zip([model, *guides], dtypes, strict=True):
+                known = (b for n, b in made if bare(n) is bare(net) and b.multiplies == own)
+                baked = BakedNet(net, own, next(known, None), **float8_options)
+                made.append((net, baked))
+            self.model, *others = (baked for _, baked in made)
+            self.guides = tuple(others)
         self._recordings: OrderedDict[tuple, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +94,8 @@ class GpuEngine(BaseEngine):
     @property
     def pair(self) -> dict[str, BakedNet]:
         """The prepared nets by their role."""
-        return {"model": self.model} | ({} if self.guide is None else {"guide": self.guide})
+        roles = guide_roles(len(self.guides))
+        return {"model": self.model} | dict(zip(roles, self.guides, strict=True))
 
     def stepper(
         self,
@@ -104,6 +106,12 @@ class GpuEngine(BaseEngine):
     ) -> Stepper:
         """See `BaseEngine.stepper`."""
         return GpuStepper(self, guidance, class_labels, steps)
+
+    def nets(
+        self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
+    ) -> Nets:
+        """See `BaseEngine.nets`; a recording for each set of nets that is evaluated."""
+        return GpuNets(self)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -116,17 +124,17 @@ class GpuEngine(BaseEngine):
         self,
         key: tuple,
         make: Callable[[CudaGraphs, dict[str, BakedNet], RunBoth], Recording],
-        guided: bool,
+        roles: Sequence[str],
     ) -> Recording:
         """The recording `key`, made now or kept; to be called inside `exclusive`.
 
-        `make` is called with recorder, pair, and how the pair's two nets are run. What is recorded
-        stays as precise and deterministic as torch was told to be; told something else, it is
-        recorded again.
+        `make` is called with recorder, the nets `roles`, and how two of them are run. What is
+        recorded stays as precise and deterministic as torch was told to be; told something else,
+        it is recorded again.
         """
         key = (*key, settings())
         if key not in self._recordings:
-            pair = self.pair if guided else {"model": self.model}
+            pair = {role: self.pair[role] for role in roles}
             run_both = (
                 self.recorder.run_concurrently if self._overlaps(key[1]) else _one_after_the_other
             )
@@ -171,7 +179,7 @@ class GpuEngine(BaseEngine):
         """Two steps of `batch` images, so that everything has been recorded and run."""
         net = self.model
         shape = batch, net.img_channels, net.img_resolution, net.img_resolution
-        guidance = 1.0 if self.guide is None else 2.0
+        guidance = 1.0 if not self.guides else 2.0
         steps = plan_steps([2.0, 1.0, 0.0], guidance, device=self.device)
         noise = torch.ones(shape, dtype=torch.float32, device=self.device)
         return self.stepper(guidance, None, steps).whole(noise)
@@ -184,6 +192,18 @@ class GpuEngine(BaseEngine):
         pixels = batch * self.model.img_resolution**2
         tiles = -(-pixels // 128) * -(-len(first.weight) // 128)
         return tiles < 2 * self.recorder.multiprocessors
+
+
+def _chosen(dtype: torch.dtype | str) -> torch.dtype:
+    """A type that nets multiply; "auto" is the fastest of those as good as float32."""
+    dtype = torch.float16 if dtype == "auto" else dtype
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ValueError(
+            "Engine: dtype must be torch.float16, torch.bfloat16, torch.float32, "
+            f"torch.float8_e4m3fn or 'auto' on a GPU, got {dtype!r}; float16 is as good as "
+            "float32 for networks that preserve magnitudes"
+        )
+    return dtype
 
 
 def settings() -> tuple:

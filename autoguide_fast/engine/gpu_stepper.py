@@ -37,7 +37,7 @@ class Recorded(Protocol):
         self,
         key: tuple,
         make: Callable[[CudaGraphs, dict[str, BakedNet], RunBoth], Recording],
-        guided: bool,
+        roles: Sequence[str],
     ) -> Recording: ...
 
     def close(self) -> None: ...
@@ -60,7 +60,8 @@ class GpuStepper(Stepper):
         self, engine: Recorded, guidance: Weight, class_labels: Tensor | None, steps: Sequence[Step]
     ) -> None:
         self.engine, self.steps, self.class_labels = engine, steps, class_labels
-        self.guided = any(s.guided or s.guided_next for s in steps)
+        guided = any(s.guided or s.guided_next for s in steps)
+        self.roles = _roles(guided)
         weights = torch.tensor(step_weights(guidance, steps), dtype=torch.float64, device="cpu")
         self.guidance = weights.to(engine.device)
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
@@ -100,7 +101,7 @@ class GpuStepper(Stepper):
                     lambda recorder, pair, run_both: Loop(
                         recorder, pair, run_both, count, noise.dtype, self.steps
                     ),
-                    self.guided,
+                    self.roles,
                 )
                 loop.load(
                     self.steps,
@@ -129,7 +130,7 @@ class GpuStepper(Stepper):
                     lambda recorder, pair, run_both: Half(
                         recorder, pair, run_both, count, x.dtype, step, second
                     ),
-                    guided,
+                    _roles(guided),
                 )
                 modulations = {
                     role: self._kept_rows(role, rows, count)[evaluation] for role in half.nets.pair
@@ -192,3 +193,7 @@ class GpuStepper(Stepper):
                 f"({reason}); running {size} at a time from here on",
                 stacklevel=2,
             )
+
+
+def _roles(guided: bool) -> tuple[str, ...]:
+    return ("model", "guide") if guided else ("model",)

@@ -1,13 +1,13 @@
 """Chooses the engine of a pair: by what its nets are, and where they lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ..guidance import Denoiser, module_of
 from ..networks import Precond
-from .base_engine import BaseEngine
+from .base_engine import BaseEngine, Guides, guide_list
 from .cpu_engine import CpuEngine
 from .gpu_engine import GpuEngine
 from .module_engine import ModuleEngine
@@ -15,7 +15,10 @@ from .prepared import device_of, unsupported_reason
 
 
 def make_engine(
-    model: Denoiser, guide: Denoiser | None, dtype: torch.dtype | str, **options: Any
+    model: Denoiser,
+    guide: Guides,
+    dtype: torch.dtype | str | Sequence[torch.dtype | str],
+    **options: Any,
 ) -> BaseEngine:
     """The engine of a pair.
 
@@ -23,15 +26,15 @@ def make_engine(
     on a CUDA device, a `CpuEngine` for others. Arguments as there.
     """
     if of_modules(model, guide):
-        return ModuleEngine(model, guide, dtype, **options)
+        return ModuleEngine(model, guide, dtype, **options)  # type: ignore[arg-type]
     on_gpu = unsupported_reason(model) is None and device_of(model).type == "cuda"
     kind: Callable[..., BaseEngine] = GpuEngine if on_gpu else CpuEngine
     return kind(model, guide, dtype, **options)
 
 
-def of_modules(model: Denoiser, guide: Denoiser | None) -> bool:
-    """Whether both are modules, and one of them is of another kind than `Precond`."""
-    modules = [module_of(net) for net in (model, guide) if net is not None]
+def of_modules(model: Denoiser, guide: Guides) -> bool:
+    """Whether all are modules, and one of them is of another kind than `Precond`."""
+    modules = [module_of(net) for net in (model, *guide_list(guide))]
     if any(module is None for module in modules):
         return False
     return not all(isinstance(module, Precond) for module in modules)

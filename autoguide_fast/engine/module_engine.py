@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..eager import EagerNets, EagerStepper, input_dtype
 from ..guidance import Cond, Denoiser, Unlabelled, Weight, bare, module_of, unlabelled
-from ..sampler import EagerStepper, Step, Stepper, input_dtype
-from .base_engine import BaseEngine
+from ..guided_stepper import Nets
+from ..sampler import Step, Stepper
+from .base_engine import BaseEngine, Guides, guide_list, guide_roles
 from .gpu_engine import RECORDINGS, settings
 from .gpu_stepper import LONGEST
 from .graphs import CudaGraphs, lacks_memory
@@ -31,7 +33,8 @@ class ModuleEngine(BaseEngine):
     size. The modules are not copied: the engine holds them, and later changes of weights reach it.
 
     Args:
-        model, guide: modules `(x, sigma, class_labels) -> D`, on one device; `guide` may be None.
+        model, guide: modules `(x, sigma, class_labels) -> D`, on one device; `guide` may be None,
+            or several.
         dtype: torch.float32 or "auto": they run in their own type.
         recorder: what records, by default the `CudaGraphs` of a CUDA device.
     """
@@ -41,7 +44,7 @@ class ModuleEngine(BaseEngine):
     def __init__(
         self,
         model: Denoiser,
-        guide: Denoiser | None = None,
+        guide: Guides = None,
         dtype: torch.dtype | str = torch.float32,
         recorder: CudaGraphs | None = None,
     ) -> None:
@@ -51,19 +54,21 @@ class ModuleEngine(BaseEngine):
                 "convert the modules, which run in their own type"
             )
         self.device = _device("model", model)
-        place = self.device if guide is None else _device("guide", guide)
-        if place != self.device:
-            raise ValueError(
-                f"Engine: guide must be on the model's device {self.device}, got one on {place}; "
-                "move it with .to()"
-            )
+        guides = guide_list(guide)
+        for role, net in zip(guide_roles(len(guides)), guides, strict=True):
+            place = _device(role, net)
+            if place != self.device:
+                raise ValueError(
+                    f"Engine: {role} must be on the model's device {self.device}, got one on "
+                    f"{place}; move it with .to()"
+                )
         self.dtype = input_dtype(model, torch.float32)
-        self.model, self.guide, self.recorder = model, guide, recorder
+        self.model, self.guides, self.recorder = model, tuple(guides), recorder
         if self.device.type == "cuda" and recorder is None:
             self.recorder = CudaGraphs(self.device)
         if self.recorder is None:
             self.model = _compiled(model)
-            self.guide = None if guide is None else _compiled(guide, self.model)
+            self.guides = tuple(_compiled(net, self.model) for net in guides)
         self._loops: OrderedDict[tuple, ModuleLoop] = OrderedDict()
 
     def stepper(
@@ -76,9 +81,15 @@ class ModuleEngine(BaseEngine):
         """See `BaseEngine.stepper`."""
         return ModuleStepper(self, guidance, class_labels, steps, cond or {})
 
+    def nets(
+        self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
+    ) -> Nets:
+        """See `BaseEngine.nets`; evaluated one by one, without a recording."""
+        return ModuleNets(self.by_role, cond or {})
+
     def close(self) -> None:
         """Forget what was compiled or recorded; it may run again, and is then made anew."""
-        for net in (bare(self.model), bare(self.guide)):
+        for net in map(bare, self.by_role.values()):
             if isinstance(net, CompiledModule):
                 net.restart()
         if self.recorder is not None:
@@ -101,7 +112,7 @@ class ModuleEngine(BaseEngine):
         """
         if self.recorder is None:
             return None
-        key = (*key, *_memory(self.model), *_memory(self.guide))
+        key = (*key, *(place for net in self.by_role.values() for place in _memory(net)))
         if key not in self._loops:
             try:
                 with self.recorder.private_stream():
@@ -184,8 +195,74 @@ class CompiledModule(torch.nn.Module):
         self.restart()
 
 
+class ModuleNets(EagerNets):
+    """A model and its guides, model and one guide as one batch where they are the same net.
+
+    Args:
+        nets, cond: as for `EagerNets`.
+    """
+
+    def __init__(self, nets: Mapping[str, Denoiser], cond: Mapping[str, Cond]) -> None:
+        super().__init__(nets, cond)
+        # While recording: how two nets are run that are no one batch.
+        self.run_both: Callable[[Callable[[], None], Callable[[], None]], None] | None = None
+
+    def outputs(
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+    ) -> list[Tensor]:
+        """See `guided_stepper.Nets.outputs`."""
+        if len(roles) != 2:
+            return super().outputs(x, sigma, class_labels, roles)
+        if not self._are_one_net(roles, class_labels):
+            if self.run_both is None:
+                return super().outputs(x, sigma, class_labels, roles)
+            results = {role: torch.empty_like(x) for role in roles}
+
+            def into(role: str) -> None:
+                results[role].copy_(self.output(role, x, sigma, class_labels))
+
+            self.run_both(lambda: into(roles[0]), lambda: into(roles[1]))
+            return list(results.values())
+        cond = {
+            name: torch.cat([_rows(self.cond[role][name], len(x)) for role in roles])
+            for name in self.cond.get(roles[0], {})
+        }
+        labels = self._both_labels(roles, class_labels, len(x))
+        both = self.evaluated(roles[0], torch.cat([x, x]), sigma, labels, cond)
+        return list(both.chunk(2))
+
+    def _are_one_net(self, roles: Sequence[str], class_labels: Tensor | None) -> bool:
+        model, guide = (self.nets[role] for role in roles)
+        if bare(model) is not bare(guide) or isinstance(model, Unlabelled):
+            return False
+        labels = [self.labels_of(role, class_labels) for role in roles]
+        differ = labels[0] is not None and labels[1] is None
+        if differ and not getattr(model, "zero_label_is_none", False):
+            return False
+        own = getattr(model, "cond", None) or {}
+        if any(isinstance(value, Tensor) and len(value) != 1 for value in own.values()):
+            return False  # rows of a batch, which would have to be twice as many
+        told = [
+            {
+                name: (value.shape[1:], value.dtype)
+                for name, value in self.cond.get(role, {}).items()
+            }
+            for role in roles
+        ]
+        return told[0] == told[1]
+
+    def _both_labels(
+        self, roles: Sequence[str], class_labels: Tensor | None, count: int
+    ) -> Tensor | None:
+        labels, others = (self.labels_of(role, class_labels) for role in roles)
+        if labels is None:
+            return None
+        others = torch.zeros_like(labels) if others is None else others
+        return torch.cat([_rows(labels, count), _rows(others, count)])
+
+
 class ModuleStepper(EagerStepper):
-    """Evaluates model and guide, as one batch where they are the same net, then the half step.
+    """Evaluates model and guide by `ModuleNets`, then the half step; or replays a recording.
 
     Args:
         engine: whose modules these are.
@@ -203,13 +280,11 @@ class ModuleStepper(EagerStepper):
         steps: Sequence[Step],
         cond: Mapping[str, Cond],
     ) -> None:
-        nets = engine.model, engine.guide
-        super().__init__(*nets, guidance, class_labels, engine.device, cond)
-        self.engine, self.steps = engine, steps
-        self.class_labels = class_labels
-        # While recording: a buffer of the weights, and how two nets are run that are no one batch.
-        self.weights: Tensor | None = None
-        self.run_both: Callable[[Callable[[], None], Callable[[], None]], None] | None = None
+        guide = engine.guides[0] if engine.guides else None
+        super().__init__(engine.model, guide, guidance, class_labels, engine.device, cond)
+        self.modules = self.nets = ModuleNets(self.nets.nets, cond)
+        self.engine, self.steps, self.cond = engine, steps, cond
+        self.weights: Tensor | None = None  # while recording: a buffer of them
 
     def whole(self, noise: Tensor, randn: Callable[[], Tensor] | None = None) -> Tensor | None:
         """See `sampler.Stepper.whole`; from a recording, where there is a recorder."""
@@ -226,7 +301,7 @@ class ModuleStepper(EagerStepper):
                 labels: Tensor | None, cond: Mapping[str, Cond], weights: Tensor
             ) -> ModuleStepper:
                 stepper = ModuleStepper(engine, self.guidance, labels, self.steps, cond)
-                stepper.run_both, stepper.weights = recorder.run_concurrently, weights
+                stepper.modules.run_both, stepper.weights = recorder.run_concurrently, weights
                 return stepper
 
             empty = [torch.zeros_like(noise) for _ in churned]
@@ -241,9 +316,10 @@ class ModuleStepper(EagerStepper):
             torch.is_autocast_enabled(noise.device.type),
             torch.get_autocast_dtype(noise.device.type),
         )
-        for role, net in self.nets.items():
-            if self.labels[role] is not None and hasattr(net, "check_labels"):
-                net.check_labels(self.labels[role])
+        for role, net in self.nets.nets.items():
+            told = self.nets.labels_of(role, labels)
+            if told is not None and hasattr(net, "check_labels"):
+                net.check_labels(told)
         with recorder.exclusive(), torch.inference_mode(False), torch.no_grad():
             loop = engine.loop(key, make)
             if loop is None:
@@ -257,58 +333,6 @@ class ModuleStepper(EagerStepper):
         if self.weights is None:
             return super()._weight(step, second)
         return self.weights[2 * step.index + second]
-
-    def _evaluate(self, x: Tensor, sigma: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
-        if not guided:
-            return super()._evaluate(x, sigma, guided)
-        if not self._is_one_net():
-            if self.run_both is None:
-                return super()._evaluate(x, sigma, guided)
-            outputs = {role: torch.empty_like(x) for role in self.nets}
-            self.run_both(
-                lambda: self._into(outputs, "model", x, sigma),
-                lambda: self._into(outputs, "guide", x, sigma),
-            )
-            return outputs["model"], outputs["guide"]
-        twice = {name: torch.cat([a, b]) for name, (a, b) in self._both_cond(len(x)).items()}
-        labels = self._both_labels(len(x))
-        both = self._output_of("model", torch.cat([x, x]), sigma, labels, twice)
-        denoised, guide_denoised = both.chunk(2)
-        self.outputs += [("model", denoised), ("guide", guide_denoised)]
-        return denoised, guide_denoised
-
-    def _into(self, outputs: dict[str, Tensor], role: str, x: Tensor, sigma: Tensor) -> None:
-        outputs[role].copy_(self._output_of(role, x, sigma, self.labels[role], self.cond.get(role)))
-
-    def _is_one_net(self) -> bool:
-        model, guide = self.nets["model"], self.nets.get("guide")
-        if bare(model) is not bare(guide) or isinstance(model, Unlabelled):
-            return False
-        differ = self.labels["model"] is not None and self.labels["guide"] is None
-        if differ and not getattr(model, "zero_label_is_none", False):
-            return False
-        own = getattr(model, "cond", None) or {}
-        if any(isinstance(value, Tensor) and len(value) != 1 for value in own.values()):
-            return False  # rows of a batch, which would have to be twice as many
-        told = [
-            {
-                name: (value.shape[1:], value.dtype)
-                for name, value in self.cond.get(role, {}).items()
-            }
-            for role in ("model", "guide")
-        ]
-        return told[0] == told[1]
-
-    def _both_labels(self, count: int) -> Tensor | None:
-        labels, others = self.labels["model"], self.labels["guide"]
-        if labels is None:
-            return None
-        others = torch.zeros_like(labels) if others is None else others
-        return torch.cat([_rows(labels, count), _rows(others, count)])
-
-    def _both_cond(self, count: int) -> dict[str, tuple[Tensor, Tensor]]:
-        model, guide = self.cond.get("model", {}), self.cond.get("guide", {})
-        return {name: (_rows(model[name], count), _rows(guide[name], count)) for name in model}
 
 
 def _kind(value: Tensor | None) -> tuple | None:

@@ -124,6 +124,7 @@ class PreparedNet(PreparedDenoiser):
         self, net: Denoiser, dtype: torch.dtype, arena: Arena, shared: PreparedNet | None = None
     ) -> None:
         super().__init__(net)
+        self.dtype = dtype
         if shared is not None:
             self.embedding, self.lowered = shared.embedding, shared.lowered
         else:

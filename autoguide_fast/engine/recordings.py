@@ -56,9 +56,11 @@ class Evaluations(Stepper):
         self.guidance = buffer(levels, dtype=torch.float64)
         # Of a step: from where to where.
         self.levels = buffer(-(-levels // 2), 2, dtype=torch.float64)
-        self.image = model.image(images)
+        # Nets of one type read one image, and outputs of several types are widened.
+        self.images = {net.dtype: net.image(images) for net in pair.values()}
         self.outputs = []
-        self.raws = {role: buffer(*size, dtype=model.dtype) for role in pair}
+        common = model.dtype if len(self.images) == 1 else torch.float32
+        self.raws = {role: buffer(*size, dtype=common) for role in pair}
         self.modulations = {
             role: buffer(
                 levels, images * sum(c.stop - c.start for c in net.columns), dtype=net.dtype
@@ -97,18 +99,62 @@ class Evaluations(Stepper):
         return self.guidance[evaluation % len(self.guidance)]
 
     def _evaluate(self, x: Tensor, evaluation: int, guided: bool) -> tuple[Tensor, Tensor | None]:
-        torch.mul(x, self.c_in[evaluation], out=self.image[:, : self.channels])
+        if not guided:
+            return self.evaluate(x, evaluation, ["model"])[0], None
+        raw, guide_raw = self.evaluate(x, evaluation, ["model", "guide"])
+        return raw, guide_raw
+
+    def evaluate(self, x: Tensor, evaluation: int, roles: Sequence[str]) -> list[Tensor]:
+        """What the nets `roles` return at `x`, in buffers of their own."""
+        for image in self.images.values():
+            torch.mul(x, self.c_in[evaluation], out=image[:, : self.channels])
 
         def run(role: str) -> None:
             # Half a step reads one row of modulations, whichever half it is.
-            rows = self.modulations[role]
-            self.raws[role].copy_(self.pair[role].run(self.image, rows[evaluation % len(rows)]))
+            net, rows = self.pair[role], self.modulations[role]
+            self.raws[role].copy_(net.run(self.images[net.dtype], rows[evaluation % len(rows)]))
 
-        if not guided:
-            run("model")
-            return self.raws["model"], None
-        self.run_both(lambda: run("model"), lambda: run("guide"))
-        return self.raws["model"], self.raws["guide"]
+        if len(roles) == 2:
+            self.run_both(lambda: run(roles[0]), lambda: run(roles[1]))
+        else:
+            for role in roles:
+                run(role)
+        return [self.raws[role] for role in roles]
+
+
+class Outputs:
+    """What nets return at one noise level, for whatever is made of it outside of recordings.
+
+    Args:
+        recorder, pair, run_both, images, dtype: as for `Half`; all nets of `pair` are evaluated.
+    """
+
+    def __init__(
+        self,
+        recorder: CudaGraphs,
+        pair: Mapping[str, BakedNet],
+        run_both: RunBoth,
+        images: int,
+        dtype: torch.dtype,
+    ) -> None:
+        nets = self.nets = Evaluations(pair, run_both, images, dtype, levels=1)
+        nets.levels[0, 0] = 2.0  # which is divided by, while warming up
+        self.x = nets.buffer(*nets.shape)
+
+        def run() -> None:
+            nets.begin()
+            nets.evaluate(self.x, 0, list(pair))
+
+        self._replay = recorder.record(run, warm_up=run)
+
+    def run(self, x: Tensor, sigma: Tensor, modulations: Mapping[str, Tensor]) -> list[Tensor]:
+        """The nets' outputs, in buffers that hold until the next call."""
+        self.nets.levels[0, 0].copy_(sigma)
+        self.x.copy_(x)
+        for role, rows in self.nets.modulations.items():
+            rows.copy_(modulations[role])
+        self._replay()
+        return list(self.nets.raws.values())
 
 
 class Half:

@@ -14,14 +14,16 @@ from .denoisers import (
     Unlabelled,
     bare,
     evaluated,
+    guide_roles,
     module_of,
     unlabelled,
     unwrapped,
 )
+from .evaluation import Batch, Evaluation
 from .feedback import Feedback
 from .frequency import FrequencyDecoupled
 from .guided import guided, guided_denoiser
-from .kind import Batch, Evaluation, Guidance, OneGuide
+from .kind import Guidance, OneGuide
 from .rescaled import Rescaled
 from .several import Linear, blend
 from .tangential import Tangential
@@ -51,6 +53,7 @@ __all__ = [
     "blend",
     "dot",
     "evaluated",
+    "guide_roles",
     "guided",
     "guided_denoiser",
     "guides_at",

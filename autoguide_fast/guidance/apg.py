@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import arguments
 from .combination import Images, dot, norm, remembered
-from .kind import Batch, Evaluation, OneGuide
+from .evaluation import Batch, Evaluation
+from .kind import OneGuide
 from .weights import AnyWeight
 
 

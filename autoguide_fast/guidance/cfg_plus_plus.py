@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .combination import Images
-from .kind import Evaluation, OneGuide
+from .evaluation import Evaluation
+from .kind import OneGuide
 
 
 class CFGPlusPlus(OneGuide):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from .. import arguments
 from .combination import Images, dot
-from .kind import Evaluation, OneGuide
+from .evaluation import Evaluation
+from .kind import OneGuide
 from .weights import AnyWeight
 
 

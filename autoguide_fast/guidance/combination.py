@@ -137,6 +137,32 @@ class Combination:
 
     __radd__, __rmul__ = __add__, __mul__
 
+    def __pow__(self, exponent: Images) -> Tensor:
+        return self.tensor() ** _tensor(exponent)
+
+    def __abs__(self) -> Tensor:
+        return self.tensor().abs()
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.tensor()[index]
+
+    def __lt__(self, other: Images) -> Tensor:
+        return self.tensor() < _tensor(other)
+
+    def __le__(self, other: Images) -> Tensor:
+        return self.tensor() <= _tensor(other)
+
+    def __gt__(self, other: Images) -> Tensor:
+        return self.tensor() > _tensor(other)
+
+    def __ge__(self, other: Images) -> Tensor:
+        return self.tensor() >= _tensor(other)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("basis", "coefficients"):
+            raise AttributeError(name)
+        return getattr(self.tensor(), name)  # methods of tensors
+
     def _can_join(self, other: Images) -> bool:
         if isinstance(other, Combination):
             return other.basis is self.basis
@@ -215,7 +241,8 @@ def dot(a: Images, b: Images) -> Tensor:
     """
     basis = next((v.basis for v in (a, b) if isinstance(v, Combination)), None)
     shape = [len(a), *[1] * (a.ndim - 1)]
-    if basis is None:
+    if basis is None or len(basis.terms) >= ops.MOST_TERMS:
+        a, b = _tensor(a), _tensor(b)
         return (a.double() * b.double()).flatten(1).sum(1).reshape(shape)
     known = [basis.of(value) for value in (a, b)]  # before rows are as long as the basis
     left, right = map(_row_of, known)
@@ -230,8 +257,8 @@ def norm(a: Images) -> Tensor:
 
 def std(a: Images) -> Tensor:
     """Standard deviation over the elements of each image, float64 `[N, 1, ...]`, by N not N - 1."""
-    if not isinstance(a, Combination):
-        flat = a.double().flatten(1)
+    if not isinstance(a, Combination) or len(a.basis.terms) > ops.MOST_TERMS:
+        flat = _tensor(a).double().flatten(1)
         return flat.std(1, correction=0).reshape(len(a), *[1] * (a.ndim - 1))
     squares = dot(a, a).flatten()
     row = _row_of(a)

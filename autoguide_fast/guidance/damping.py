@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .combination import Images, norm
-from .kind import Evaluation, OneGuide, positive
+from .evaluation import Evaluation
+from .kind import OneGuide, positive
 from .weights import AnyWeight
 
 

@@ -22,6 +22,11 @@ class Denoiser(Protocol):
 Cond = Mapping[str, Tensor]
 
 
+def guide_roles(count: int) -> list[str]:
+    """What the guides are called, in messages too: "guide", or "guide 1" and so forth."""
+    return ["guide"] if count == 1 else [f"guide {i + 1}" for i in range(count)]
+
+
 class Unlabelled:
     """A network that is never told the label; see `unlabelled`."""
 

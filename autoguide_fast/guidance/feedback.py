@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import arguments
 from .combination import Images, dot, remembered
-from .kind import Batch, Evaluation, OneGuide, positive
+from .evaluation import Batch, Evaluation
+from .kind import OneGuide, positive
 
 
 class Feedback(OneGuide):
@@ -74,11 +75,9 @@ class Feedback(OneGuide):
             self._log_ratio = torch.zeros_like(dot(difference, difference))
         if not step.correction:
             self._advance(denoised, guide, x, step)
-        # From r / (r - pi) <= most follows r >= most pi / (most - 1).
-        least = self.most * self.pi / (self.most - 1) if self.most > 1 else float("inf")
-        ratio = self._log_ratio.exp().clamp(min=least)
-        weight = ratio / (ratio - self.pi) if self.most > 1 else torch.ones_like(ratio)
-        return guide + difference * weight
+        # r / (r - pi) = 1 / (1 - pi / r), at most `most` where pi / r is at most 1 - 1 / most.
+        share = (self.pi * (-self._log_ratio).exp()).clamp_max(1 - 1 / self.most)
+        return guide + difference / (1 - share)
 
     def _advance(self, denoised: Images, guide: Images, x: Images, step: Evaluation) -> None:
         if self._step is not None:

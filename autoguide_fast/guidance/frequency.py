@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import arguments
 from .combination import Images
-from .kind import Evaluation, OneGuide
+from .evaluation import Evaluation
+from .kind import OneGuide
 from .weights import AnyWeight
 
 

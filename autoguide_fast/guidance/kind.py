@@ -5,41 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from .. import arguments
 from .combination import Images, PerImage
+from .evaluation import Batch, Evaluation
 from .weights import AnyWeight, Weight, checked, guides_at, of_batch, weight_at
 
 Kind = TypeVar("Kind", bound="Guidance")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a `Guidance` is told when a batch begins."""
-
-    indices: range  # which of the images asked for these are
-    num_images: int  # asked for in all
-    class_labels: Tensor | None  # [N or 1, label_dim]
-    sigmas: tuple[float, ...]  # the noise levels of the schedule, from the highest down to 0
-    device: torch.device
-    ndim: int  # dimensions of one image: 3 for [C, H, W]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Where the nets are evaluated: at a noise level, within a step."""
-
-    sigma: float
-    level: Tensor  # sigma, 0-dim float64 on the device
-    index: int  # of the step, from 0
-    num_steps: int
-    sigma_next: float  # where the step leads, or, from its end, the next one
-    correction: bool  # a step's second or later evaluation: what is remembered must not advance
 
 
 class Guidance:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import arguments
 from .combination import Images
-from .kind import Batch, Evaluation, Guidance, runs_at, value_at
+from .evaluation import Batch, Evaluation
+from .kind import Guidance, runs_at, value_at
 from .weights import AnyWeight, Weight, checked, of_batch
 
 Interval = tuple[float, float]

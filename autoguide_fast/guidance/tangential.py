@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from .combination import Images, dot
-from .kind import Evaluation, OneGuide
+from .evaluation import Evaluation
+from .kind import OneGuide
 
 
 class Tangential(OneGuide):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import arguments
+from ..arrays import as_tensor
 
 if TYPE_CHECKING:
-    from .kind import Batch
+    from .evaluation import Batch
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,17 @@ def checked(weight: AnyWeight, caller: str, name: str = "guidance") -> Weight | 
     """
     if isinstance(weight, PerClass):
         return weight
-    several = isinstance(weight, Tensor) and weight.ndim == 1
-    if several or (isinstance(weight, Sequence) and not isinstance(weight, (str, bytes))):
-        values = torch.as_tensor(weight, dtype=torch.float64, device="cpu").detach()
+    several = getattr(weight, "ndim", 0) == 1  # a tensor, or an array of any library
+    if several or isinstance(weight, (list, tuple)):
+        given = as_tensor(weight) if several else weight
+        values = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach()
         if values.ndim != 1 or not torch.isfinite(values).all():
             raise ValueError(
                 f"{caller}: {name} must be finite numbers, one for each image, got "
                 f"{list(values.shape)} with others among them; 1 is no guidance"
             )
         return values
-    return arguments.weight(weight, caller, name)
+    return arguments.weight(weight, caller, name)  # type: ignore[arg-type]
 
 
 def of_batch(weight: Weight | Tensor | PerClass, batch: Batch) -> Weight | Tensor:

@@ -6,7 +6,13 @@ everything else by plain PyTorch.
 """
 
 from .attention_split import attention_split, attention_split_reference
-from .combine import combine, combine_reference, inner_products, inner_products_reference
+from .combine import (
+    MOST_TERMS,
+    combine,
+    combine_reference,
+    inner_products,
+    inner_products_reference,
+)
 from .conv3x3 import conv3x3, conv3x3_pays, conv3x3_reference
 from .guided_step import (
     guided_heun_first,
@@ -33,6 +39,7 @@ from .resample import (
 )
 
 __all__: list[str] = [
+    "MOST_TERMS",
     "attention_split",
     "attention_split_reference",
     "combine",

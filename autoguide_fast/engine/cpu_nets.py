@@ -1,0 +1,62 @@
+"""Prepared nets on the CPU, evaluated one by one for any kind of guidance and any sampler."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..preconditioning import c_in
+from .prepared import PreparedNet, check_call
+
+
+class CpuNets:
+    """Prepared nets of one batch; `guided_stepper.Nets` says what that means.
+
+    Args:
+        nets: by role, all of one `sigma_data`.
+        class_labels: `[N or 1, label_dim]`, or None: those of most evaluations.
+        sigmas: noise levels of most evaluations, whose modulations are computed here all at once.
+    """
+
+    def __init__(
+        self,
+        nets: Mapping[str, PreparedNet],
+        class_labels: Tensor | None,
+        sigmas: Sequence[float],
+    ) -> None:
+        self.nets, self.class_labels = nets, class_labels
+        self.sigma_data: float | None = nets["model"].sigma_data
+        self._levels = [sigma for sigma in dict.fromkeys(sigmas) if sigma > 0]
+        self._modulations: dict[str, dict[float, Tensor]] = {}
+        self._results: dict[str, Tensor] = {}
+
+    def outputs(
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+    ) -> list[Tensor]:
+        """See `guided_stepper.Nets.outputs`; float32, and still to be preconditioned."""
+        check_call(x)
+        level = sigma.item()
+        assert self.sigma_data is not None
+        scale = c_in(sigma.to(torch.float32), self.sigma_data).item()
+        for role in roles:
+            net = self.nets[role]
+            result = self._results.get(role)
+            if result is None or result.shape != x.shape:
+                result = self._results[role] = torch.empty_like(
+                    x, dtype=torch.float32, memory_format=torch.contiguous_format
+                )
+            net.evaluate(x, scale, self._rows(role, level, class_labels), result)
+        return [self._results[role] for role in roles]
+
+    def _rows(self, role: str, level: float, class_labels: Tensor | None) -> Tensor:
+        """The modulations of one level, `[N or 1, modulations]`."""
+        net = self.nets[role]
+        if class_labels is self.class_labels:
+            if role not in self._modulations:
+                levels = torch.tensor(self._levels, dtype=torch.float32, device="cpu")
+                rows = net.modulations(levels, class_labels)
+                self._modulations[role] = dict(zip(self._levels, rows, strict=True))
+            if level in self._modulations[role]:
+                return self._modulations[role][level]
+        levels = torch.tensor([level], dtype=torch.float32, device="cpu")
+        return net.modulations(levels, class_labels)[0]

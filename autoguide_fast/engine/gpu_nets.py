@@ -1,0 +1,46 @@
+"""A GPU engine's nets for any kind of guidance and any sampler: evaluations from recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .prepared import check_call
+from .recordings import Outputs
+
+if TYPE_CHECKING:
+    from .gpu_stepper import Recorded
+
+
+class GpuNets:
+    """The nets of a `GpuEngine`; `guided_stepper.Nets` says what that means.
+
+    One evaluation of the nets that take part is one recording; what guidance and sampler make of
+    it is launched operator by operator.
+    """
+
+    def __init__(self, engine: Recorded) -> None:
+        self.engine = engine
+        self.sigma_data: float | None = engine.pair["model"].sigma_data
+
+    def outputs(
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+    ) -> list[Tensor]:
+        """See `guided_stepper.Nets.outputs`; of the maps' type, and still to be preconditioned."""
+        check_call(x)
+        engine, count = self.engine, len(x)
+        key = "outputs", count, x.dtype, tuple(roles)
+        level = sigma.reshape(1).to(torch.float32)
+        with engine.exclusive():
+            outputs = engine.recording(
+                key,
+                lambda recorder, pair, run_both: Outputs(recorder, pair, run_both, count, x.dtype),
+                roles,
+            )
+            modulations = {
+                role: engine.pair[role].modulations(level, class_labels, count) for role in roles
+            }
+            return [raw.clone() for raw in outputs.run(x, sigma, modulations)]

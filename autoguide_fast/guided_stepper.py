@@ -1,0 +1,212 @@
+"""Steps along what any kind of guidance makes of any nets, and what samplers call: the denoiser."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .guidance import Evaluation, Guidance
+from .guidance.combination import Basis, Combination, Images, as_tensor
+from .preconditioning import c_skip_and_c_out
+from .sampler import Step, Stepper
+
+
+class Nets(Protocol):
+    """The nets of one pair, or of a model and several guides, as `GuidedStepper` evaluates them.
+
+    Attributes:
+        sigma_data: of the preconditioning that what they return still needs; None: D itself.
+    """
+
+    sigma_data: float | None
+
+    def outputs(
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+    ) -> list[Tensor]:
+        """What the nets `roles` return at `x [N, ...]`, 0-dim float64 `sigma` on its device.
+
+        Returns:
+            Tensors of the shape of `x`, of any floating type; they hold until the next call.
+        """
+        ...
+
+
+class GuidedStepper(Stepper):
+    """Any nets under any `Guidance`; the fused steppers serve one guide and one weight alone.
+
+    Args:
+        nets: what is evaluated.
+        roles: "model", then those of the guides.
+        guidance: which has begun with this batch.
+        class_labels: `[N or 1, label_dim]`, or None.
+        sigmas: the noise levels of the schedule, the last 0.
+        device: where the state lives.
+        known: what is known of the images, and where: batches `[N, ...]` and a mask `[N or 1, ...]`
+            that is 1 where images are sampled and 0 where they are known. None: nothing.
+    """
+
+    def __init__(
+        self,
+        nets: Nets,
+        roles: Sequence[str],
+        guidance: Guidance,
+        class_labels: Tensor | None,
+        sigmas: Sequence[float],
+        device: torch.device,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.nets, self.roles, self.guidance = nets, tuple(roles), guidance
+        self.class_labels, self.sigmas, self.device = class_labels, tuple(sigmas), device
+        self.known = known
+        self._one = torch.ones([], dtype=torch.float64, device=device)
+        self.outputs = []
+
+    def denoised(self, x: Tensor, at: Evaluation) -> Tensor:
+        """The guided denoised images at `x [N, ...]` and `at`, like `x`; nobody else holds them."""
+        runs = list(self.guidance.runs(at))
+        roles = ["model", *(role for role, on in zip(self.roles[1:], runs, strict=True) if on)]
+        labels = self.guidance.class_labels(self.class_labels, at)
+        outputs = self.nets.outputs(x, at.level, labels, roles)
+        self.outputs += zip(roles, outputs, strict=True)
+        basis = Basis(x, *(output.to(x.dtype) for output in outputs))
+        state = basis.image({0: 1.0})
+        images = dict(zip(roles, self._images(basis, at), strict=True))
+        found: Images = images["model"]
+        if any(runs):
+            guides = [images.get(role) for role in self.roles[1:]]
+            found = self.guidance.combine(images["model"], guides, state, at)
+        result = as_tensor(found)
+        self._check(result, x)
+        if self.known is not None:
+            given, mask = self.known
+            result = torch.lerp(given, result, mask)
+        return result
+
+    def _images(self, basis: Basis, at: Evaluation) -> list[Combination]:
+        """What each net says, as combinations of `x`, the first term, and the nets' outputs."""
+        count = len(basis.terms)
+        if self.nets.sigma_data is None:
+            return [basis.image({i: 1.0}) for i in range(1, count)]
+        c_skip, c_out = _c_skip_and_c_out(at.sigma, self.nets.sigma_data)
+        return [basis.image({0: c_skip, i: c_out}) for i in range(1, count)]
+
+    def _check(self, result: object, x: Tensor) -> None:
+        if not isinstance(result, Tensor) or (result.shape, result.dtype) != (x.shape, x.dtype):
+            kind = type(result).__name__
+            if isinstance(result, Tensor):
+                kind = f"{result.dtype} {list(result.shape)}"
+            raise ValueError(
+                f"sample: guidance must combine to images {x.dtype} {list(x.shape)} like the "
+                f"state, got {kind} from {type(self.guidance).__name__}"
+            )
+
+    def first(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """See `Stepper.first`."""
+        self.outputs.clear()
+        at = self.evaluation(step.index, step.sigma_hat, step.level, False)
+        denoised = self.denoised(x, at)
+        x_next, slope = ops.guided_heun_first(
+            x, denoised, None, step.level, step.level_next, self._one
+        )
+        self.outputs.append(("state", x_next))
+        return x_next, slope
+
+    def second(self, x: Tensor, x_next: Tensor, slope: Tensor, step: Step) -> Tensor:
+        """See `Stepper.second`."""
+        at = self.evaluation(step.index, step.sigma_next, step.level_next, True)
+        return ops.guided_heun_second(
+            x,
+            x_next,
+            slope,
+            self.denoised(x_next, at),
+            None,
+            step.level,
+            step.level_next,
+            self._one,
+        )
+
+    def evaluation(self, index: int, sigma: float, level: Tensor, correction: bool) -> Evaluation:
+        """Where the nets are evaluated: within the step `index`, at the noise level `sigma`."""
+        following = next((s for s in self.sigmas[index + 1 :] if s < sigma), 0.0)
+        return Evaluation(sigma, level, index, len(self.sigmas) - 1, following, correction)
+
+
+@functools.lru_cache(1 << 12)
+def _c_skip_and_c_out(sigma: float, sigma_data: float) -> tuple[float, float]:
+    level = torch.tensor(sigma, dtype=torch.float64, device="cpu")
+    c_skip, c_out = c_skip_and_c_out(level, sigma_data)
+    return c_skip.item(), c_out.item()
+
+
+class Denoise:
+    """The guided denoiser of one batch, as a sampler calls it: `denoise(x, sigma) -> D`.
+
+    Args:
+        stepper: evaluates.
+        randn: draws noise like the state; None where there are no seeds to draw it from.
+        on_step: called after each step with its index and the state.
+    """
+
+    def __init__(
+        self,
+        stepper: GuidedStepper,
+        randn: Callable[[], Tensor] | None,
+        on_step: Callable[[int, Tensor], Tensor | None] | None,
+    ) -> None:
+        self._stepper, self._randn, self._on_step = stepper, randn, on_step
+        self._steps, self._evaluations = 0, 0  # done; of the step under way
+
+    def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The guided denoised images at the state `x [N, ...]` and a noise level.
+
+        Args:
+            x: the state; it is only read.
+            sigma: one level, a number, or a tensor that holds it once or once for each image.
+
+        Returns:
+            D, like `x`, which the sampler may keep and write to.
+        """
+        value = float(sigma.flatten()[0]) if isinstance(sigma, Tensor) else float(sigma)
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"sample: sampler must evaluate at noise levels above 0, got {value:g}; at the "
+                "end, return what the last evaluation gave"
+            )
+        stepper = self._stepper
+        if not self._evaluations:
+            stepper.outputs.clear()
+        index = min(self._steps, len(stepper.sigmas) - 2)
+        level = torch.tensor(value, dtype=torch.float64, device="cpu").to(stepper.device)
+        at = stepper.evaluation(index, value, level, self._evaluations > 0)
+        self._evaluations += 1
+        return stepper.denoised(x, at)
+
+    def randn(self) -> Tensor:
+        """Fresh standard normal noise like the state, each image's from its own seed."""
+        if self._randn is None:
+            raise ValueError(
+                "sample: seeds must be given beside noise for a sampler that adds noise, got None; "
+                "pass one seed per image"
+            )
+        return self._randn()
+
+    def after_step(self, x: Tensor) -> Tensor:
+        """To be called with the state after each step; returns the one to go on with."""
+        index, self._steps, self._evaluations = self._steps, self._steps + 1, 0
+        if self._on_step is None or index >= len(self._stepper.sigmas) - 1:
+            return x
+        self._stepper.outputs.append(("state", x))
+        changed = self._on_step(index, x)
+        return x if changed is None else changed
+
+    def finish(self, x: Tensor) -> None:
+        """For samplers that never call `after_step`: report the end."""
+        if not self._steps:
+            self._steps = len(self._stepper.sigmas) - 2
+            self.after_step(x)
