@@ -8,6 +8,9 @@ from typing import Any, TypeGuard
 
 Fits = Callable[[object], bool]
 
+# Options that weaken a net, and their values for one as it was trained.
+_WEAKENING = {"left_out": (), "attn_temperature": 1.0}
+
 
 @dataclass(frozen=True)
 class NetConfig:
@@ -40,6 +43,8 @@ class NetConfig:
     sigma_data: float = 0.5
     logvar_channels: int = 128
     use_fp16: bool = False
+    left_out: Sequence[str] = ()
+    attn_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         options = {name: _plain(value) for name, value in vars(self).items()}
@@ -49,10 +54,14 @@ class NetConfig:
             object.__setattr__(self, name, value)
 
     def as_dict(self) -> dict[str, Any]:
-        """The options by name, ready for JSON, which has lists for tuples."""
+        """The options by name, ready for JSON, which has lists for tuples.
+
+        What weakens a net is among them only where it does, as few nets are stored so.
+        """
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
+            if name not in _WEAKENING or value != _WEAKENING[name]
         }
 
     @property
@@ -77,7 +86,7 @@ class NetConfig:
 def _plain(value: object) -> Any:
     """`value` as JSON would give it back: lists for tuples, plain numbers for numpy's."""
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [v if isinstance(v, str) else _plain(v) for v in value]  # names of blocks
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, numbers.Integral):
@@ -169,6 +178,16 @@ _RULES: dict[str, _Rule] = {
         lambda v: _is_positive(v) and v < math.inf,
         "be a positive number",
         "0.5 is usual",
+    ),
+    "left_out": (
+        _list_of(lambda v: isinstance(v, str)),
+        "be a list of blocks' names",
+        "[] leaves none out",
+    ),
+    "attn_temperature": (
+        lambda v: _is_number(v) and (v == 0 or 1 <= v < math.inf),
+        "be 0, or 1 or more",
+        "1 is attention as it was trained",
     ),
     "use_fp16": (lambda v: isinstance(v, bool), "be True or False", "pass one of them"),
 }

@@ -31,13 +31,14 @@ class Block(torch.nn.Module):
     Args:
         in_channels, out_channels: widths of the input (after concatenation) and the output.
         config: of these options: `channels_per_head`, `dropout`, `res_balance`, `attn_balance`,
-            `clip_act`, `concat_balance` (used where `skip` is given), and what makes the
-            embedding's width.
+            `attn_temperature`, `clip_act`, `concat_balance` (used where `skip` is given), and what
+            makes the embedding's width.
         flavor: of the encoder or of the decoder.
         resample_mode: what happens to height and width.
         attention: whether to end in self-attention with `out_channels // channels_per_head` heads.
             As in the published networks, a block narrower than `channels_per_head` has no
             attention.
+        left_out: whether residual branch, attention and clip are left out.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Block(torch.nn.Module):
         flavor: Flavor = "enc",
         resample_mode: Mode = "keep",
         attention: bool = False,
+        left_out: bool = False,
     ) -> None:
         super().__init__()
-        self.flavor = flavor
+        self.flavor, self.left_out = flavor, left_out
         self.resample_mode = resample_mode
         self.num_heads = out_channels // config.channels_per_head if attention else 0
         if self.num_heads and out_channels % self.num_heads:
@@ -62,6 +64,7 @@ class Block(torch.nn.Module):
         self.dropout = config.dropout
         self.res_balance = config.res_balance
         self.attn_balance = config.attn_balance
+        self.attn_temperature = float(config.attn_temperature)
         self.clip_act = config.clip_act
         self.concat_balance = config.concat_balance
 
@@ -86,6 +89,9 @@ class Block(torch.nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, skip: Tensor | None = None) -> Tensor:
         """`x [N, C, H, W]`, what `modulation` returned, `skip` a feature map or None."""
         x, y = self._enter(x, skip)
+        if self.left_out:
+            in_decoder = self.flavor == "dec" and self.conv_skip is not None
+            return self.conv_skip(x) if in_decoder else x  # type: ignore[misc]
         y = self.conv_res0(y)
         y = ops.modulate_mp_silu(y, modulation)
         if self.dropout and self.training:
@@ -115,7 +121,12 @@ class Block(torch.nn.Module):
         """Cosine self-attention over the pixels (EDM2 fig. 21)."""
         assert self.attn_qkv is not None and self.attn_proj is not None
         q, k, v = ops.attention_split(self.attn_qkv(x), self.num_heads)
-        y = torch_functional.attention(q, k, v)  # [N, heads, H*W, channels]
+        if self.attn_temperature == 0:  # each pixel attends to itself
+            y = v
+        else:
+            if self.attn_temperature != 1:
+                q = q / self.attn_temperature
+            y = torch_functional.attention(q, k, v)  # [N, heads, H*W, channels]
         # Attention leaves a pixel's channels side by side, so that this copies nothing.
         y = y.transpose(1, 2).reshape(x.shape[0], *x.shape[2:], x.shape[1])
         return self.attn_proj(y.permute(0, 3, 1, 2))
@@ -138,8 +149,12 @@ class UNet(torch.nn.Module):
         if config.label_dim:
             self.emb_label = MPConv(config.label_dim, config.emb_channels, kernel=[])
 
+        # Blocks are known by the part that they are in and their name there.
+        left_out, last = set(config.left_out), f"dec.{config.img_resolution}x"
+        last += f"{config.img_resolution}_block{num_blocks}"
+
         def block(
-            flavor: Flavor,
+            name: str,
             c_in: int,
             c_out: int,
             resolution: int,
@@ -148,7 +163,11 @@ class UNet(torch.nn.Module):
         ) -> Block:
             if attention is None:
                 attention = resolution in attn_resolutions
-            return Block(c_in, c_out, config, flavor, mode, attention)
+            flavor: Flavor = "enc" if name.startswith("enc.") else "dec"
+            known.append(name)
+            return Block(c_in, c_out, config, flavor, mode, attention, name in left_out)
+
+        known: list[str] = []
 
         # Encoder: one more input channel, of ones, stands in for biases.
         self.enc = torch.nn.ModuleDict()
@@ -159,11 +178,14 @@ class UNet(torch.nn.Module):
                 self.enc[f"{res}x{res}_conv"] = MPConv(width, c_out, kernel=[3, 3])
                 width = c_out
             else:
-                down = block("enc", width, width, res, mode="down", attention=False)
-                self.enc[f"{res}x{res}_down"] = down
+                name = f"{res}x{res}_down"
+                self.enc[name] = block(
+                    f"enc.{name}", width, width, res, mode="down", attention=False
+                )
             skips.append(width)
             for i in range(num_blocks):
-                self.enc[f"{res}x{res}_block{i}"] = block("enc", width, c_out, res)
+                name = f"{res}x{res}_block{i}"
+                self.enc[name] = block(f"enc.{name}", width, c_out, res)
                 width = c_out
                 skips.append(width)
 
@@ -172,15 +194,22 @@ class UNet(torch.nn.Module):
         for level, c_out in reversed(list(enumerate(widths))):
             res = config.img_resolution >> level
             if level == len(widths) - 1:
-                self.dec[f"{res}x{res}_in0"] = block("dec", width, width, res, attention=True)
-                self.dec[f"{res}x{res}_in1"] = block("dec", width, width, res, attention=False)
+                for i, attention in enumerate((True, False)):
+                    name = f"{res}x{res}_in{i}"
+                    self.dec[name] = block(f"dec.{name}", width, width, res, attention=attention)
             else:
-                up = block("dec", width, width, res, mode="up", attention=False)
-                self.dec[f"{res}x{res}_up"] = up
+                name = f"{res}x{res}_up"
+                self.dec[name] = block(f"dec.{name}", width, width, res, mode="up", attention=False)
             for i in range(num_blocks + 1):
                 c_in = width + skips.pop()
-                self.dec[f"{res}x{res}_block{i}"] = block("dec", c_in, c_out, res)
+                name = f"{res}x{res}_block{i}"
+                self.dec[name] = block(f"dec.{name}", c_in, c_out, res)
                 width = c_out
+        if left_out and not left_out <= set(known) - {last}:
+            raise ValueError(
+                f"Precond: left_out must name blocks but the last, got {sorted(left_out)}; the net "
+                f"has {', '.join(name for name in known if name != last)}"
+            )
         self.out_conv = MPConv(width, config.img_channels, kernel=[3, 3])
 
     def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
@@ -261,6 +290,10 @@ class Precond(torch.nn.Module):
         resample_filter: only `[1, 1]` is supported.
         channels_per_head: width of an attention head; a block narrower than this has no attention.
         dropout: dropout probability in the residual branches, in training mode.
+        left_out: names of blocks, such as "dec.8x8_block0", whose residual branch and attention are
+            left out; see `guidance.weakened`. The last block must stay.
+        attn_temperature: what attention's scores are divided by, 1 or more; 0: each pixel attends
+            to itself alone.
         clip_act: bound on the activations at the end of each block, or None.
         sigma_data: standard deviation of the data.
         logvar_channels: Fourier features of the uncertainty head u(sigma) (EDM2 eq. 14-16).

@@ -153,6 +153,8 @@ def _encoder_block(block: Block, x: Tensor, emb: Tensor) -> Tensor:
     if block.conv_skip is not None:
         x = _layer(block.conv_skip, x)
     x = normalize_reference(x, dim=1)  # pixel norm
+    if block.left_out:
+        return x
     return _join(block, x, _residual(block, x, emb))
 
 
@@ -161,7 +163,7 @@ def _decoder_block(block: Block, x: Tensor, emb: Tensor) -> Tensor:
     y = _residual(block, x, emb)
     if block.conv_skip is not None:
         x = _layer(block.conv_skip, x)
-    return _join(block, x, y)
+    return x if block.left_out else _join(block, x, y)
 
 
 def _residual(block: Block, x: Tensor, emb: Tensor) -> Tensor:
@@ -176,6 +178,9 @@ def _join(block: Block, x: Tensor, y: Tensor) -> Tensor:
     x = mp_sum_reference(x, y, t=block.res_balance)  # EDM2 eq. 88
     if block.attn_qkv is not None and block.attn_proj is not None:
         q, k, v = attention_split_reference(_layer(block.attn_qkv, x), block.num_heads)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        y = v
+        if block.attn_temperature:
+            y = F.scaled_dot_product_attention(q / block.attn_temperature, k, v)
+        y = y.transpose(2, 3).reshape(x.shape)
         x = mp_sum_reference(x, _layer(block.attn_proj, y), t=block.attn_balance)
     return x if block.clip_act is None else x.clamp(-block.clip_act, block.clip_act)

@@ -300,6 +300,9 @@ def _block(
         x, act = _enter_encoder(writer, name, block, x, mode, size)
     else:
         x, act = _enter_decoder(writer, name, block, x, skip, mode, size)
+    if block.left_out:
+        writer.modulations += pack.padded(width)
+        return x
 
     modulated = writer.map(size, (width,), border=1, reader=block.conv_res1)
     writer.convolve(
@@ -335,6 +338,11 @@ def _block(
     return _attention(writer, name, block, out, copy or out, limit, border)
 
 
+def _reader(block: Block) -> MPConv | None:
+    """What reads the activated entry of a block; nothing in one that is left out."""
+    return None if block.left_out else block.conv_res0
+
+
 def _enter_encoder(
     writer: PlanWriter, name: str, block: Block, x: Feature, mode: Resample, size: int
 ) -> tuple[Feature, Feature]:
@@ -350,7 +358,7 @@ def _enter_encoder(
         writer.convolve(Label("conv_skip", name), _prepared(block.conv_skip), x, out=narrow)
         x = narrow
     main = writer.map(size, x.runs)
-    act = writer.map(size, x.runs, border=1, reader=block.conv_res0)
+    act = writer.map(size, x.runs, border=1, reader=_reader(block))
     writer.add(
         BlockPrologue,
         Label("block_prologue", name),
@@ -383,7 +391,7 @@ def _enter_decoder(
             "weight": here * math.sqrt(total / a),
             "skip_weight": there * math.sqrt(total / b),
         }
-    act = writer.map(size, runs, border=1, reader=block.conv_res0)
+    act = writer.map(size, runs, border=1, reader=_reader(block))
     if block.conv_skip is not None:
         joined = writer.map(size, runs, reader=block.conv_skip)
         writer.add(BlockPrologue, Label("block_prologue", name), act=act, raw=joined, **arguments)
@@ -425,11 +433,12 @@ def _attention(
     qkv = Feature(x.size, (channels,) * (3 * heads), storage=storage)
     writer.convolve(Label("attn_qkv", name), weight, source, rows=qkv.runs, out=qkv)
     mixed = writer.map(x.size, (channels,) * heads, reader=block.attn_proj)
-    shape = {
+    shape: dict[str, Any] = {
         "heads": heads,
         "head_channels": channels,
         "head_stride": stride,
         "pixels_stride": pack.padded(pixels),
+        "temperature": block.attn_temperature,
     }
     sizes = SplitHeads(qkv=qkv.unplaced, **shape)
     label = Label("attend", name)

@@ -27,6 +27,7 @@ from .kind import Guidance, OneGuide
 from .rescaled import Rescaled
 from .several import Linear, blend
 from .tangential import Tangential
+from .weakened import weakened
 from .weights import AnyWeight, PerClass, Weight, guides_at, table, weight_at
 
 __all__ = [
@@ -64,5 +65,6 @@ __all__ = [
     "table",
     "unlabelled",
     "unwrapped",
+    "weakened",
     "weight_at",
 ]

@@ -138,11 +138,12 @@ void bind_instructions(py::module_& m) {
               required("head_channels", &SplitHeads::head_channels),
               required("head_stride", &SplitHeads::head_stride), optional("q", &SplitHeads::q),
               optional("k", &SplitHeads::k), optional("v", &SplitHeads::v),
-              required("pixels_stride", &SplitHeads::pixels_stride))
+              required("pixels_stride", &SplitHeads::pixels_stride),
+              optional("temperature", &SplitHeads::temperature))
       .def_property_readonly("query_bytes", &SplitHeads::query_bytes)
       .def_property_readonly("key_bytes", &SplitHeads::key_bytes)
       .def_property_readonly("value_bytes", &SplitHeads::value_bytes);
-  bind_struct(m, "Attend", "softmax(q k^T / sqrt(head_channels)) v.",
+  bind_struct(m, "Attend", "softmax(q k^T / (sqrt(head_channels) temperature)) v.",
               required("from_", &Attend::from), required("out", &Attend::out));
   bind_struct(m, "Store", "The result, to a contiguous image.", required("in_", &Store::in),
               required("image_channels", &Store::image_channels));

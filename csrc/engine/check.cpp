@@ -108,6 +108,8 @@ struct Checker {
                 s.head_channels <= s.head_stride && 3 * s.heads * s.head_stride == s.qkv.channels &&
                 s.pixels_stride >= pixels && s.pixels_stride % kLanes == 0,
             "an attention's heads must share the channels of its map");
+    // Scores of more than sqrt(head_channels) could overflow: no maximum is subtracted from them.
+    require(s.temperature == 0 || s.temperature >= 1, "a temperature must be 0, or 1 or more");
     place(s.q, s.query_bytes());
     place(s.k, s.key_bytes());
     place(s.v, s.value_bytes());

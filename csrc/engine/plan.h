@@ -82,6 +82,7 @@ struct SplitHeads {
   int64_t heads = 0, head_channels = 0, head_stride = 0;
   int64_t q = -1, k = -1, v = -1;  // byte offsets of float32 [heads, pixels, head_stride]; the keys
   int64_t pixels_stride = 0;       // are padded to this number of pixels
+  float temperature = 1;           // which divides the scores; 0: each pixel attends to itself
 
   AGF_INLINE int64_t query_bytes() const {
     return 4 * heads * qkv.height * qkv.width * head_stride;
@@ -90,7 +91,7 @@ struct SplitHeads {
   AGF_INLINE int64_t value_bytes() const { return query_bytes(); }
 };
 
-// out = softmax(q k^T / sqrt(head_channels)) v
+// out = softmax(q k^T / (sqrt(head_channels) temperature)) v, or v where the temperature is 0
 struct Attend {
   SplitHeads from;
   Map out;

@@ -55,7 +55,8 @@ void split_heads_stored(const SplitHeads& s, const ExecutionContext& f) {
   const int64_t pixels = s.qkv.height * s.qkv.width, stride = s.head_stride;
   const int64_t part_bytes = s.heads * stride * storage_bytes(s.qkv.storage);
   // Attention's scale is made part of the queries.
-  const float scale = 1 / square_root(static_cast<float>(s.head_channels));
+  const float root = square_root(static_cast<float>(s.head_channels));
+  const float scale = s.temperature > 0 ? 1 / (root * s.temperature) : 0;
   float* rows[3];  // of 16 pixels: q, k, v
   for (int part = 0; part < 3; ++part) {
     rows[part] = reinterpret_cast<float*>(f.scratch) + part * kLanes * stride;
@@ -187,12 +188,47 @@ void attend_stored(const Attend& a, const ExecutionContext& f) {
   }
 }
 
+// Attention that is the identity: the values, as they are.
+template <Storage storage>
+void copy_values(const Attend& a, const ExecutionContext& f) {
+  constexpr int64_t size = storage_bytes(storage), step = per_step(storage);
+  const SplitHeads& s = a.from;
+  const int64_t pixels = s.qkv.height * s.qkv.width;
+  auto* row = reinterpret_cast<float*>(f.scratch);
+  const Share mine(f.images * s.heads, f);
+  for (int64_t item = mine.begin; item < mine.end; ++item) {
+    const int64_t image = item / s.heads, head = item % s.heads;
+    const Head from(s, f, image, head, size);
+    PixelIterator pixel(0, s.qkv.height, s.qkv.width);
+    for (int64_t p = 0; p < pixels; ++p, pixel.next()) {
+      const char* v = from.v + p / step * s.head_stride * 4 + p % step * size;
+      for (int64_t c = 0; c < s.head_stride; ++c, v += 4) {
+        if constexpr (storage == Storage::f32) {
+          std::memcpy(row + c, v, 4);
+        } else {
+          bf16 value;
+          std::memcpy(&value, v, 2);
+          row[c] = widen(value);
+        }
+      }
+      put(row,
+          f.pixel(a.out, image, pixel.y, pixel.x) +
+              head * s.head_stride * storage_bytes(a.out.storage),
+          s.head_stride, a.out);
+    }
+  }
+}
+
 void split_heads(const SplitHeads& s, const ExecutionContext& f) {
   if (products(s.qkv) == Storage::bf16) return split_heads_stored<Storage::bf16>(s, f);
   split_heads_stored<Storage::f32>(s, f);
 }
 
 void attend(const Attend& a, const ExecutionContext& f) {
+  if (a.from.temperature == 0) {
+    if (products(a.from.qkv) == Storage::bf16) return copy_values<Storage::bf16>(a, f);
+    return copy_values<Storage::f32>(a, f);
+  }
   if (products(a.from.qkv) == Storage::bf16) return attend_stored<Storage::bf16>(a, f);
   attend_stored<Storage::f32>(a, f);
 }
