@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class StepInfo:
     """What `sample`'s `callback` gets after each step of each batch."""
 
     batch: int  # 0 .. num_batches - 1
-    num_batches: int
+    num_batches: int | None  # None where `batches` of `sample` hands them out
     step: int  # 0 .. num_steps - 1
     num_steps: int
     sigma: float  # noise level now reached
@@ -67,6 +67,7 @@ def sample(
     cond: Mapping[str, Array] | None = None,
     guide_cond: Mapping[str, Array] | None = None,
     compute_dtype: torch.dtype | str | None = None,
+    batches: Iterable[range] | None = None,
 ) -> Tensor | Any:
     """Sample images from a model, guided by a worse version of it.
 
@@ -136,6 +137,9 @@ def sample(
             `dtype` of `Engine`, such as torch.bfloat16, or "auto", the fastest here of the types
             whose samples are as good as float32's. None: float32, or float16 on a GPU for networks
             with `use_fp16`.
+        batches: ranges of the images asked for, to be sampled instead of all of them, each in one
+            batch. The next is taken when one has been sampled, so that several processes may share
+            the images out among themselves. Needs `on_batch`.
 
     Returns:
         Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
@@ -228,7 +232,7 @@ def _watcher(
         if request.callback is not None:
             info = StepInfo(
                 batch=number,
-                num_batches=len(request.batches),
+                num_batches=request.num_batches,
                 step=step.index,
                 num_steps=len(request.steps),
                 sigma=step.sigma_next,
@@ -308,7 +312,8 @@ def _evaluating(*nets: object) -> Iterator[None]:
 def _bar(request: Request) -> tqdm:
     from tqdm import tqdm
 
-    total = len(request.batches) * len(request.steps)
+    number = request.num_batches
+    total = None if number is None else number * len(request.steps)
     return tqdm(total=total, unit="step", disable=not request.progress)
 
 
