@@ -75,6 +75,8 @@ def test_guidance_weights(text):
         guidance_weights(text)
 
 
+COMMANDS = ("sample", "grid", "report", "presets", "convert", "demo")
+
 # --- the command itself ---------------------------------------------------------------------
 
 
@@ -93,12 +95,12 @@ def test_help_shows_examples(capsys, command, example):
 
 def test_examples_in_help_and_readme_are_right(capsys):
     texts = [(Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")]
-    commands = ([], ["sample"], ["presets"], ["convert"], ["demo"])
+    commands = ([], *([command] for command in COMMANDS))
     texts += [run(capsys, *command, "--help")[1] for command in commands]
     lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
     examples = [line for line in lines if line.startswith("autoguide-fast ")]
     ours = [shlex.split(line, comments=True)[1:] for line in examples]
-    ours = [words for words in ours if words[0] in ("info", "sample", "presets", "convert", "demo")]
+    ours = [words for words in ours if words[0] in ("info", *COMMANDS)]
     assert len(ours) >= 10
     for words in ours:
         assert callable(entry.build_parser().parse_args(words).run), words
