@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import TextIO
 
 from .files import reason, remedy
-from .locks import joint_writers, sign, signed
+from .locks import LOCK, is_still_there, joint_writers, sign, signed
 
 CLAIMS = ".claims"
 _KEY = 64  # bytes: a SHA-256 in hexadecimal
 _PIECE = struct.Struct("<I")
 _JOINING, _MEMBERS = 0, 1
+_ATTEMPTS = 10
 
 
 class Claims:
@@ -122,8 +123,8 @@ def sharing(
     key = hashlib.sha256(f"{count} {job}".encode()).hexdigest().encode()
     new = not folder.exists()
     try:
-        with joint_writers(folder, command) as lock:
-            descriptor = _open(folder)
+        with contextlib.ExitStack() as stack:
+            lock, descriptor = _opened(stack, folder, command)
             try:
                 claims = Claims(descriptor, count)
                 _join(claims, descriptor, key, begin, folder, command, lock)
@@ -136,16 +137,42 @@ def sharing(
                 folder.rmdir()
 
 
-def _open(folder: Path) -> int:
-    """The file of claims, opened, with the lock of those who join."""
-    path = folder / CLAIMS
+def _opened(stack: contextlib.ExitStack, folder: Path, command: str) -> tuple[TextIO, int]:
+    """The folder's lock and the file of claims, opened, with the lock of those who join.
+
+    The last process that was there may remove these files, and the folder, while this one opens
+    them, which is then done anew.
+    """
+    attempts = 0
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        _locked(descriptor, fcntl.LOCK_EX, _JOINING)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)  # the last process has left meanwhile, and removed it
+        attempts += 1
+        with contextlib.ExitStack() as opening:
+            try:
+                lock = opening.enter_context(joint_writers(folder, command))
+                path = folder / CLAIMS
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                gone = isinstance(error.__cause__ or error, FileNotFoundError)
+                if gone and attempts < _ATTEMPTS:
+                    continue
+                if error.errno is None:  # a sentence already
+                    raise
+                raise _unwritable(folder, command, error) from error
+            _locked(descriptor, fcntl.LOCK_EX, _JOINING)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)) and is_still_there(
+                    lock, folder / LOCK
+                ):
+                    stack.enter_context(opening.pop_all())
+                    return lock, descriptor
+            os.close(descriptor)
+
+
+def _unwritable(folder: Path, command: str, error: OSError) -> OSError:
+    return OSError(
+        f"{command}: out must be a folder that can be written, got {folder} "
+        f"({reason(error)}); {remedy(error)}"
+    )
 
 
 def _join(
@@ -177,10 +204,7 @@ def _join(
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(
-            f"{command}: out must be a folder that can be written, got {folder} "
-            f"({reason(error)}); {remedy(error)}"
-        ) from error
+        raise _unwritable(folder, command, error) from error
     finally:
         _locked(descriptor, fcntl.LOCK_UN, _JOINING)
 

@@ -66,7 +66,8 @@ def joint_writers(folder: str | os.PathLike, command: str) -> Iterator[TextIO]:
         finally:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which only the last one gets
-                path.unlink()
+                if is_still_there(file, path):
+                    path.unlink()
 
 
 def sign(file: TextIO) -> None:
@@ -146,7 +147,7 @@ def _open_locked(path: Path, argument: str, target: Path, how: int = fcntl.LOCK_
                 file=sys.stderr,
             )
             return file
-        if _is_still_there(file, path):
+        if is_still_there(file, path):
             break
         file.close()  # whoever held the lock has just removed the file: another one counts now
     if not joint:
@@ -154,7 +155,8 @@ def _open_locked(path: Path, argument: str, target: Path, how: int = fcntl.LOCK_
     return file
 
 
-def _is_still_there(file: TextIO, path: Path) -> bool:
+def is_still_there(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one that the path names."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -144,6 +144,8 @@ def test_images_drawn_of_many_show_all_classes():
         (["--seeds", "0-999"], "at most 1024 images in a picture, got 4000"),
         (["--model", "no-such-net"], "a net must be a bundled name"),
         (["--classes", "12", "--steps", "1"], "class_labels must"),
+        (["--images", "x", "--classes", "3"], "grid: --classes must come without --images"),
+        (["--columns", "3"], "grid: --columns must come with --images"),
         (["--images", "nowhere"], "images must be a folder or a ZIP file of pictures, or an .npz"),
         (["--out", "no/such/folder/a.png"], "--out must be a file in an existing folder"),
     ],

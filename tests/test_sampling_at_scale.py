@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -142,10 +143,11 @@ batches = []
 
 def mortal(self, batch, images):
     batches.append(batch)
-    time.sleep(0.1)
-    if len(batches) == 3 and os.environ["RANK"] == "1" and not mark.exists():
+    if os.environ["RANK"] == "1" and len(batches) == 3 and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    while os.environ["RANK"] == "0" and len(batches) == 3 and not mark.exists():
+        time.sleep(0.01)  # so that there is something left for the other one
     take(self, batch, images)
 
 work.Worker._take = mortal
@@ -169,6 +171,49 @@ def test_torchrun_shares_the_work_and_replaces_a_process_that_dies(tmp_path, who
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "dead").exists() and run.stdout.count(" images in ") == 1
     assert contents(tmp_path / "out") == whole[1]
+
+
+def test_a_process_killed_while_it_writes_the_file_is_replaced(tmp_path):
+    """Another process waits for the file, and makes it itself."""
+    out, options = tmp_path / "out.zip", (*FAST, "--seeds", "0-9")
+    assert main(["sample", "--out", str(tmp_path / "whole.zip"), *options]) == 0
+
+    def hang():
+        def half(path, folder, manifest):
+            path.write_bytes(b"half")
+            time.sleep(60)
+
+        archives.WRITERS[".zip"] = half
+
+    victim = start(out, *options, before=hang)
+    partial = tmp_path / "out.zip.partial" / ".file.zip"
+    wait_for(lambda: partial.exists() and partial.stat().st_size, victim)
+    other = start(out, *options)
+    time.sleep(0.5)
+    assert os.waitpid(other, os.WNOHANG) == (0, 0) and not out.exists()
+    os.kill(victim, signal.SIGKILL)
+    assert exit_code(victim) == -signal.SIGKILL and exit_code(other) == 0
+    assert out.read_bytes() == (tmp_path / "whole.zip").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zip", "whole.zip"]
+
+
+def test_a_bar_counts_the_images_of_all_processes(capsys, tmp_path):
+    """It starts where the job was stopped, and tells speed and time left."""
+    options = [option for option in FAST if option != "--quiet"]
+    assert run(capsys, tmp_path / "out", *FAST, "--seeds", "0-29")[0] == 0
+    other = start(tmp_path / "out", *FAST, "--seeds", "0-99", before=lambda: slowly(0.1))
+    slow = work.Worker._take
+    try:
+        slowly(0.1)
+        code, _, bar = run(capsys, tmp_path / "out", *options, "--seeds", "0-99")
+    finally:
+        work.Worker._take = slow
+    assert code == 0 and exit_code(other) == 0
+    shown = [line for line in bar.replace("\r", "\n").splitlines() if "images," in line]
+    counts = [int(re.search(r"(\d+)/100 images", line)[1]) for line in shown]
+    assert counts == sorted(counts) and 28 <= counts[0] < 60 and counts[-1] == 100
+    assert any("images/s, 00:0" in line and line.endswith(" left") for line in shown)
+    assert run(capsys, tmp_path / "quiet", *FAST, "--seeds", "0-3")[2] == ""
 
 
 def test_another_job_in_the_folder_is_refused_meanwhile(capsys, tmp_path):

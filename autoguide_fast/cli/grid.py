@@ -59,6 +59,21 @@ def _weights(text: str) -> tuple[float, ...]:
     return values
 
 
+_SAMPLED = {
+    "model": "digits",
+    "guide": None,
+    "guidance": None,
+    "seeds": range(4),
+    "classes": None,
+    "steps": 32,
+    "trajectory": None,
+    "at": None,
+    "device": None,
+    "accept_licence": False,
+}
+_THERE = {"images": None, "count": 64, "columns": 8}
+
+
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Add `grid` to the command line."""
     parser = subparsers.add_parser(
@@ -67,13 +82,13 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # so that `run` knows what was given
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
     add = parser.add_argument_group("what is sampled").add_argument
     add(
         "--model",
-        default="digits",
         metavar="NET",
         help="a name, a preset or a file, as for `sample` (default: digits)",
     )
@@ -85,14 +100,14 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         help="weights, one for each column (default: 1,1.5,2,3); with --trajectory, one (default: "
         "that of a preset, otherwise 1)",
     )
-    add("--seeds", type=integer_ranges, default="0-3", help="such as 0-3 (default: 0-3)")
+    add("--seeds", type=integer_ranges, help="such as 0-3 (default: 0-3)")
     add(
         "--classes",
         type=integer_ranges,
         help="such as 3 or 0-9; paired with the seeds, and the shorter of both lists is repeated: "
         "a pair is a row (default: each seed draws its class)",
     )
-    add("--steps", type=positive_integer, default=32, metavar="N", help="of sampling (default: 32)")
+    add("--steps", type=positive_integer, metavar="N", help="of sampling (default: 32)")
     add(
         "--trajectory",
         choices=("denoised", "state"),
@@ -117,17 +132,24 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add(
         "--count",
         type=positive_integer,
-        default=64,
         metavar="N",
         help="of images, drawn at random, always the same (default: 64)",
     )
-    add("--columns", type=positive_integer, default=8, metavar="N", help="a row (default: 8)")
+    add("--columns", type=positive_integer, metavar="N", help="a row (default: 8)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the picture and say where it is; returns 0."""
     check_output_file(arguments.out, "grid")
+    there = hasattr(arguments, "images")
+    for name in _SAMPLED if there else _THERE:
+        if hasattr(arguments, name):
+            raise ValueError(
+                f"grid: --{name.replace('_', '-')} must come {'without' if there else 'with'} "
+                "--images, got it otherwise; leave it out"
+            )
+    arguments = argparse.Namespace(**(_SAMPLED | _THERE | vars(arguments)))
     if arguments.images is not None:
         picture, about = contact_sheet(arguments.images, arguments.count, arguments.columns)
     elif arguments.trajectory is not None:
@@ -215,7 +237,8 @@ def _over_weights(arguments: argparse.Namespace) -> tuple[Image.Image, str]:
 
     from .. import plots
 
-    _refuse("--at", arguments.at, "--trajectory")
+    if arguments.at is not None:
+        raise ValueError("grid: --at must come with --trajectory, got it alone; leave it out")
     weights = arguments.guidance or _WEIGHTS
     rows = _Rows(arguments, any(weight != 1 for weight in weights))
     _check_count(len(rows.seeds) * len(weights))
@@ -310,8 +333,3 @@ def _on_the_way(
                 )
         shown.append(model.encoder.decode(x).cpu().numpy())
     return [sigmas[step] for step in at], shown
-
-
-def _refuse(option: str, value: object, needed: str) -> None:
-    if value is not None:
-        raise ValueError(f"grid: {option} must come with {needed}, got it alone; leave it out")

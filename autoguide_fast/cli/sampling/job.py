@@ -173,7 +173,7 @@ class Job:
         self,
         batches: Iterable[range],
         on_batch: Callable[[range, np.ndarray], object],
-        device: str | None,
+        device: str,
         callback: Callable | None = None,
     ) -> None:
         """Sample these batches, or, if there are none, check all options and load the nets."""
@@ -209,15 +209,11 @@ class Job:
             callback=callback,
         )
 
-    def _loaded(self, device: str | None) -> list[Any]:
+    def _loaded(self, device: str) -> list[Any]:
         """Model and guide, loaded once; the guide None where there is none."""
         from ... import checkpoints
 
         if self._nets is None:
-            import torch
-
-            if device is None:
-                device = "cuda" if torch.cuda.is_available() else "cpu"
             self._nets = [
                 None if net is None else checkpoints.load(net, device)
                 for net in (self.sampling.model, self.guide)

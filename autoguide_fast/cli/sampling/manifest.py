@@ -29,7 +29,7 @@ _ASKED = ("seeds", "classes", "balanced", "batch_size")  # tell jobs of the same
 _EARLIER = "settings.json"  # the settings alone, as earlier versions wrote them
 
 
-def environment(device: str | None) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """What samples here: versions, processor, threads."""
     import numpy
     import PIL
@@ -38,8 +38,6 @@ def environment(device: str | None) -> dict[str, Any]:
     from ... import cpu
     from ..._extension import build_info
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = torch.device(device).type == "cuda"
     return {
         "autoguide_fast": build_info()["version"],

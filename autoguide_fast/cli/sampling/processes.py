@@ -15,14 +15,21 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
-def own_device(device: str | None) -> str | None:
-    """`device`; under torchrun, where it leaves the choice among GPUs, this process's own."""
+def own_device(device: str | None) -> str:
+    """Where to run: `device`, or a GPU if there is one; under torchrun, this process's own.
+
+    Raises:
+        ValueError, TypeError: there is no such device.
+    """
     import torch
 
-    if device in (None, "cuda") and "TORCHELASTIC_RUN_ID" in os.environ:
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if gpus:
-            return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}"
+    from ...arguments import present_device
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    present_device(device)
+    if device == "cuda" and "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     return device
 
 
@@ -30,12 +37,12 @@ def own_device(device: str | None) -> str | None:
 def speaking_once() -> Iterator[None]:
     """For what fails alike in every process: lets only the first say so.
 
-    The others leave a little later, since torchrun ends all when one has gone.
+    The others wait with it: torchrun ends all when one has gone. Where the first has not failed,
+    they speak.
     """
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError):
-        if rank() == 0:
-            raise
-        time.sleep(_SAY_SECONDS)
-        raise SystemExit(2) from None
+        if rank() != 0:
+            time.sleep(_SAY_SECONDS)
+        raise

@@ -38,6 +38,12 @@ class Progress:
         states = self._claims.states()[: len(self._written)]
         return sum(state - 1 for state in states if state)
 
+    def _there(self) -> int:
+        """How many images are there: of a batch that is not done, those that were before."""
+        states = self._claims.states()[: len(self._written)]
+        each = zip(self._written, self._before, states, strict=True)
+        return sum(number if state else before for number, before, state in each)
+
     def on_step(self, info: StepInfo) -> None:
         """Takes a step of a batch into account, where it is this process that samples it."""
         self._part = len(info.indices) * (info.step + 1) / info.num_steps
@@ -66,20 +72,13 @@ class Progress:
         total = sum(self._written)
         begun, first = time.perf_counter(), self.sampled()
         form = "{percentage:3.0f}%|{bar}| {n:.0f}/{total} images, {elapsed}{postfix}"
-        with tqdm(total=total, bar_format=form) as bar:
+        with tqdm(total=total, initial=self._there(), bar_format=form) as bar:
             waiting = True
             while waiting:
                 waiting = not self._done.wait(_SECONDS)
-                states = self._claims.states()[: len(self._written)]
-                there = sum(
-                    number if state else before
-                    for number, before, state in zip(
-                        self._written, self._before, states, strict=True
-                    )
-                )
                 new = self.sampled() - first + self._part
                 rate = new / (time.perf_counter() - begun)
-                bar.n = min(total, there + self._part)
+                bar.n = min(total, self._there() + self._part)
                 left = f"{tqdm.format_interval((total - bar.n) / rate)} left" if rate else ""
                 bar.set_postfix_str(f"{rate:.3g} images/s, {left}" if rate else "", refresh=False)
                 bar.refresh()

@@ -53,7 +53,7 @@ def run_all(
                 )
             if expected is not None:
                 manifest.check_repeats(job, expected)
-        device = processes.own_device(running.device)
+            device = processes.own_device(running.device)
         if expected is not None and processes.rank() == 0:
             _say_differences(expected["jobs"][i], device)
         if code := _run(job, output, device, running.quiet):
@@ -61,7 +61,7 @@ def run_all(
     return 0
 
 
-def _say_differences(job: dict[str, Any], device: str | None) -> None:
+def _say_differences(job: dict[str, Any], device: str) -> None:
     differences = manifest.differences(job, manifest.environment(device))
     if differences:
         print(
@@ -71,7 +71,7 @@ def _say_differences(job: dict[str, Any], device: str | None) -> None:
         )
 
 
-def _run(job: Job, output: FolderOutput | FileOutput, device: str | None, quiet: bool) -> int:
+def _run(job: Job, output: FolderOutput | FileOutput, device: str, quiet: bool) -> int:
     start, first = time.perf_counter(), processes.rank() == 0
     folder = output.folder
     with contextlib.ExitStack() as stack:
@@ -101,12 +101,14 @@ def _run(job: Job, output: FolderOutput | FileOutput, device: str | None, quiet:
             with claims.one_at_a_time():
                 folder.record(manifest.environment(device))
 
-        progress = Progress(job, claims, there, show=first and not quiet)
-        on_cpu = device is None or device == "cpu"
+        show = first and not quiet
+        progress = Progress(job, claims, there, show)
+        # On a GPU a callback would keep whole samplings from being replayed.
+        on_step = progress.on_step if show and device == "cpu" else None
         try:
             with progress:
                 worker = Worker(job, folder, claims, record)
-                worker.run(device, progress.on_step if on_cpu and not quiet else None)
+                worker.run(device, on_step)
                 _finish(output, claims)
             sampled = progress.sampled()
         except KeyboardInterrupt:

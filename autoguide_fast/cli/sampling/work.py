@@ -41,7 +41,7 @@ class Worker:
         self._wanted: dict[int, list[int]] = {}
         self._pending: collections.deque[Future] = collections.deque()
 
-    def run(self, device: str | None, on_step: Callable | None = None) -> None:
+    def run(self, device: str, on_step: Callable | None = None) -> None:
         """Returns when all batches are done, here or elsewhere.
 
         Raises:
