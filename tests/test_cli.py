@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -98,6 +99,9 @@ def test_examples_in_help_and_readme_are_right(capsys):
     commands = ([], *([command] for command in COMMANDS))
     texts += [run(capsys, *command, "--help")[1] for command in commands]
     lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    lines = [
+        re.sub("^torchrun .* -m autoguide_fast.cli ", "autoguide-fast ", line) for line in lines
+    ]
     examples = [line for line in lines if line.startswith("autoguide-fast ")]
     ours = [shlex.split(line, comments=True)[1:] for line in examples]
     ours = [words for words in ours if words[0] in ("info", *COMMANDS)]

@@ -416,6 +416,7 @@ def test_a_folder_of_an_earlier_version_goes_on(capsys, tmp_path, whole):
         if path.stem != "001003-class3":
             shutil.copy(path, out / path.name)
     settings = json.loads((whole[0] / "manifest.json").read_text())["settings"]
+    settings["churn"] = [float(x) for x in settings["churn"]]  # infinity, as Python writes it
     (out / "settings.json").write_text(json.dumps(settings))
     (out / ".partial.png").write_bytes(b"half")
     code, _, error = run(capsys, out, *FAST, *MANY, "--rho", "6")
@@ -474,7 +475,8 @@ def test_a_manifest_repeats_its_images(capsys, tmp_path):
     assert run(capsys, out, *common, "--seeds", "0-5", "--classes", "2,4")[0] == 0
     # Another job in the same folder; the batches have another size, and so are recorded.
     assert run(capsys, out, *common, "--seeds", "3-9", "--batch-size", 3)[0] == 0
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text(), parse_constant=pytest.fail)
+    assert manifest["settings"]["churn"] == [3.0, 0.0, "inf", 1.0]
     assert [job["seeds"] for job in manifest["jobs"]] == ["0-5", "3-9"]
     assert [job["batch_size"] for job in manifest["jobs"]] == [4, 3]
     (made_with,) = manifest["jobs"][0]["made_with"]

@@ -135,7 +135,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="of images, drawn at random, always the same (default: 64)",
     )
-    add("--columns", type=positive_integer, metavar="N", help="a row (default: 8)")
+    add("--columns", type=positive_integer, metavar="N", help="images in a row (default: 8)")
     parser.set_defaults(run=run)
 
 

@@ -13,6 +13,7 @@ It lies in the folder of images; in a ZIP file and an .npz it is a file among th
 from __future__ import annotations
 
 import json
+import math
 import platform
 import zipfile
 from pathlib import Path
@@ -98,8 +99,11 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def shown(manifest: dict[str, Any]) -> str:
-    """A manifest as the text of its file."""
-    return json.dumps(manifest, indent=1) + "\n"
+    """A manifest as the text of its file: JSON, which has no infinity, so churn's is a word."""
+    settings = dict(manifest["settings"])
+    if settings.get("churn"):
+        settings["churn"] = [x if math.isfinite(x) else str(x) for x in settings["churn"]]
+    return json.dumps(manifest | {"settings": settings}, indent=1, allow_nan=False) + "\n"
 
 
 def of_folder(folder: Path) -> dict[str, Any] | None:
@@ -142,6 +146,9 @@ def _checked(found: Any) -> dict[str, Any]:
         raise ValueError("it is no manifest of `sample`")
     if found.get("version") != VERSION:
         raise ValueError(f"it is of version {found.get('version')}, which is not known here")
+    settings = found["settings"]
+    if settings.get("churn"):
+        settings["churn"] = [float(x) for x in settings["churn"]]
     return found
 
 
