@@ -188,6 +188,26 @@ def test_several_inputs_are_sections_of_one_page(capsys, tmp_path, sampled):
         assert page.text.count(title) >= 2
 
 
+def test_a_picture_is_described_as_grid_describes_it(capsys, tmp_path):
+    path = tmp_path / "weights.png"
+    options = ["--seeds", "3", "--classes", "0-9,0-9", "--guidance", "1,2", "--steps", "1"]
+    assert main(["grid", "--out", str(path), "--quiet", *options]) == 0
+    capsys.readouterr()
+    (image,) = write(capsys, tmp_path, path).images
+    assert image["alt"].startswith(
+        "Grid of samples of digits guided by digits-guide, 1 steps. Rows: class 0, seed 3; class 1,"
+    )
+    assert image["alt"].endswith("class 1, seed 3; 8 more. Columns: w = 1; w = 2.")
+    shown = Image.open(io.BytesIO(decoded(image["src"])[1]))
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(Image.open(path)))
+    Image.new("L", (3, 3)).save(tmp_path / "other.png")
+    (image,) = write(capsys, tmp_path, tmp_path / "other.png").images
+    assert image["alt"] == "The picture other.png, as it is."
+    (tmp_path / "other.png").write_bytes(b"half")
+    assert main(["report", str(tmp_path / "other.png"), "--out", str(tmp_path / "r.html")]) == 2
+    assert "report: a picture must be whole" in capsys.readouterr().err
+
+
 def test_what_stands_in_a_file_is_text(capsys, tmp_path):
     """`Page` refuses scripts, whoever's they are."""
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'

@@ -25,7 +25,8 @@ examples:
   autoguide-fast report images.zip --out report.html
 
   # a training run, its diagnosis, its samples and how they were judged, in one page
-  autoguide-fast report runs/pair found.json images/ evaluation.json --out report.html
+  autoguide-fast report runs/pair found.json weights.png images/ evaluation.json \\
+      --out report.html
 """
 
 
@@ -44,8 +45,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="folder of a run or of images, ZIP file, .npz, or JSON file that `evaluate`, `judge`, "
-        "`diagnose` or `sample` wrote; each becomes a section",
+        help="folder of a run or of images, ZIP file, .npz, JSON file that `evaluate`, `judge`, "
+        "`diagnose` or `sample` wrote, or picture that `grid` drew; each becomes a section",
     )
     add("--out", type=Path, required=True, metavar="FILE", help="the HTML file to write")
     add("--title", default="autoguide_fast report", metavar="T", help="of the page")

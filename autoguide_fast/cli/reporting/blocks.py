@@ -31,14 +31,12 @@ class Table:
 class Figure:
     """A picture inside the page.
 
-    source: a data URI. alt: for who cannot see it. caption: below it. pixels: whether it is made of
-    pixels to be seen as such.
+    source: a data URI. alt: for who cannot see it. caption: below it.
     """
 
     source: str
     alt: str
     caption: str
-    pixels: bool = False
     kind: str = "figure"
 
 
@@ -69,10 +67,10 @@ class Section:
 
 
 def picture(image: Image.Image, alt: str, caption: str) -> Figure:
-    """A figure of a `PIL.Image`, pixel by pixel."""
+    """A figure of a `PIL.Image`."""
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
-    return Figure(data_uri(data.getvalue(), "image/png"), alt, caption, pixels=True)
+    return Figure(data_uri(data.getvalue(), "image/png"), alt, caption)
 
 
 def data_uri(data: bytes, kind: str) -> str:

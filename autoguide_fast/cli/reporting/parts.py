@@ -20,7 +20,7 @@ _HEAD = ("option", "value")
 
 
 def section(path: Path, count: int) -> Section:
-    """What a report shows of a folder of images or of a run, a ZIP file, an .npz, or a JSON file.
+    """What a report shows of a folder of images or a run, a ZIP file, an .npz, a JSON or PNG file.
 
     Args:
         path: what it is about.
@@ -33,7 +33,24 @@ def section(path: Path, count: int) -> Section:
         return _run(path)
     if path.suffix.lower() == ".json" and path.is_file():
         return _json(path)
+    if path.suffix.lower() == ".png" and path.is_file():
+        return _picture(path)
     return _images(path, count)
+
+
+def _picture(path: Path) -> Section:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            described = str(image.info.get("Description") or f"The picture {path.name}, as it is.")
+            figure = picture(image, described, described)
+    except OSError as error:
+        raise ValueError(
+            f"report: a picture must be whole, got {path} ({error}); draw it again"
+        ) from None
+    return Section("Picture", str(path), [figure])
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -207,7 +224,9 @@ def _diagnosis(path: Path, found: dict[str, Any]) -> Section:
 
 def _interval(values: dict[str, Any], level: int, guide: int) -> str:
     low, middle, high = (values[end][level][guide] for end in ("low", "weights", "high"))
-    return "none" if middle is None else f"{middle:.3f} ({low:.3f} to {high:.3f})"
+    if middle is None:
+        return "none"
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _rows(path: Path, found: list[dict[str, Any]]) -> Section:
