@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ class StepInfo:
     """What `sample`'s `callback` gets after each step of each batch."""
 
     batch: int  # 0 .. num_batches - 1
-    num_batches: int
+    num_batches: int | None  # None where `batches` of `sample` hands them out
     step: int  # 0 .. num_steps - 1
     num_steps: int
     sigma: float  # noise level now reached
@@ -77,6 +77,7 @@ def sample(
     init: Array | None = None,
     sigma_start: float | None = None,
     mask: Array | None = None,
+    batches: Iterable[range] | None = None,
 ) -> Tensor | Any:
     """Sample images from a model, guided by a worse version of it.
 
@@ -164,6 +165,9 @@ def sample(
         sigma_start: the first noise level with `init`, in the place of `sigma_max`.
         mask: `[N, ...]`, `[H, W]` or what else broadcasts, of numbers from 0 to 1: 1 where images
             are sampled, 0 where `init` stays (inpainting: D is `init` there).
+        batches: ranges of the images asked for, to be sampled instead of all of them, each in one
+            batch. The next is taken when one has been sampled, so that several processes may share
+            the images out among themselves. Needs `on_batch`.
 
     Returns:
         Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
@@ -285,7 +289,7 @@ def _watcher(
             return None
         info = StepInfo(
             batch=number,
-            num_batches=len(request.batches),
+            num_batches=request.num_batches,
             step=step.index,
             num_steps=len(request.steps),
             sigma=step.sigma_next,
@@ -381,7 +385,8 @@ def _evaluating(*nets: object) -> Iterator[None]:
 def _bar(request: Request) -> tqdm:
     from tqdm import tqdm
 
-    total = len(request.batches) * len(request.steps)
+    number = request.num_batches
+    total = None if number is None else number * len(request.steps)
     return tqdm(total=total, unit="step", disable=not request.progress)
 
 

@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder, or makes a file."""
+"""One process at a time writes to a folder, or makes a file; or those of one job together."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TextIO
 from .files import reason, remedy
 
 LOCK = ".lock"
+_ATTEMPTS, _PAUSE = 3, 0.05  # seconds
 
 
 @contextlib.contextmanager
@@ -35,10 +36,7 @@ def sole_writer(folder: str | os.PathLike, command: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _open_locked(folder / LOCK, f"{command}: out", folder)
     except OSError as error:
-        raise OSError(
-            f"{command}: out must be a folder that can be written, got {folder} "
-            f"({reason(error)}); {remedy(error)}"
-        ) from error
+        raise _unwritable(folder, command, error) from error
     try:
         with _held(file, folder / LOCK):
             yield
@@ -46,6 +44,44 @@ def sole_writer(folder: str | os.PathLike, command: str) -> Iterator[None]:
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def joint_writers(folder: str | os.PathLike, command: str) -> Iterator[TextIO]:
+    """Like `sole_writer`, but lets other processes in that come by this same way.
+
+    What they may do there is theirs to agree about, see `claims.sharing`. Gives the lock's file,
+    for `sign` and `signed`. The folder stays.
+    """
+    folder = Path(folder)
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(path, f"{command}: out", folder, fcntl.LOCK_SH)
+    except OSError as error:
+        raise _unwritable(folder, command, error) from error
+    with file:
+        try:
+            yield file
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which only the last one gets
+                if is_still_there(file, path):
+                    path.unlink()
+
+
+def sign(file: TextIO) -> None:
+    """Writes into a lock's file that this process holds it."""
+    file.truncate(0)
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} (since {began})\n")
+    file.flush()
+
+
+def signed(file: TextIO) -> str:
+    """Which process holds a lock, from its file."""
+    file.seek(0)
+    return file.read().strip() or "another process"
 
 
 @contextlib.contextmanager
@@ -80,15 +116,26 @@ def _held(file: TextIO, path: Path) -> Iterator[None]:
                 path.unlink()  # while it is locked: nobody else's can be hit
 
 
-def _open_locked(path: Path, argument: str, target: Path) -> TextIO:
+def _unwritable(folder: Path, command: str, error: OSError) -> OSError:
+    return OSError(
+        f"{command}: out must be a folder that can be written, got {folder} "
+        f"({reason(error)}); {remedy(error)}"
+    )
+
+
+def _open_locked(path: Path, argument: str, target: Path, how: int = fcntl.LOCK_EX) -> TextIO:
+    joint, attempts = how == fcntl.LOCK_SH, 0
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held until it is closed
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = signed(file)
+            attempts += 1
+            if joint and attempts < _ATTEMPTS:  # the last of others may be leaving just now
+                time.sleep(_PAUSE)
+                continue
             raise ValueError(
                 f"{argument} must be written by one process at a time, got {target}, "
                 f"which {holder} is writing; wait for that, or end it"
@@ -100,17 +147,16 @@ def _open_locked(path: Path, argument: str, target: Path) -> TextIO:
                 file=sys.stderr,
             )
             return file
-        if _is_still_there(file, path):
+        if is_still_there(file, path):
             break
         file.close()  # whoever held the lock has just removed the file: another one counts now
-    file.truncate(0)
-    began = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.write(f"process {os.getpid()} on {socket.gethostname()} (since {began})\n")
-    file.flush()
+    if not joint:
+        sign(file)
     return file
 
 
-def _is_still_there(file: TextIO, path: Path) -> bool:
+def is_still_there(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one that the path names."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

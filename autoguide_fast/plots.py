@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,10 +16,11 @@ from .files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from PIL import Image
+    from PIL import Image, ImageFont
 
 # Grids enlarge small images until a side has at least this many pixels, so that a person can see.
 _MIN_SIDE = 48
+_LABEL_SIZE = 14  # pixels
 
 # Okabe and Ito's palette, told apart by people with any colour vision and in print.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -75,6 +76,109 @@ def image_grid(
         large = image.transpose(1, 2, 0).repeat(scale, axis=0).repeat(scale, axis=1)
         canvas[top : top + height * scale, left : left + width * scale] = large
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+# What a line of a run's log has, and what it is called.
+CURVES = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "gradient_norm": "norm of the gradients",
+    "images_per_s": "images per second",
+}
+
+
+def training_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Draw one of `CURVES` over the images that a net has seen, for each net of a run.
+
+    Args:
+        axes: where to.
+        rows: lines of the run's log: `net`, `nimg`, and the curve's value, which may be None.
+        name: which curve.
+    """
+    colours = {"main": BLUE, "guide": ORANGE}
+    for net in dict.fromkeys(row["net"] for row in rows):
+        points = [
+            (row["nimg"], row[name])
+            for row in rows
+            if row["net"] == net and row.get(name) is not None
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=net, color=colours.get(net), lw=1.2)
+    axes.set_xlabel("images")
+    axes.set_ylabel(CURVES[name])
+    if name == "gradient_norm":
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def labelled_grid(
+    images: ArrayLike,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    scale: int | None = None,
+) -> Image.Image:
+    """Arrange images in a grid whose rows and columns have labels, enlarged without smoothing.
+
+    Args:
+        images: uint8 `[N, C, H, W]`, C = 1 (grey) or 3 (RGB), row by row; the last row may be
+            shorter.
+        row_labels: one for each row, left of it.
+        column_labels: one for each column, above it; there is no room for them if all are empty.
+        scale: pixels on a side that one pixel becomes; default: as few as make images of at least
+            96 pixels, and as wide as the labels above them.
+
+    Returns:
+        A `PIL.Image` in mode RGB, labels in black on white.
+
+    Raises:
+        ValueError, TypeError: wrong type or shape, or labels for another number of images.
+    """
+    from PIL import Image, ImageDraw
+
+    images = _check_images(images, "labelled_grid")
+    count, _, height, width = images.shape
+    rows, columns = len(row_labels), len(column_labels)
+    if not columns or math.ceil(count / columns) != rows:
+        raise ValueError(
+            f"labelled_grid: images must fill {rows} rows of {columns}, got {count}; pass a label "
+            "for each row and each column"
+        )
+    font = _font(_LABEL_SIZE)
+    widest = max((font.getlength(label) for label in column_labels), default=0)
+    if scale is None:
+        scale = max(math.ceil(2 * _MIN_SIDE / min(height, width)), math.ceil(widest / width))
+    gap = 4
+    grid = image_grid(images, columns, scale, gap)
+    left = math.ceil(max(font.getlength(label) for label in row_labels)) + 2 * gap
+    top = 2 * _LABEL_SIZE if any(column_labels) else 0
+    canvas = Image.new("RGB", (left + grid.width, top + grid.height), "white")
+    canvas.paste(grid, (left, top))
+    # The grid's lines are grey; between labels and images, and in a last row, paper is better.
+    draw = ImageDraw.Draw(canvas)
+    pitch_x, pitch_y = width * scale + gap, height * scale + gap
+    if used := count % columns:
+        draw.rectangle(
+            (left + used * pitch_x + gap, canvas.height - pitch_y, canvas.width, canvas.height),
+            "white",
+        )
+    for i, label in enumerate(column_labels):
+        middle = left + gap + i * pitch_x + width * scale / 2
+        draw.text((middle, top / 2), label, "black", font, anchor="mm")
+    for i, label in enumerate(row_labels):
+        middle = top + gap + i * pitch_y + height * scale / 2
+        draw.text((left - gap, middle), label, "black", font, anchor="rm")
+    return canvas
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that Matplotlib brings along."""
+    import matplotlib
+    from PIL import ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Everything that `sample` is asked for, checked before any work: `checked` makes a `Request`."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Request:
         device, dtype: of the state.
         encoder: what decodes samples, or None for raw ones.
         array, progress, callback, on_batch, compute_dtype: as for `sample`.
+        handed_out: the `batches` of `sample`.
     """
 
     nets: dict[str, Denoiser]
@@ -81,6 +82,7 @@ class Request:
     callback: Callable | None
     on_batch: Callable | None
     compute_dtype: torch.dtype | str | None
+    handed_out: Iterable[range] | None
 
     @property
     def model(self) -> Denoiser:
@@ -93,10 +95,25 @@ class Request:
         return list(self.nets.values())[1:]
 
     @property
-    def batches(self) -> list[range]:
+    def num_batches(self) -> int | None:
+        """How many batches there are, None where that is not known before."""
+        return None if self.handed_out is not None else -(-self.num_images // self.batch_size)
+
+    @property
+    def batches(self) -> Iterator[range]:
         """Which images each batch has."""
         count, size = self.num_images, self.batch_size
-        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+        if self.handed_out is None:
+            yield from (range(start, min(start + size, count)) for start in range(0, count, size))
+            return
+        for batch in self.handed_out:
+            within = isinstance(batch, range) and batch.step == 1
+            if not within or not 0 <= batch.start < batch.stop <= count:
+                raise ValueError(
+                    f"sample: batches must be ranges of the {count} images, got {batch!r}; pass "
+                    "such as [range(0, 64)]"
+                )
+            yield batch
 
 
 def checked(
@@ -132,6 +149,7 @@ def checked(
     init: Array | None,
     sigma_start: float | None,
     mask: Array | None,
+    batches: Iterable[range] | None,
 ) -> Request:
     """The `Request` for these arguments of `sample`, documented there; networks are loaded.
 
@@ -168,6 +186,11 @@ def checked(
         seeds = arguments.image_seeds(seeds)
     arguments.function_or_none("callback", callback, "a StepInfo after each step")
     arguments.function_or_none("on_batch", on_batch, "indices and images after each batch")
+    if batches is not None and on_batch is None:
+        raise ValueError(
+            "sample: on_batch must be given with batches, got None; it takes the images, of which "
+            "not all need be sampled"
+        )
     if device is not None:
         device = arguments.present_device(device)
     arguments.array_kind(array, device)
@@ -256,6 +279,7 @@ def checked(
         callback=callback,
         on_batch=on_batch,
         compute_dtype=compute_dtype,
+        handed_out=batches,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,7 +19,12 @@ from PIL import Image
 
 import autoguide_fast_command
 from autoguide_fast.cli import entry, main
-from autoguide_fast.cli.arguments import guidance_weights, integer_ranges, positive_integer
+from autoguide_fast.cli.arguments import (
+    guidance_weights,
+    integer_ranges,
+    positive_integer,
+    shown_ranges,
+)
 
 
 def run(capsys, *arguments):
@@ -47,6 +53,7 @@ def run(capsys, *arguments):
 )
 def test_integer_ranges(text, values):
     assert integer_ranges(text) == values
+    assert integer_ranges(shown_ranges(values)) == values
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1-", "a", "1.5", "3-1", "1,,2", "0-2-4"])
@@ -69,6 +76,8 @@ def test_guidance_weights(text):
         guidance_weights(text)
 
 
+COMMANDS = ("sample", "grid", "report", "presets", "convert", "demo")
+
 # --- the command itself ---------------------------------------------------------------------
 
 
@@ -87,12 +96,15 @@ def test_help_shows_examples(capsys, command, example):
 
 def test_examples_in_help_and_readme_are_right(capsys):
     texts = [(Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")]
-    commands = ([], ["sample"], ["presets"], ["convert"], ["demo"])
+    commands = ([], *([command] for command in COMMANDS))
     texts += [run(capsys, *command, "--help")[1] for command in commands]
     lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    lines = [
+        re.sub("^torchrun .* -m autoguide_fast.cli ", "autoguide-fast ", line) for line in lines
+    ]
     examples = [line for line in lines if line.startswith("autoguide-fast ")]
     ours = [shlex.split(line, comments=True)[1:] for line in examples]
-    ours = [words for words in ours if words[0] in ("info", "sample", "presets", "convert", "demo")]
+    ours = [words for words in ours if words[0] in ("info", *COMMANDS)]
     assert len(ours) >= 10
     for words in ours:
         assert callable(entry.build_parser().parse_args(words).run), words
@@ -265,16 +277,17 @@ FAST = ("--steps", 2, "--quiet")
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found)
 
 
 def test_sample_writes_images_and_grid(capsys, tmp_path):
     out = tmp_path / "new" / "folder"
     code, text, _ = run(capsys, "sample", "--seeds", "3-5", "--classes", "3,7", "--out", out, *FAST)
     assert code == 0 and text.startswith("3 images in ") and str(out) in text
-    expected = ["000003-class3.png", "000004-class7.png", "000005-class3.png"]
-    assert files(out) == [*expected, "grid.png", "settings.json"]
-    assert Image.open(out / "000003-class3.png").size == (8, 8)
+    expected = [f"00000/{name}.png" for name in ("000003-class3", "000004-class7", "000005-class3")]
+    assert files(out) == [*expected, "grid.png", "manifest.json"]
+    assert Image.open(out / expected[0]).size == (8, 8)
     assert Image.open(out / "grid.png").size == (2 * 48 + 6, 2 * 48 + 6)
 
 
@@ -283,16 +296,17 @@ def test_sample_repeats_one_seed_in_many_classes(capsys, tmp_path):
         capsys, "sample", "--seeds", 7, "--classes", "0-9", "--out", tmp_path, *FAST
     )
     assert code == 0 and text.startswith("10 images in ")
-    expected = [f"000007-class{label}.png" for label in range(10)]
-    assert files(tmp_path) == [*expected, "grid.png", "settings.json"]
+    expected = [f"00000/000007-class{label}.png" for label in range(10)]
+    assert files(tmp_path) == [*expected, "grid.png", "manifest.json"]
 
 
 def test_sample_depends_on_the_seed_alone(capsys, tmp_path):
     common = ("--guidance", 1.5, *FAST)
     run(capsys, "sample", "--seeds", "0-4", "--out", tmp_path / "a", *common)
     run(capsys, "sample", "--seeds", "4,2", "--batch-size", 1, "--out", tmp_path / "b", *common)
-    assert files(tmp_path / "b") == ["000002.png", "000004.png", "grid.png", "settings.json"]
-    for name in ("000002.png", "000004.png"):
+    names = ["00000/000002.png", "00000/000004.png"]
+    assert files(tmp_path / "b") == [*names, "grid.png", "manifest.json"]
+    for name in names:
         a, b = (np.asarray(Image.open(tmp_path / folder / name), int) for folder in "ab")
         assert np.abs(a - b).max() <= 1  # rounding to 0..255 may fall either way
 
@@ -303,7 +317,7 @@ def test_sample_guides_with_the_net_that_is_named(capsys, tmp_path):
         out = tmp_path / str(guide)
         option = ("--guide", guide) if guide else ()
         run(capsys, "sample", "--seeds", "1", "--guidance", 3, "--out", out, *option, *FAST)
-        pixels[guide] = np.asarray(Image.open(out / "000001.png"))
+        pixels[guide] = np.asarray(Image.open(out / "00000" / "000001.png"))
     np.testing.assert_array_equal(pixels["digits-guide"], pixels[None])
     assert not np.array_equal(pixels["digits-uncond"], pixels[None])
 

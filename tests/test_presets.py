@@ -105,7 +105,7 @@ def test_weights_are_downloaded_once_and_known_again(server, folder, monkeypatch
         command = ["sample", "--model", NAME, "--seeds", "0", "--steps", "1", "--quiet"]
         assert main([*command, "--out", str(tmp_path / "a")]) == 2
         assert main([*command, "--out", str(tmp_path / "b"), "--accept-licence"]) == 0
-        settings = json.loads((tmp_path / "b" / "settings.json").read_text())
+        settings = json.loads((tmp_path / "b" / "manifest.json").read_text())["settings"]
         assert settings["guidance"] == 1.7 and settings["guide"]["name"] == GUIDE
     monkeypatch.delenv("AGF_ACCEPT_LICENCE", raising=False)
     assert (folder / NET).read_bytes() == DATA_OF_NET

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -18,7 +19,11 @@ from nets import tiny
 from PIL import Image
 
 from autoguide_fast import checkpoints, sample
-from autoguide_fast.cli import image_folder, main
+from autoguide_fast.cli import main
+from autoguide_fast.cli.sampling import image_folder, work
+from autoguide_fast.cli.sampling.job import Job
+from autoguide_fast.cli.sampling.manifest import MANIFEST
+from autoguide_fast.cli.sampling.options import Sampling
 from autoguide_fast.encoders import PixelEncoder
 
 FAST = ("--steps", "2", "--quiet", "--batch-size", "4")
@@ -33,9 +38,16 @@ def run(capsys, out, *arguments):
 
 def contents(folder):
     """The images in a folder and their bytes; all files must be whole and known."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    found.pop(image_folder.SETTINGS)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    found.pop(MANIFEST)
     return found
+
+
+def images(folder):
+    """The images in a folder that have their names, whole or not, and their bytes."""
+    paths = sorted(folder.glob("*/[0-9]*.png"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +74,12 @@ def test_a_command_killed_in_the_midst_goes_on_to_the_same_bytes(capsys, tmp_pat
         if child == 0:
             image_folder.plots.to_image = slowly_encoded
             os._exit(main(["sample", *FAST, "--out", str(out), *options]))
-        while len(list(out.glob("[0-9]*.png"))) < wait_for:
+        while len(list(out.glob("*/[0-9]*.png"))) < wait_for:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
             time.sleep(0.002)
         os.kill(child, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        there = {path.name: path.read_bytes() for path in out.glob("[0-9]*.png")}
+        there = images(out)
         assert there.items() <= expected.items() and len(there) < 22
     assert kills == 4
     code, said, _ = run(capsys, out, *options)
@@ -80,7 +92,7 @@ def test_only_what_is_missing_or_damaged_is_written_again(capsys, tmp_path, whol
     expected, options = whole
     out = tmp_path / "out"
     run(capsys, out, *options)
-    damaged = out / "000007.png"
+    damaged = out / "00000" / "000007.png"
     size = damaged.stat().st_size
     other = Image.fromarray(np.zeros((9, 8), np.uint8))
     damages = [
@@ -91,20 +103,14 @@ def test_only_what_is_missing_or_damaged_is_written_again(capsys, tmp_path, whol
         lambda: other.save(damaged),
     ]
     for place in range(8, size, 7):
-        data = bytearray(expected[damaged.name])
+        data = bytearray(expected["00000/000007.png"])
         data[place] ^= 4
         damages.append(lambda data=data: damaged.write_bytes(data))
-    folder = dict(
-        path=out,
-        names=[p.stem for p in sorted(out.glob("0*.png"))],
-        settings=json.loads((out / "settings.json").read_text()),
-        shape=(1, 8, 8),
-    )
+    folder = image_folder.ImageFolder(out, Job(Sampling(seeds=range(22))))
     for damage in damages:
         damage()
-        found = image_folder.ImageFolder(**folder)
-        assert [name for name, m in zip(found.names, found.missing, strict=True) if m] == ["000007"]
-    times = {path: path.stat().st_mtime_ns for path in out.glob("0*.png")}
+        assert folder.missing(range(22)) == [7]
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/0*.png")}
     code, said, _ = run(capsys, out, *options)
     assert code == 0 and said.startswith("1 images in ") and "21 were there" in said
     assert contents(out) == expected
@@ -116,7 +122,8 @@ def test_only_what_is_missing_or_damaged_is_written_again(capsys, tmp_path, whol
 
 def test_networks_compute_in_the_type_that_is_asked_for(capsys, tmp_path):
     assert run(capsys, tmp_path, "--seeds", "0-3", "--compute-dtype", "int8")[0] == 0
-    assert json.loads((tmp_path / "settings.json").read_text())["compute_dtype"] == "int8"
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest["settings"]["compute_dtype"] == "int8"
     code, _, err = run(capsys, tmp_path, "--seeds", "0-5")
     assert code == 2 and "compute_dtype" in err
     code, _, err = run(capsys, tmp_path / "b", "--compute-dtype", "float16")
@@ -154,16 +161,16 @@ def test_other_settings_are_refused_and_named(capsys, tmp_path):
     for more in ({"seeds": "2-6"}, {"classes": 3}, {"batch_size": 2}):
         assert again(**more)[0] == 0
     found = contents(out)
-    assert len(found) == 7 + 4 + 1 and before["000003.png"] == found["000003.png"]
-    (out / "settings.json").write_bytes(b"{")
+    assert len(found) == 7 + 4 + 1 and before["00000/000003.png"] == found["00000/000003.png"]
+    (out / MANIFEST).write_bytes(b"{")
     code, _, error = again()
-    assert code == 2 and f"{out / 'settings.json'} must say how" in error and "damaged" in error
+    assert code == 2 and f"{out / MANIFEST} must say how" in error and "damaged" in error
     # Without settings, images would pass for those of the next command that is stopped.
-    (out / "settings.json").unlink()
+    (out / MANIFEST).unlink()
     code, _, error = again()
     assert code == 2 and "got 11 of them and no such file; remove them" in error
-    assert not (out / "settings.json").exists()
-    for path in out.glob("0*.png"):
+    assert not (out / MANIFEST).exists()
+    for path in out.glob("*/0*.png"):
         path.unlink()
     assert again()[0] == 0
 
@@ -187,11 +194,10 @@ def test_a_net_without_pictures_is_refused_before_the_work(
 
 def test_a_full_disk_leaves_whole_images_and_says_what_to_do(capsys, tmp_path, whole, monkeypatch):
     expected, options = whole
-    save, saved = Image.Image.save, []
+    save, saved = Image.Image.save, itertools.count()  # from several threads
 
     def full(image, path, *rest, **more):
-        saved.append(path)
-        if len(saved) > 6:
+        if next(saved) >= 6:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return save(image, path, *rest, **more)
@@ -199,9 +205,10 @@ def test_a_full_disk_leaves_whole_images_and_says_what_to_do(capsys, tmp_path, w
     monkeypatch.setattr(Image.Image, "save", full)
     code, _, error = run(capsys, tmp_path / "out", *options)
     monkeypatch.undo()
-    assert code == 2 and "000006.png must be written, got No space left on device; make" in error
+    assert code == 2 and ".png must be written, got No space left on device; make room" in error
     assert "repeat the command: it goes on" in error and error.count("\n") == 1
-    assert sorted(contents(tmp_path / "out")) == [f"{i:06d}.png" for i in range(6)]
+    there = contents(tmp_path / "out")
+    assert len(there) == 6 and there.items() <= expected.items()
     assert run(capsys, tmp_path / "out", *options)[0] == 0
     assert contents(tmp_path / "out") == expected
 
@@ -218,14 +225,14 @@ def test_files_that_may_not_grow_are_a_sentence(capsys, tmp_path):
 
 def test_ctrl_c_says_how_far_it_came(capsys, tmp_path, whole, monkeypatch):
     expected, options = whole
-    write = image_folder.ImageFolder.write
+    take = work.Worker._take
 
-    def press_ctrl_c(self, indices, images):
-        write(self, indices, images)
-        if 8 in indices:
+    def press_ctrl_c(self, batch, images):
+        take(self, batch, images)
+        if 8 in batch:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(image_folder.ImageFolder, "write", press_ctrl_c)
+    monkeypatch.setattr(work.Worker, "_take", press_ctrl_c)
     code, _, error = run(capsys, tmp_path / "out", *options)
     monkeypatch.undo()
     assert code == 130 and "interrupted; 12 of 22 images are in" in error
@@ -253,3 +260,37 @@ def test_batches_are_handed_out_and_not_kept():
     np.testing.assert_array_equal(np.concatenate(arrays), together.numpy())
     with pytest.raises(TypeError, match="on_batch must be callable, got int; it is called with"):
         sample("digits", on_batch=3, **options)
+
+
+def test_batches_may_be_handed_out_one_by_one():
+    """Each is asked for when the one before has been sampled; the rest is not sampled."""
+    together = sample("digits", seeds=range(10), num_steps=2, batch_size=4)
+    got, order = {}, []
+
+    def hand_out():
+        for batch in (range(8, 10), range(4)):
+            order.append(batch)
+            yield batch
+
+    def take(indices, images):
+        order.append(indices)
+        got.update(zip(indices, images, strict=True))
+
+    options = {"seeds": range(10), "num_steps": 2}
+    assert sample("digits", batches=hand_out(), on_batch=take, **options) is None
+    assert order == [range(8, 10), range(8, 10), range(4), range(4)]
+    assert sorted(got) == [0, 1, 2, 3, 8, 9] and all(torch.equal(got[i], together[i]) for i in got)
+    numbers = []
+    sample(
+        "digits",
+        batches=[range(4)],
+        on_batch=take,
+        callback=lambda info: numbers.append((info.batch, info.num_batches)),
+        **options,
+    )
+    assert numbers == [(0, None)] * 2
+    with pytest.raises(ValueError, match="on_batch must be given with batches, got None; it"):
+        sample("digits", batches=[range(4)], **options)
+    for wrong in (range(8, 12), range(0), range(0, 4, 2), [0, 1]):
+        with pytest.raises(ValueError, match="batches must be ranges of the 10 images, got"):
+            sample("digits", batches=[wrong], on_batch=take, **options)

@@ -12,10 +12,10 @@ import torch
 from test_trainer_recovery import TINY, same_state, state_in
 
 from autoguide_fast import checkpoints
+from autoguide_fast.checkpoints.run_folder import read_log
 from autoguide_fast.cli import main
 from autoguide_fast.trainer import durable, loop, pair
 from autoguide_fast.trainer.options import TrainOptions
-from autoguide_fast.trainer.runlog import read_log
 
 MAIN = TrainOptions(**TINY, duration=96, snapshots=3, ema=(0.1,))
 GUIDE = pair.parse_guide("2:T/3", MAIN, changes={"channels_per_head": 2, "dropout": 0.1})

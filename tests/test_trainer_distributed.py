@@ -10,12 +10,12 @@ import pytest
 import torch
 from test_locks import other_process
 
+from autoguide_fast.checkpoints.run_folder import read_log
 from autoguide_fast.cli import main
 from autoguide_fast.locks import LOCK
 from autoguide_fast.trainer import durable, interruption, loop
 from autoguide_fast.trainer import trainer as trainer_module
 from autoguide_fast.trainer.options import TrainOptions
-from autoguide_fast.trainer.runlog import read_log
 
 # Losses may differ by the order in which gradients are summed: a rounding of 6e-8 relative that
 # Adam's division magnifies over the steps.

@@ -15,11 +15,11 @@ from test_trainer_commands import TINY, run
 from tolerances import LOSS
 
 from autoguide_fast import checkpoints
+from autoguide_fast.checkpoints.run_folder import read_log
 from autoguide_fast.trainer import estimate, pair, presets
 from autoguide_fast.trainer import trainer as trainer_module
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.processes import Processes
-from autoguide_fast.trainer.runlog import read_log
 from autoguide_fast.trainer.trainer import Trainer
 
 SMALL = [*TINY, "--duration", 64, "--snapshots", 4]

@@ -18,9 +18,9 @@ import time
 import pytest
 import torch
 
+from autoguide_fast.checkpoints.run_folder import read_log
 from autoguide_fast.trainer import durable, interruption, loop, pair
 from autoguide_fast.trainer.options import TrainOptions
-from autoguide_fast.trainer.runlog import read_log
 
 TINY = {"channels": 4, "channels_per_head": 4, "batch": 16, "rampup": 64.0, "seed": 5}
 KILLS = 50

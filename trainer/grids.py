@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoguide_fast import plots, sample
 from autoguide_fast.checkpoints import Snapshots
+from autoguide_fast.checkpoints.run_folder import SAMPLES
 from autoguide_fast.files import reason
 from autoguide_fast.networks import Precond
 
@@ -18,7 +19,6 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-FOLDER = "samples"
 NUM_STEPS = 16
 
 
@@ -59,7 +59,7 @@ class Grids:
                 longest = max(trainer.ema.sigma_rels)
                 self.guide = Snapshots(self.out).net(since, longest).to(trainer.device)
             picture = self._picture(average, self.guide if net == "main" else None)
-            folder = self.out / FOLDER
+            folder = self.out / SAMPLES
             folder.mkdir(exist_ok=True)
             picture.save(folder / f"{net}-{trainer.nimg:09d}.png")
             self.log.picture(net, trainer.nimg, picture)

@@ -5,19 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from autoguide_fast.checkpoints.run_folder import read_log
 from autoguide_fast.cli.arguments import check_output_file
 from autoguide_fast.files import write_atomically
-from autoguide_fast.plots import BLUE, ORANGE
-
-from .runlog import read_log
-
-_CURVES = {
-    "loss": "loss",
-    "lr": "learning rate",
-    "gradient_norm": "norm of the gradients",
-    "images_per_s": "images per second",
-}
-_COLOURS = {"main": BLUE, "guide": ORANGE}
+from autoguide_fast.plots import CURVES, training_curve
 
 _EXAMPLES = """\
 examples:
@@ -73,21 +64,7 @@ def draw(rows: list[dict], path: Path) -> None:
         raise ValueError("plot: run must have logged something, got an empty log; train longer")
     figure = Figure(figsize=(10, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, label) in zip(figure.subplots(2, 2).flat, _CURVES.items(), strict=True):
-        for net in dict.fromkeys(row["net"] for row in rows):
-            points = [
-                (row["nimg"], row[name])
-                for row in rows
-                if row["net"] == net and row.get(name) is not None
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=net, color=_COLOURS.get(net), lw=1.2)
-        axes.set_xlabel("images")
-        axes.set_ylabel(label)
-        if name == "gradient_norm":
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+    for axes, name in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
+        training_curve(axes, rows, name)
     kind = path.suffix[1:] or "png"
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format=kind))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from autoguide_fast.checkpoints.run_folder import LOG, parsed_line
 from autoguide_fast.files import reason, remedy, write_atomically
 
 from .durable import not_written
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
-LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -52,7 +52,7 @@ class RunLog:
         if not self.active or not self.path.is_file():
             return
         lines = self.path.read_bytes().splitlines(keepends=True)
-        rows = [_parse(line) for line in lines]
+        rows = [parsed_line(line) for line in lines]
         damaged = sum(row is None for row in rows[:-1])
         if damaged:
             print(
@@ -114,26 +114,10 @@ def make_folder(out: Path) -> None:
         ) from error
 
 
-def read_log(out: str | os.PathLike) -> list[dict]:
-    """The lines of a job's log; one that is cut short or damaged is left out.
-
-    Raises:
-        ValueError: the folder holds no log.
-    """
-    path = Path(out) / LOG
-    if not path.is_file():
-        raise ValueError(
-            f"plot: run must be a folder that `autoguide-fast train` wrote, got {out} without "
-            f"{LOG}; train there first"
-        )
-    rows = [_parse(line) for line in path.read_bytes().splitlines()]
-    return [row for row in rows if row is not None]
-
-
 def last_logged(out: Path, net: str) -> int:
     """The most images of a net that the log of a job knows of; 0 if it knows none."""
     path = out / LOG
-    rows = map(_parse, path.read_bytes().splitlines()) if path.is_file() else ()
+    rows = map(parsed_line, path.read_bytes().splitlines()) if path.is_file() else ()
     return max((row["nimg"] for row in rows if row is not None and row["net"] == net), default=0)
 
 
@@ -161,16 +145,6 @@ def peak_memory_mib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def _parse(line: bytes) -> dict | None:
-    """A line of the log, or None for what is none."""
-    try:
-        row = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
-        return None
-    whole = isinstance(row, dict) and isinstance(row.get("net"), str)
-    return row if whole and isinstance(row.get("nimg"), int) else None
 
 
 def _tensorboard(folder: Path) -> SummaryWriter | None:

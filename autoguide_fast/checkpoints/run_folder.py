@@ -1,4 +1,4 @@
-"""The folder of a training run: its options, and nets with any EMA length made of its averages."""
+"""The folder of a training run: options, log, and nets of any EMA length made of its averages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .native import load_file
 
 SNAPSHOTS = "snapshots"
 OPTIONS = "options.json"
+LOG = "log.jsonl"
+SAMPLES = "samples"  # grids drawn while it was trained, `NET-NIMG.png`
 
 Read = TypeVar("Read")
 
@@ -33,6 +35,32 @@ def stored_options(out: str | os.PathLike) -> dict:
             f"Snapshots: {path} must hold the options of the run, got a damaged file ({error}); "
             "go on with the run, which writes it again, or restore it"
         ) from None
+
+
+def read_log(out: str | os.PathLike) -> list[dict]:
+    """The lines of a job's log; one that is cut short or damaged is left out.
+
+    Raises:
+        ValueError: the folder holds no log.
+    """
+    path = Path(out) / LOG
+    if not path.is_file():
+        raise ValueError(
+            f"plot: run must be a folder that `autoguide-fast train` wrote, got {out} without "
+            f"{LOG}; train there first"
+        )
+    rows = [parsed_line(line) for line in path.read_bytes().splitlines()]
+    return [row for row in rows if row is not None]
+
+
+def parsed_line(line: bytes) -> dict | None:
+    """A line of a log, or None for what is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("net"), str)
+    return row if whole and isinstance(row.get("nimg"), int) else None
 
 
 def is_run_folder(path: object) -> bool:

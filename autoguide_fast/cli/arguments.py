@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..arguments import MOST_IMAGES
@@ -32,6 +33,17 @@ def integer_ranges(text: str) -> list[int]:
             )
         values.extend(range(int(first), int(last) + 1))
     return values
+
+
+def shown_ranges(values: Sequence[int]) -> str:
+    """What `integer_ranges` parses to these values: `0-3,7`."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
 def _is_number(text: str) -> bool:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import NoReturn
 
 from ..files import reason, remedy
-from . import convert, demo, info, presets, sample
+from . import convert, demo, grid, info, presets, report, sample
 
 PROGRAM = "autoguide-fast"
 PLUGIN_GROUP = "autoguide_fast.commands"
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show the whole traceback of an error"
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for module in (demo, sample, presets, convert, info):
+    for module in (demo, sample, grid, report, presets, convert, info):
         module.add_command(subparsers)
     for plugin in sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name):
         try:

@@ -1,0 +1,1 @@
+"""What `autoguide-fast report` is made of: parts of each kind of input, charts, and the page."""

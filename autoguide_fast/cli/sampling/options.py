@@ -1,0 +1,46 @@
+"""What `sample` is asked for, and what a manifest asks for once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The options on which the images depend; see the help of `autoguide-fast sample`.
+
+    Raises ValueError for options that contradict each other.
+    """
+
+    model: str = "digits"
+    guide: str | None = None
+    guidance: float | None = None
+    interval: Sequence[float] | None = None
+    steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    churn: Sequence[float] = (0.0,)
+    compute_dtype: str | None = None
+    seeds: Sequence[int] = range(64)
+    classes: Sequence[int] | None = None
+    balanced: bool = False
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.churn) > 4:
+            raise ValueError(
+                f"--churn must be at most four numbers, got {len(self.churn)}; "
+                "they are S_churn S_min S_max S_noise"
+            )
+        if self.balanced and self.classes is not None:
+            raise ValueError(
+                "--balanced must come without --classes, got both; it deals out all classes"
+            )
+
+    @property
+    def all_churn(self) -> list[float]:
+        """S_churn, S_min, S_max and S_noise."""
+        return [*self.churn, *[0.0, 0.0, math.inf, 1.0][len(self.churn) :]]
