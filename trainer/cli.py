@@ -103,7 +103,7 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` and what goes with it to the command line."""
-    from . import diagnose, ema_command, judge, plot, search
+    from . import diagnose, ema_command, evaluate, judge, plot, search
 
     parser = subparsers.add_parser(
         "train",
@@ -186,7 +186,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
                 help="mirror half of the images left to right",
             )
     parser.set_defaults(run=run)
-    for module in (search, judge, diagnose, ema_command, plot):
+    for module in (search, judge, evaluate, diagnose, ema_command, plot):
         module.add_command(subparsers)
 
 

@@ -89,7 +89,7 @@ class Collected:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.count = 0
-        self.running = {name: RunningStatistics() for name in settings.detectors()}
+        self.running = {n: RunningStatistics(settings.device) for n in settings.detectors()}
         self._kept: list[tuple[int, dict[str, np.ndarray], np.ndarray | None]] = []
 
     def add(
