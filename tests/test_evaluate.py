@@ -206,6 +206,33 @@ def test_an_own_network_and_its_reference(capsys, pictures, tmp_path):
     assert code == 2 and "--detector-file must be F=FILE" in err
 
 
+def test_cmmd_of_a_network_in_a_file(capsys, tmp_path):
+    """The whole way of a metric on features that are compared pair by pair."""
+
+    class Clip(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.avg_pool2d(x, 21).flatten(1)[:, :768]
+
+    torch.jit.script(Clip()).save(str(tmp_path / "clip.pt"))
+    for name, seed in (("real", 0), ("fake", 1)):
+        random = np.random.default_rng(seed)
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    file = ["--detector-file", f"clip={tmp_path / 'clip.pt'}", "--quiet"]
+    made = ["evaluate", "ref", "--data", tmp_path / "real", "--out", tmp_path / "ref.npz"]
+    assert run(capsys, *made, "--features", "clip", "--keep-features", *file)[0] == 0
+    measured = ["evaluate", "--ref", tmp_path / "ref.npz", "--metrics", "cmmd", *file]
+    measured += ["--out", tmp_path / "found.json", "--images"]
+    values = []
+    for name in ("real", "fake"):
+        code, _, err = run(capsys, *measured, tmp_path / name)
+        assert code == 0, err
+        values.append(json.loads((tmp_path / "found.json").read_text())["metrics"]["cmmd"]["mean"])
+    assert abs(values[0]) < 1e-9 < values[1]
+
+
 # --- interruption and processes -------------------------------------------------------------
 
 
@@ -312,6 +339,7 @@ def test_compare_says_in_what_protocols_differ(capsys, tmp_path):
     [
         ([], "images must come from --images or from --model, got neither"),
         (["--images", "x", "--model", "digits"], "got both; name one"),
+        (["--images", "x", "--guidance", "2"], "--guidance must be left out for --images, got it"),
         (["--images", "x"], "--ref must name reference statistics, got none"),
         (["--images", "x", "--ref", "no.npz"], "--ref must be a file of reference statistics"),
         (["--model", "digits", "--ref", "train.npz"], "--seeds must name at least two images"),

@@ -474,6 +474,19 @@ def test_what_detectors_refuse(tmp_path):
         metrics.load_detector("pixels", tmp_path / "net.pt")
 
 
+def test_an_exported_network(tmp_path):
+    """What `torch.export` saved, with a batch of any size, is a network like any other."""
+    batch = {"x": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(Pool(), (images_like(6, 4),), dynamic_shapes=batch)
+    torch.export.save(program, tmp_path / "net.pt2")
+    own = metrics.load_detector("file", tmp_path / "net.pt2")
+    for count in (1, 5):
+        torch.testing.assert_close(own(images_like(7, count)), Pool()(images_like(7, count)))
+    (tmp_path / "bad.pt2").write_bytes(b"no network")
+    with pytest.raises(ValueError, match="must be TorchScript"):
+        metrics.load_detector("file", tmp_path / "bad.pt2")
+
+
 # --- files of statistics --------------------------------------------------------------------
 
 

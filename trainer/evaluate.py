@@ -202,6 +202,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"evaluate: images must come from --images or from --model, got {got}; name one"
         )
+    given = sampling_options.given(arguments)
+    if arguments.images is not None and given:
+        raise ValueError(
+            f"evaluate: {given[0]} must be left out for --images, got it; those are sampled already"
+        )
     if arguments.ref is None:
         raise ValueError(
             "evaluate: --ref must name reference statistics, got none; make them with "

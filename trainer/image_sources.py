@@ -84,7 +84,10 @@ class FileImages:
                 classes = [match[1] for match in matches if match]
                 labels = np.array(classes, np.int64) if all(classes) else None
             if not names:
-                raise ValueError(f"evaluate: --images must hold images, got none in {path}")
+                raise ValueError(
+                    f"evaluate: --images must hold images, got none in {path}; name the folder "
+                    "that has them"
+                )
             self._settings = _settings_beside(Path(path))
             source = dataclasses.replace(source, names=names, labels=labels)
             self._data = FilesData(source, Path(path).name)

@@ -94,6 +94,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--accept-licence", action="store_true", help="of published weights, as for `sample`")
 
 
+def given(arguments: argparse.Namespace) -> list[str]:
+    """Those options about sampling that were given, but for --model."""
+    names = ("ema", "guide", "guide_ema", "guidance", "interval", "seeds", "classes")
+    names += ("balanced", "sigma_min", "sigma_max", "compute_dtype")
+    found = [name for name in names if getattr(arguments, name) not in (None, False)]
+    return [f"--{name.replace('_', '-')}" for name in found]
+
+
 def sampled_images(arguments: argparse.Namespace, device: str, repeats: int) -> SampledImages:
     """The images that the options ask for, those of all repeats one after the other.
 

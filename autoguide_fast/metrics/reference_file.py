@@ -48,6 +48,7 @@ class ReferenceFile:
             )
         self.sha256 = sha256(self.path)
         self._names: set[str] = set()
+        self._known: dict[str, np.ndarray] = {}
         self.protocol: dict | None = None
         if self.path.suffix.lower() == ".npz":
             with self._opened() as file:
@@ -85,9 +86,12 @@ class ReferenceFile:
             ) from None
 
     def _read(self, name: str) -> np.ndarray:
+        if name in self._known:
+            return self._known[name]
         with self._opened() as file:
             try:
-                return file[name]
+                self._known[name] = file[name]
+                return self._known[name]
             except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
                 raise ValueError(
                     f"evaluate: --ref must be a whole .npz file, got {self.path}, whose {name} "
