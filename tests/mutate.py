@@ -63,6 +63,11 @@ JUDGES = {
     "test_engine_memory -k not(evaluation|edited_net)",
     "autoguide_fast/engine/cpu_stepper.py": "test_engine -k samples|state|belong|callback|snapshot",
     "autoguide_fast/ema.py": "test_trainer_ema",
+    **dict.fromkeys(
+        [f"autoguide_fast/metrics/{n}.py" for n in ("running", "mmd", "neighbours", "manifold")],
+        "test_measuring test_metrics -k running|kernel|clip|density|coverage|precision|frechet",
+    ),
+    "trainer/feature_parts.py": "test_evaluate -k parts|interrupted",
     "trainer/ema.py": "test_trainer_ema",
     "trainer/loss.py": "test_trainer_loop -k golden|loss|level",
     "trainer/optimizer.py": "test_trainer_loop test_trainer_capture "

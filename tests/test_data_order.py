@@ -10,7 +10,7 @@ import pytest
 import torch
 from pictures import numbered, write
 
-from autoguide_fast.trainer.data import Loader, flips, open_dataset, order
+from autoguide_fast.trainer.data import Loader, dropped_labels, flips, open_dataset, order
 from autoguide_fast.trainer.data.order import _mix
 
 
@@ -26,10 +26,16 @@ def test_order_is_frozen():
     # What a run was shown must not change with versions, or it could not be resumed.
     assert order(0, 7, 5, 12).tolist() == [5, 1, 0, 5, 6, 1, 3, 2, 4, 6, 2, 1]
     assert flips(0, 1000, 12).astype(int).tolist() == [0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0]
+    assert np.flatnonzero(dropped_labels(0, 1000, 60, 0.1)).tolist() == [7, 25, 30, 37, 47, 58]
 
 
 @pytest.mark.parametrize(
-    ("stream", "bits"), [(lambda s: order(s, 99, 0, 99), 32), (lambda s: flips(s, 0, 99), 64)]
+    ("stream", "bits"),
+    [
+        (lambda s: order(s, 99, 0, 99), 32),
+        (lambda s: flips(s, 0, 99), 64),
+        (lambda s: dropped_labels(s, 0, 99, 0.5), 64),
+    ],
 )
 def test_seeds_count_modulo_a_power_of_two(stream, bits):
     assert np.array_equal(stream(2**bits + 3), stream(3))
@@ -37,7 +43,14 @@ def test_seeds_count_modulo_a_power_of_two(stream, bits):
     assert len({stream(seed).tobytes() for seed in seeds}) == len(seeds)
 
 
-@pytest.mark.parametrize("function", [lambda s, n: order(1, 7, s, n), lambda s, n: flips(1, s, n)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, n: order(1, 7, s, n),
+        lambda s, n: flips(1, s, n),
+        lambda s, n: dropped_labels(1, s, n, 0.3),
+    ],
+)
 def test_a_stream_is_the_same_in_any_pieces(function):
     whole = function(0, 100)
     cuts = [0, 1, 6, 7, 8, 40, 40, 99, 100]
@@ -56,6 +69,16 @@ def test_flips_are_fair_and_differ_between_seeds():
     assert abs((drawn[:, 1:] == drawn[:, :-1]).mean(axis=1) - 0.5).max() < five_sigma
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
+def test_labels_are_dropped_with_their_probability_whatever_is_flipped(probability):
+    count = 100_000
+    drawn = dropped_labels(3, 10**12, count, probability)
+    five_sigma = 5 * (probability * (1 - probability) / count) ** 0.5
+    assert abs(drawn.mean() - probability) <= five_sigma
+    mirrored = flips(3, 10**12, count)
+    assert abs(drawn[mirrored].mean() - probability) <= 2 * five_sigma
+
+
 def test_flips_are_splitmix64():
     # The first number of the published generator seeded with 0.
     gamma = np.array([0x9E3779B97F4A7C15], np.uint64)
@@ -68,6 +91,8 @@ def test_flips_are_splitmix64():
         (lambda: order(-1, 5, 0, 1), "order: seed must be >= 0, got -1"),
         (lambda: order(0, 0, 0, 1), "order: dataset_size must be >= 1, got 0"),
         (lambda: order(0, 5, -2, 1), "order: start must be >= 0, got -2"),
+        (lambda: dropped_labels(0, 0, 1, 1.5), "probability must lie in .0, 1., got 1.5"),
+        (lambda: dropped_labels(0, -1, 1, 0.5), "dropped_labels: start must be >= 0, got -1"),
         (lambda: flips(0, 0, -3), "flips: count must be >= 0, got -3"),
     ],
 )

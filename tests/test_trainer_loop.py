@@ -323,6 +323,8 @@ def test_snapshots_give_tracked_and_other_averages(tmp_path):
         ({"channels": 0}, "channels must be >= 1"),
         ({"lr": -0.1}, "lr must be >= 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"label_dropout": 1.0}, r"label_dropout must lie in \[0, 1\)"),
+        ({"label_dropout": 0.1, "labelled": False}, "label_dropout must be 0 without labels"),
         ({"sigma_data": 0}, "sigma_data must be > 0"),
         ({"eps": 0.0}, "eps must be > 0, got 0.0; 1e-08 is usual"),
         ({"ema": (0.05, 0.3)}, r"train: ema must lie in \(0, 0.2887\), got 0.3; typical"),

@@ -14,14 +14,16 @@ from references import assert_step
 from test_trainer_commands import TINY, run
 from tolerances import LOSS
 
-from autoguide_fast import checkpoints
+from autoguide_fast import checkpoints, load, sample, unlabelled
 from autoguide_fast.checkpoints.run_folder import read_log
-from autoguide_fast.trainer import estimate, pair, presets
+from autoguide_fast.trainer import estimate, loop, pair, presets
 from autoguide_fast.trainer import trainer as trainer_module
+from autoguide_fast.trainer.data import dropped_labels, order
 from autoguide_fast.trainer.options import TrainOptions
 from autoguide_fast.trainer.processes import Processes
 from autoguide_fast.trainer.trainer import Trainer
 
+NARROW = {"channels": 4, "channels_per_head": 4}
 SMALL = [*TINY, "--duration", 64, "--snapshots", 4]
 
 # Parameters in M and MAC in G of the published sizes, as the papers state them.
@@ -412,6 +414,49 @@ def test_flips_mirror_half_of_the_images():
     mirrored = (seen[True] == seen[False].flip(3)).flatten(1).all(1)
     kept = (seen[True] == seen[False]).flatten(1).all(1)
     assert (mirrored | kept).all() and 16 < mirrored.sum() < 48
+
+
+def test_labels_are_dropped_and_counted(tmp_path):
+    """An image without its label is shown as one to a net that is told None."""
+    options = TrainOptions(
+        **NARROW, batch=64, microbatch=16, label_dropout=0.25, duration=128, snapshots=2
+    )
+    trainer = Trainer(options)
+    seen, compute = [], trainer.loss
+    trainer.loss = lambda model, y, labels, **k: (
+        seen.append(labels.clone()) or compute(model, y, labels, **k)
+    )
+    for _ in range(2):
+        trainer.step()
+    labels = torch.cat(seen)
+    dropped = torch.from_numpy(dropped_labels(options.seed, 0, 128, 0.25))
+    assert 10 < dropped.sum() < 60 and torch.equal(labels.sum(1) == 0, dropped)
+    _, classes = trainer.dataset.batch(order(options.seed, len(trainer.dataset), 0, 128))
+    assert torch.equal(labels[~dropped].argmax(1), torch.from_numpy(classes)[~dropped])
+    loop.train(options, tmp_path / "run", progress=False)
+    rows = read_log(tmp_path / "run")
+    assert sum(row["labels_dropped"] for row in rows) == dropped.sum()
+    net = load(tmp_path / "run", ema=0.05)
+    images = sample(net, unlabelled(net), 1.5, class_labels=3, seeds=range(4), num_steps=2)
+    assert images.shape == (4, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, ""),
+        ({"attn_resolutions": ()}, ""),
+        ({"attn_resolutions": (8, 3)}, ""),
+        ({"attn_resolutions": (3,)}, "attn_resolutions 3 has no effect: the levels of the net are"),
+        ({"channels_per_head": 16}, "narrower there than channels_per_head=16"),
+    ],
+)
+def test_attention_that_no_level_has_is_said(capsys, tmp_path, options, message):
+    options = TrainOptions(**NARROW | {"batch": 16, "duration": 16, "snapshots": 0} | options)
+    loop.train(options, tmp_path / "run", progress=False)
+    err = capsys.readouterr().err
+    assert message in err and bool(err) == bool(message)
+    assert err.count("\n") == bool(message)
 
 
 def test_photos_train_in_colour():

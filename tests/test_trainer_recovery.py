@@ -125,6 +125,7 @@ def test_nothing_is_lost_to_fifty_kills(tmp_path):
         {},
         {"dropout": 0.2},
         {"flip": True},
+        {"label_dropout": 0.3},
         {"microbatch": 8},
         {"precision": "bf16"},
         {"precision": "fp16"},

@@ -33,7 +33,8 @@ examples:
   torchrun --nproc-per-node 8 -m autoguide_fast.cli train --out runs/xxl --shard \\
       --data latents.zip --preset edm2-img512-xxl --precision bf16 --microbatch 16
 
-  # a net without labels, for classifier-free guidance
+  # classifier-free guidance: a net that is its own guide without its label, or one of its own
+  autoguide-fast train --out runs/main --label-dropout 0.1
   autoguide-fast train --out runs/uncond --no-labels
 
   # go on after Ctrl-C, or after the power went
@@ -50,6 +51,11 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "split": ("S", "of what is bundled: 'train' holds a part out, 'all' does not"),
         "resolution": ("N", "that the data must have; 0: any"),
         "img_channels": ("N", "that the data must have; 0: any"),
+        "label_dropout": (
+            "P",
+            "share of images whose label is dropped; without its label the net is then its own "
+            "guide for CFG: guide=unlabelled(net)",
+        ),
     },
     "network": {
         "channels": ("N", "base width"),
@@ -103,7 +109,7 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` and what goes with it to the command line."""
-    from . import diagnose, ema_command, judge, plot, search
+    from . import diagnose, ema_command, evaluate, judge, plot, search
 
     parser = subparsers.add_parser(
         "train",
@@ -186,7 +192,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
                 help="mirror half of the images left to right",
             )
     parser.set_defaults(run=run)
-    for module in (search, judge, diagnose, ema_command, plot):
+    for module in (search, judge, evaluate, diagnose, ema_command, plot):
         module.add_command(subparsers)
 
 
@@ -369,14 +375,16 @@ def _changes(pairs: list[str]) -> dict:
 
 def _dry_run(main: TrainOptions, guide: Guide | None) -> str:
     from . import estimate
-    from .training_data import shape_of
+    from .training_data import attention_note, shape_of
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     shape = shape_of(main)
+    nets = [main, *([guide.options] if guide is not None and guide.options is not None else [])]
+    notes = filter(None, (attention_note(net, shape[0]) for net in nets))
     estimates = {"main": estimate.estimate(main, *shape, processes)}
     if guide is not None and guide.options is not None:
         estimates["guide"] = estimate.estimate(guide.options, *shape, processes)
     text = estimate.report(estimates, processes, estimate.convolution_speed())
     if guide is not None and guide.options is None:
         text += f"\nthe guide is the main net as it stood at {guide.nimg:,} images: no cost"
-    return text
+    return "\n".join([text, *dict.fromkeys(notes)])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoguide_fast import checkpoints
+from autoguide_fast.checkpoints.run_folder import is_run_folder, stored_options
 from autoguide_fast.cli.arguments import check_image_count, check_output_file
 from autoguide_fast.files import write_atomically
+from autoguide_fast.guidance import Unlabelled
+from autoguide_fast.metrics.names import FEATURES
 
+from .chosen_nets import UNLABELLED, NetChoice, of_folder, of_run
 from .workers import map_jobs
-from .yardstick import NAMES, yardstick
+from .yardstick import NAMES, Data, classes_of, net_names, yardstick
 
 if TYPE_CHECKING:
     from autoguide_fast.networks import Precond
@@ -24,8 +28,10 @@ if TYPE_CHECKING:
 FIRST_SEED = 20_000_000
 METHODS = ("none", "CFG", "autoguidance")
 _GUIDES = {"none": None, "CFG": "uncond", "autoguidance": "guide"}  # role of the net that guides
+MORE = ("kid", "dc")  # kinds of metrics that can be asked for besides
 
-# Column of the table -> figure in a row of results, and its decimals.
+# Column of the table -> figure in a row of results, and its decimals; those that no row has are
+# left out.
 _COLUMNS = {
     "FD to training {data}": ("fd_train", 4),
     "FD to held-out {data}": ("fd_heldout", 4),
@@ -34,6 +40,9 @@ _COLUMNS = {
     "class agreement": ("agreement", 4),
     "nearest of training {data}": ("memorisation", 3),
     "share of near repeats": ("near_repeats", 3),
+    "KD to training {data}": ("kid", 6),
+    "density": ("density", 3),
+    "coverage": ("coverage", 3),
 }
 
 _EXAMPLES = """\
@@ -41,37 +50,87 @@ examples:
   autoguide-fast judge --images 10000 --repeats 3 --workers 2 --out results.json
   autoguide-fast judge --pair pair/ --images 2000 --repeats 1
   autoguide-fast judge --data photos --images 1000 --steps 16
+
+  # what `train` wrote, and any two files, on data of any kind
+  autoguide-fast judge --pair runs/pair --guidance 1.5 --images 2000
+  autoguide-fast judge --model s.safetensors --guide xs.safetensors --guidance 2 \\
+      --data img64.zip --heldout img64-val.zip --features efficientnet
 """
 
 
 @dataclass(frozen=True)
 class Job:
-    """One set of samples to draw and judge: `folder` None stands for the bundled nets."""
+    """One set of samples to draw and judge.
 
-    data: str
-    folder: str | None
+    nets: by role, as pairs. weight: of the guidance. more: kinds of metrics besides.
+    """
+
+    data: Data
+    nets: tuple[tuple[str, NetChoice], ...]
     method: str
+    weight: float
     repeat: int
     images: int
     steps: int
     seed: int
     dtype: str = "float32"
+    more: tuple[str, ...] = ()
 
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `judge` to the command line."""
     parser = subparsers.add_parser(
         "judge",
-        help="measure no guidance, CFG and autoguidance on the bundled data, with repeats",
+        help="measure no guidance, CFG and autoguidance side by side, with repeats",
         description="Draws images without guidance, with CFG and with autoguidance at the weights "
-        "recorded in the nets, in several repeats with fresh seeds, and prints mean and standard "
-        "deviation over the repeats as a Markdown table.",
+        "recorded in the nets or given, in several repeats with fresh seeds, and prints mean and "
+        "standard deviation over the repeats as a Markdown table. For the metrics of papers, see "
+        "`autoguide-fast evaluate`.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("--data", choices=NAMES, default=NAMES[0], help=f"what to judge by (default: {NAMES[0]})")
-    add("--pair", type=Path, metavar="DIR", help="folder written by search (default: bundled)")
+    add = parser.add_argument_group("nets").add_argument
+    add("--pair", type=Path, metavar="DIR", help="folder of `search` or of a run of `train`")
+    add("--ema", type=float, metavar="S", help="of a run's main net (default: its first)")
+    add("--guide-ema", type=float, metavar="S", help="of a run's guide (default: its last)")
+    add("--model", metavar="NET", help="file of the main net, instead of --pair")
+    add("--guide", metavar="NET", help="file of its guide")
+    add(
+        "--uncond",
+        metavar="NET",
+        help="file of a net without labels, for CFG; 'unlabelled': the main net without its label",
+    )
+    add("--guidance", type=float, metavar="W", help="of autoguidance (default: as recorded)")
+    add("--cfg-guidance", type=float, metavar="W", help="of CFG (default: as recorded)")
+    add = parser.add_argument_group("what to judge by").add_argument
+    add(
+        "--data",
+        metavar="DATA",
+        help="'digits', 'photos', a folder or a ZIP file of pictures (default: what --pair was "
+        "trained on, otherwise digits)",
+    )
+    add(
+        "--heldout",
+        metavar="DATA",
+        help="such that was not trained on (default: the held-out part of what is bundled)",
+    )
+    add(
+        "--features",
+        choices=tuple(FEATURES),
+        metavar="F",
+        help=f"by which images are compared, of {', '.join(FEATURES)} (default: pixels, at two "
+        "scales where images are larger than 32x32)",
+    )
+    add("--detector-file", metavar="FILE", help="of --features, where it is not in its usual place")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=MORE,
+        default=[],
+        metavar="M",
+        help="besides: kid (kernel distance), dc (density and coverage)",
+    )
+    add = parser.add_argument_group("running").add_argument
     add("--images", type=int, default=10_000, metavar="N", help="per repeat (default: 10000)")
     add("--repeats", type=int, default=3, metavar="N", help="(default: 3)")
     add("--steps", type=int, default=32, metavar="N", help="of the sampler (default: 32)")
@@ -108,27 +167,33 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value < least:
             raise ValueError(f"judge: --{name} must be >= {least}, got {value}; raise it")
-    folder = str(arguments.pair) if arguments.pair else None
-    nets = load_nets(arguments.data, folder)
+    choices, name = chosen(arguments)
+    data = Data(name, arguments.heldout, arguments.features, arguments.detector_file)
+    yardstick(data)  # says now what is missing
+    nets = {role: choice.load() for role, choice in choices.items()}
     methods = arguments.methods or [m for m, role in _GUIDES.items() if role in (None, *nets)]
+    given = {"autoguidance": arguments.guidance, "CFG": arguments.cfg_guidance}
+    weights = {}
     for method in methods:
         role = _GUIDES[method]
         if role is not None and role not in nets:
             raise ValueError(
                 f"judge: --methods must be those that there are nets for, got {method} without "
-                f"{yardstick(arguments.data).nets()[role]}; leave it out"
+                f"{net_names(name)[role]}; leave it out"
             )
-        guidance_weight(nets, method)
+        weights[method] = guidance_weight(nets, method, given.get(method))
     jobs = [
         Job(
-            arguments.data,
-            folder,
+            data,
+            tuple(choices.items()),
             method,
+            weights[method],
             repeat,
             arguments.images,
             arguments.steps,
             arguments.seed + repeat * arguments.images,
             arguments.dtype,
+            tuple(arguments.metrics),
         )
         for repeat in range(arguments.repeats)
         for method in methods
@@ -149,36 +214,79 @@ def run(arguments: argparse.Namespace) -> None:
             write_atomically(arguments.out, lambda path: path.write_text(text))
 
     map_jobs(judge, jobs, arguments.workers, keep)
-    print(table(rows, arguments.data))
+    print(table(rows, Path(name).name))
 
 
-def load_nets(data: str, folder: str | os.PathLike | None = None) -> dict[str, Precond]:
-    """The nets by role, from a folder that `search` wrote or bundled (None); 'uncond' if there."""
-    from autoguide_fast import checkpoints, load
+def chosen(arguments: argparse.Namespace) -> tuple[dict[str, NetChoice], str]:
+    """The nets by role, and the data to judge by.
 
-    nets: dict[str, Precond] = {}
-    for role, name in yardstick(data).nets().items():
-        file = Path(folder) / f"{name}.safetensors" if folder else None
-        there = file.exists() if file is not None else name in checkpoints.BUNDLED
-        if there or role != "uncond":
-            nets[role] = load(file or name)
-    return nets
+    Raises:
+        ValueError: options that do not fit, or a folder without nets.
+    """
+    folder, data = arguments.pair, arguments.data
+    of_a_run = folder is not None and is_run_folder(folder)
+    if (arguments.ema is not None or arguments.guide_ema is not None) and not of_a_run:
+        raise ValueError(
+            "judge: --ema and --guide-ema must come with the folder of a run in --pair, got one of "
+            f"them with {folder or 'no folder'}; a file holds one average"
+        )
+    if arguments.model is not None:
+        if folder is not None:
+            raise ValueError("judge: --model must come without --pair, got both; leave out one")
+        found = {"main": NetChoice(arguments.model)}
+        if arguments.guide is not None:
+            found["guide"] = NetChoice(arguments.guide)
+        if arguments.uncond == UNLABELLED:
+            found["uncond"] = replace(found["main"], without_label=True)
+        elif arguments.uncond is not None:
+            found["uncond"] = NetChoice(arguments.uncond)
+        return found, data or "digits"
+    if arguments.guide is not None or arguments.uncond is not None:
+        raise ValueError(
+            "judge: --guide and --uncond must come with --model, got one without; name the main net"
+        )
+    if of_a_run:
+        found = of_run(folder, arguments.ema, arguments.guide_ema, "judge")
+        return found, data or stored_options(folder).get("data", "digits")
+    if folder is not None:
+        data = data or _searched(folder) or "digits"
+        return of_folder(folder, net_names(data)), data
+    data = data or "digits"
+    if data not in NAMES:
+        raise ValueError(
+            f"judge: nets must be named for other data than {' and '.join(NAMES)}, got none for "
+            f"{data}; add --pair or --model"
+        )
+    names = net_names(data)
+    return {r: NetChoice(n) for r, n in names.items() if n in checkpoints.BUNDLED}, data
 
 
-def guidance_weight(nets: dict[str, Precond], method: str) -> float:
-    """The weight that the nets recommend for a method; 1 without guidance.
+def _searched(folder: Path) -> str | None:
+    """The data that `search` in a folder went by, or None where it does not say."""
+    try:
+        found = json.loads((folder / "search.json").read_bytes())["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def guidance_weight(nets: dict[str, Precond], method: str, given: float | None = None) -> float:
+    """The weight for a method: what was given, or what the nets recommend; 1 without guidance.
 
     Raises:
         ValueError: they record none.
     """
     if _GUIDES[method] is None:
         return 1.0
-    role = "uncond" if method == "CFG" else "main"
-    weight = nets[role].info.get("recommended_guidance")
+    if given is not None:
+        return given
+    net = nets["uncond" if method == "CFG" else "main"]
+    weight = None if isinstance(net, Unlabelled) else net.info.get("recommended_guidance")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
+        option = "--cfg-guidance" if method == "CFG" else "--guidance"
         raise ValueError(
             f"judge: --pair must hold nets that record their recommended_guidance, got {weight!r} "
-            f"for {method}; save them with it, or leave {method} out of --methods"
+            f"for {method}; add {option} W, or leave {method} out of --methods"
         )
     return weight
 
@@ -189,13 +297,13 @@ def judge(job: Job) -> dict:
 
     from autoguide_fast import Engine, metrics
 
-    nets, measure = load_nets(job.data, job.folder), yardstick(job.data)
-    role, weight = _GUIDES[job.method], guidance_weight(nets, job.method)
-    guide = None if role is None else nets.get(role)
-    classes = measure.classes(job.images)
+    nets, measure = dict(job.nets), yardstick(job.data)
+    main, role = nets["main"].load(), _GUIDES[job.method]
+    guide = None if role is None else nets[role].load()
+    classes = classes_of(main, job.images)
     started = time.perf_counter()
-    images = Engine(nets["main"], guide, getattr(torch, job.dtype)).sample(
-        guidance=weight,
+    images = Engine(main, guide, getattr(torch, job.dtype)).sample(
+        guidance=job.weight,
         class_labels=classes,
         num_steps=job.steps,
         batch_size=128,
@@ -204,36 +312,47 @@ def judge(job: Job) -> dict:
     seconds = time.perf_counter() - started
 
     quality = measure.training.quality(images, classes)
-    near = metrics.memorisation(
-        measure.extract(images), measure.training.features, measure.heldout.features
-    )
-    return {
+    row = {
         "method": job.method,
-        "w": float(weight),
+        "w": float(job.weight),
         "dtype": job.dtype,
         "repeat": job.repeat,
         "images": job.images,
         "fd_train": quality.frechet,
-        "fd_heldout": measure.heldout.frechet(images),
         "precision": quality.precision,
         "recall": quality.recall,
-        "agreement": quality.agreement,
-        "memorisation": near.ratio,
-        "near_repeats": near.share_nearer_than(0.05),
-        "images_per_s": job.images / seconds,
     }
+    if not np.isnan(quality.agreement):
+        row["agreement"] = quality.agreement
+    real, fake = measure.training.features, measure.extract(images)
+    if measure.heldout is not None:
+        near = metrics.memorisation(fake, real, measure.heldout.features)
+        row["fd_heldout"] = measure.heldout.frechet(images)
+        row["memorisation"] = near.ratio
+        row["near_repeats"] = near.share_nearer_than(0.05)
+    if "kid" in job.more:
+        subsets = 100 if min(len(real), len(fake)) >= 1000 else None
+        row["kid"] = metrics.kernel_distance(real, fake, subsets).mean
+    if "dc" in job.more:
+        row["density"], row["coverage"] = metrics.density_coverage(real, fake)
+    return {**row, "images_per_s": job.images / seconds}
 
 
 def table(rows: list[dict], data: str) -> str:
     """Mean and standard deviation over the repeats of each method, as a Markdown table."""
-    head = " | ".join(_COLUMNS).format(data=data)
-    lines = [f"| method | w | {head} |", "|---|---|" + "---|" * len(_COLUMNS)]
+    columns = {
+        title: (figure, digits)
+        for title, (figure, digits) in _COLUMNS.items()
+        if any(figure in row for row in rows)
+    }
+    head = " | ".join(columns).format(data=data)
+    lines = [f"| method | w | {head} |", "|---|---|" + "---|" * len(columns)]
     for method in METHODS:
         mine = [row for row in rows if row["method"] == method]
         if not mine:
             continue
         cells = [method, f"{mine[0]['w']:g}"]
-        for figure, digits in _COLUMNS.values():
+        for figure, digits in columns.values():
             values = [row[figure] for row in mine]
             spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.{digits}f}{spread}")

@@ -29,6 +29,7 @@ from .processes import Processes
 from .runlog import RunLog, make_folder, peak_memory_mib, progress_bar
 from .snapshots import average_path, check_snapshots, save_average
 from .trainer import Trainer
+from .training_data import attention_note
 
 CHECKPOINTS = "checkpoints"
 LOG_LINES = 500  # of a whole run, at most
@@ -126,6 +127,8 @@ def train(
             stack.callback(trainer.close)
             report = warn if processes.first else (lambda text: None)
             for note in getattr(trainer.dataset, "notes", ()):
+                report(note)
+            if note := attention_note(options, trainer.dataset.resolution):
                 report(note)
             if resume:
                 state = load_checkpoint(out / CHECKPOINTS, report)
@@ -236,6 +239,7 @@ def _run(
                     repaired_steps=trainer.repaired_steps,
                     skipped_steps=trainer.skipped_steps,
                     memory_mib=round(peak_memory_mib(trainer.device), 1),
+                    **_dropped_labels(trainer, len(losses) * options.batch),
                 )
                 losses, images, logged = [], 0, now
             done = trainer.nimg >= options.duration
@@ -257,6 +261,14 @@ def _run(
                 on_snapshot(trainer)
             if wanted:
                 break
+
+
+def _dropped_labels(trainer: Trainer, images: int) -> dict[str, int]:
+    """How many of the last so many images were shown without their label, for the log."""
+    if not trainer.options.label_dropout:
+        return {}
+    first = trainer.nimg - images
+    return {"labels_dropped": int(trainer.dropped(first, images).sum())}
 
 
 def has_run(out: Path) -> bool:

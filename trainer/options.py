@@ -35,7 +35,8 @@ class TrainOptions:
 
     Data: `data` is 'digits', 'photos' or a path; `split` concerns the bundled two; `resolution` and
     `img_channels` are what the data must have (0: whatever they have); `labelled` False leaves the
-    labels out; `flip` mirrors half of the images.
+    labels out; `flip` mirrors half of the images; `label_dropout` is the share of images whose
+    label is dropped, so that a net without its label is a guide for itself (CFG).
     Network: as in `autoguide_fast.networks.Precond`, where `channels` is model_channels and
     `noise_channels`, `emb_channels` are the widths of Fourier features and embedding in multiples
     of it (0: as there).
@@ -59,6 +60,7 @@ class TrainOptions:
     img_channels: int = 0
     labelled: bool = True
     flip: bool = False
+    label_dropout: float = 0.0
     channels: int = 16
     channel_mult: tuple[int, ...] = (1, 2)
     noise_channels: int = 0
@@ -134,6 +136,10 @@ class TrainOptions:
             self._refuse("attn_resolutions", "hold integers >= 1", "for example 16 8")
         if not 0 <= self.dropout < 1:
             self._refuse("dropout", "lie in [0, 1)", "0.1 is usual")
+        if not 0 <= self.label_dropout < 1:
+            self._refuse("label_dropout", "lie in [0, 1)", "0.1 is usual, 0 drops none")
+        if self.label_dropout and not self.labelled:
+            self._refuse("label_dropout", "be 0 without labels", "leave it or --no-labels out")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             self._refuse("betas", "be two numbers in [0, 1)", "0.9 0.99 is usual")
         if self.duration % self.batch:

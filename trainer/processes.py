@@ -33,23 +33,30 @@ class Processes:
         rank: which of them this is, from 0.
         restarts: how often torchrun has started them again.
         local_rank: which of those on its machine this is.
+        command: what they do, for messages.
 
     Used as a context, it leaves the others at the end.
     """
 
     def __init__(
-        self, count: int = 1, rank: int = 0, restarts: int = 0, local_rank: int = 0
+        self,
+        count: int = 1,
+        rank: int = 0,
+        restarts: int = 0,
+        local_rank: int = 0,
+        command: str = "train",
     ) -> None:
         self.count, self.rank, self.restarts, self.local_rank = count, rank, restarts, local_rank
+        self.command = command
 
     @classmethod
-    def join(cls, device: str = "cpu") -> Processes:
+    def join(cls, device: str = "cpu", command: str = "train") -> Processes:
         """Joins the processes that torchrun started; alone without torchrun.
 
         They speak over gloo; about what lies on GPUs, unless `device` is "cpu", over NCCL.
         """
         if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return cls()
+            return cls(command=command)
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         gpus = device != "cpu" and torch.cuda.is_available()
         with _leaving_after(_CONNECT_SECONDS):
@@ -63,7 +70,7 @@ class Processes:
                 world_size=count,
                 timeout=_TIMEOUT,
             )
-        return cls(count, rank, restarts, int(os.environ.get("LOCAL_RANK", 0)))
+        return cls(count, rank, restarts, int(os.environ.get("LOCAL_RANK", 0)), command)
 
     def __enter__(self) -> Processes:
         return self
@@ -151,10 +158,11 @@ class Processes:
         except RuntimeError as error:
             if self.count == 1 or not _is_connection_error(error):
                 raise
+            resume = " with --resume auto" if self.command == "train" else ""
             raise ConnectionError(
-                f"train: all {self.count} processes must stay alive, got a lost connection in "
-                f"process {self.rank}; look above for what ended the other one, then "
-                "repeat the command with --resume auto"
+                f"{self.command}: all {self.count} processes must stay alive, got a lost "
+                f"connection in process {self.rank}; look above for what ended the other one, then "
+                f"repeat the command{resume}"
             ) from error
 
 

@@ -30,7 +30,8 @@ class RunLog:
 
     A line is a JSON object: `net` ('main' or 'guide'), `nimg`, `loss` (mean since the last line),
     `lr`, `gradient_norm`, `images_per_s`, `seconds` of training, `repaired_steps`,
-    `skipped_steps`, `memory_mib` (peak of the process; on a GPU, of its tensors there).
+    `skipped_steps`, `memory_mib` (peak of the process; on a GPU, of its tensors there), and
+    `labels_dropped` (images since the last line) where labels are dropped.
 
     Args:
         out: the folder of the job.

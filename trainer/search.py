@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ from autoguide_fast.checkpoints import Snapshots
 from autoguide_fast.ema import check_sigma_rel, length_name
 from autoguide_fast.files import write_atomically
 from autoguide_fast.locks import sole_writer
+from autoguide_fast.metrics.names import FEATURES
 from autoguide_fast.networks import Precond
 
+from .chosen_nets import OneNet, ema_grid, snapshots_of
 from .evaluations import remembering
 from .workers import map_jobs
-from .yardstick import yardstick
+from .yardstick import Data, classes_of, net_names, yardstick
 
 FIRST_SEED = 1_000_000
 EMA_GRID = (0.02, 0.03, 0.05, 0.07, 0.10, 0.13, 0.16, 0.20, 0.25)
@@ -41,6 +44,10 @@ examples:
 
   # several guides on trial
   autoguide-fast search --main runs/main --guide runs/main runs/narrow --out pair/ --workers 2
+
+  # the weight for any two files, on data of any kind, by a network's features
+  autoguide-fast search --main s.safetensors --guide xs.safetensors --data img64.zip \\
+      --features efficientnet --out pair/
 """
 
 
@@ -49,26 +56,39 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "search",
         help="find guide, EMA lengths and guidance weight for trained nets",
-        description="Searches, on the bundled data that the nets were trained on, for the main "
-        "net's EMA length without guidance and then for the guide, its training time, its EMA "
-        "length and the weight, by coordinate descent on the Frechet distance to the training "
-        "images. Writes the nets and every evaluation. A search that was stopped goes on when the "
-        "command is repeated.",
+        description="Searches, on the data that the nets were trained on, for the main net's EMA "
+        "length without guidance and then for the guide, its training time, its EMA length and the "
+        "weight, by coordinate descent on the Frechet distance to the training images. Of nets in "
+        "files only the weight is searched for. Writes the nets and every evaluation. A search "
+        "that was stopped goes on when the command is repeated.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--main", type=Path, required=True, metavar="RUN", help="run of the main net")
-    add("--guide", type=Path, required=True, nargs="+", metavar="RUN", help="runs of guides to try")
+    add("--main", required=True, metavar="RUN", help="run of the main net, or its file")
+    add("--guide", required=True, nargs="+", metavar="RUN", help="runs or files of guides to try")
     add(
         "--uncond",
-        type=Path,
         nargs="+",
         default=[],
         metavar="RUN",
-        help="runs of unlabelled nets to try, for CFG",
+        help="runs or files of unlabelled nets to try, for CFG",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="folder for nets and search.json")
+    add(
+        "--data",
+        metavar="DATA",
+        help="'digits', 'photos', a folder or a ZIP file of pictures (default: what the main run "
+        "was trained on)",
+    )
+    add(
+        "--features",
+        choices=tuple(FEATURES),
+        metavar="F",
+        help=f"by which images are compared, of {', '.join(FEATURES)} (default: pixels, at two "
+        "scales where images are larger than 32x32)",
+    )
+    add("--detector-file", metavar="FILE", help="of --features, where it is not in its usual place")
     add("--images", type=int, default=2000, metavar="N", help="per evaluation (default: 2000)")
     add("--steps", type=int, default=16, metavar="N", help="of the sampler (default: 16)")
     add(
@@ -88,28 +108,53 @@ def run(arguments: argparse.Namespace) -> None:
     trial = TrialOptions(arguments.images, arguments.steps, arguments.seed)
     if arguments.main_ema is not None:
         check_sigma_rel("search", arguments.main_ema, "--main-ema")
-    main = Snapshots(arguments.main)
-    data = main.options["data"]
-    for folder in (*arguments.guide, *arguments.uncond):
-        Snapshots(folder)  # says now what is missing, not after an hour
+    main = snapshots_of(arguments.main)
+    for place in (*arguments.guide, *arguments.uncond):
+        snapshots_of(place)  # says now what is missing, not after an hour
+    name = arguments.data or main.options.get("data")
+    if name is None:
+        raise ValueError(
+            "search: --data must be given for a net in a file, got none; name the pictures that it "
+            "was trained on"
+        )
+    if isinstance(main, OneNet) and arguments.main_ema is not None:
+        raise ValueError(
+            f"search: --main-ema must be left out for a file, got {arguments.main_ema}; it holds "
+            "one average"
+        )
+    data = Data(
+        name,
+        features=arguments.features,
+        detector_file=arguments.detector_file,
+        command="search",
+    )
+    yardstick(data)
     with sole_writer(arguments.out, "search"):
         _search(arguments, trial, main, data)
 
 
-def _search(arguments: argparse.Namespace, trial: TrialOptions, main: Snapshots, data: str) -> None:
+def _search(
+    arguments: argparse.Namespace, trial: TrialOptions, main: Snapshots | OneNet, data: Data
+) -> None:
     out = arguments.out
     found, log = search_main(Trial(trial, data), main, arguments.main_ema, out)
-    report: dict = {"data": data, "search": dataclasses.asdict(trial), "main": found, "log": log}
+    report: dict = {
+        "data": data.data,
+        "features": data.features,
+        "search": dataclasses.asdict(trial),
+        "main": found,
+        "log": log,
+    }
 
     jobs = [
         GuideJob(
             trial,
             data,
-            str(arguments.main),
+            arguments.main,
             found["nimg"],
             found["ema"],
             role,
-            str(folder),
+            folder,
             str(out),
         )
         for role, folders in (("guide", arguments.guide), ("uncond", arguments.uncond))
@@ -133,12 +178,12 @@ def _search(arguments: argparse.Namespace, trial: TrialOptions, main: Snapshots,
 def save_net(report: dict, role: str, out: Path) -> None:
     """Writes the net that the search found for a role, with what the sampler and the card need."""
     found = report[role]
-    net = Snapshots(found["run"]).net(found["nimg"], found["ema"])
+    net = snapshots_of(found["run"]).net(found["nimg"], found["ema"])
     info = {"nimg": found["nimg"], "sigma_rel": found["ema"]}
     weight_from = {"main": "guide", "uncond": "uncond"}.get(role)
     if weight_from in report:
         info["recommended_guidance"] = report[weight_from]["weight"]
-    name = yardstick(report["data"]).nets()[role]
+    name = net_names(report["data"])[role]
     checkpoints.save(net, out / f"{name}.safetensors", **info)
 
 
@@ -161,13 +206,12 @@ class TrialOptions:
 class Trial:
     """Samples with the same seeds every time, so that differences are the nets' own."""
 
-    def __init__(self, options: TrialOptions, data: str) -> None:
+    def __init__(self, options: TrialOptions, data: Data) -> None:
         judge = yardstick(data)
         self.seeds = range(options.seed, options.seed + options.images)
-        self.classes = judge.classes(options.images)
         self.steps = options.steps
         self.reference = judge.training
-        self._about = {"data": data, **dataclasses.asdict(options)}
+        self._about = {**judge.identity(), **dataclasses.asdict(options)}
 
     def about(self) -> dict:
         """What its figures depend on besides the nets, as plain values."""
@@ -176,19 +220,20 @@ class Trial:
     def __call__(
         self, net: Precond, guide: Precond | None = None, weight: float = 1.0
     ) -> dict[str, float]:
-        """Quality of the samples: frechet, precision, recall, agreement."""
+        """Quality of the samples: frechet, precision, recall, agreement if there are classes."""
+        classes = classes_of(net, len(self.seeds))
         images = sample(
             net,
             guide,
             weight,
-            class_labels=self.classes,
+            class_labels=classes,
             seeds=self.seeds,
             num_steps=self.steps,
             batch_size=128,
         )
-        quality = self.reference.quality(images, self.classes).as_dict()
+        quality = self.reference.quality(images, classes).as_dict()
         quality.pop("nimg")
-        return {name: round(value, 5) for name, value in quality.items()}
+        return {name: round(value, 5) for name, value in quality.items() if not math.isnan(value)}
 
 
 @dataclass(frozen=True)
@@ -196,7 +241,7 @@ class GuideJob:
     """One search for a guide: which main net is guided by the snapshots of which run."""
 
     trial: TrialOptions
-    data: str
+    data: Data
     main: str
     main_nimg: int
     main_ema: float
@@ -206,7 +251,7 @@ class GuideJob:
 
 
 def search_main(
-    trial: Trial, main: Snapshots, ema: float | None, out: Path
+    trial: Trial, main: Snapshots | OneNet, ema: float | None, out: Path
 ) -> tuple[dict, list[dict]]:
     """The main net's EMA length at the end of its run, judged without guidance; and all tried.
 
@@ -216,7 +261,7 @@ def search_main(
     about = {**trial.about(), "main": main.identity(), "nimg": nimg}
     best, tried = descend(
         remembering(out, about, lambda ema: trial(main.net(nimg, ema))),
-        {"ema": EMA_GRID if ema is None else (ema,)},
+        {"ema": ema_grid(main, EMA_GRID) if ema is None else (ema,)},
         {"ema": START_EMA if ema is None else ema},
     )
     head = {"run": str(main.run), "nimg": nimg}
@@ -226,9 +271,9 @@ def search_main(
 def search_guide(job: GuideJob) -> tuple[dict, list[dict]]:
     """The time, EMA length and weight at which a run's snapshots guide best; and all tried."""
     trial = Trial(job.trial, job.data)
-    main = Snapshots(job.main)
+    main = snapshots_of(job.main)
     net = main.net(job.main_nimg, job.main_ema)
-    guide = Snapshots(job.run)
+    guide = snapshots_of(job.run)
     get = functools.lru_cache(maxsize=8)(guide.net)
     about = {
         **trial.about(),
@@ -241,7 +286,7 @@ def search_guide(job: GuideJob) -> tuple[dict, list[dict]]:
         remembering(
             Path(job.out), about, lambda nimg, ema, weight: trial(net, get(nimg, ema), weight)
         ),
-        {"weight": WEIGHT_GRID[job.role], "nimg": guide.times, "ema": EMA_GRID},
+        {"weight": WEIGHT_GRID[job.role], "nimg": guide.times, "ema": ema_grid(guide, EMA_GRID)},
         {
             "weight": START_WEIGHT[job.role],
             "nimg": guide.nearest_time(START_SHARE),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from autoguide_fast import encoders
@@ -17,7 +18,7 @@ from autoguide_fast.networks import Precond
 
 from . import sharding
 from .capture import CudaStepRecorder, Recorded, StepRecorder
-from .data import Dataset, Loader
+from .data import Dataset, Loader, dropped_labels
 from .devices import choose_device, compile_net
 from .draws import draw, stream
 from .ema import PowerFunctionEMA
@@ -210,11 +211,17 @@ class Trainer:
         labels = None
         if self.label_dim:
             assert classes is not None  # a dataset with classes gives them
-            labels = torch.nn.functional.one_hot(self._put(classes), self.label_dim)
-            labels = labels.to(torch.float32)
+            labels = torch.nn.functional.one_hot(classes, self.label_dim).to(torch.float32)
+            if o.label_dropout:  # no label is all zeros, as nets take None
+                labels[torch.from_numpy(self.dropped(self.nimg + offset, len(images)))] = 0
+            labels = self._put(labels)
         images = images.contiguous(memory_format=torch.channels_last)
         sigma = (drawn.level * o.P_std + o.P_mean).exp()
         return Inputs(images, labels, self._put(sigma), self._put(drawn.noise))
+
+    def dropped(self, start: int, count: int) -> np.ndarray:
+        """Which images of the stream are shown without their label, bool [count]."""
+        return dropped_labels(self.options.seed, start, count, self.options.label_dropout)
 
     def _put(self, t: torch.Tensor) -> torch.Tensor:
         """A tensor on the device; copied, from page-locked memory, while the host goes on."""

@@ -103,6 +103,30 @@ def shape_of(options: TrainOptions) -> tuple[int, int, int]:
     return dataset.resolution, image_channels(dataset), classes
 
 
+def attention_note(options: TrainOptions, resolution: int) -> str | None:
+    """A sentence where attention was asked for and no block has it, else None."""
+    levels = [resolution >> level for level in range(len(options.channel_mult))]
+    wide = [
+        level
+        for level, multiple in zip(levels, options.channel_mult, strict=True)
+        if options.channels * multiple >= options.channels_per_head
+    ]
+    asked = options.attn_resolutions
+    if not asked or any(level in asked for level in wide):
+        return None
+    shown = " ".join(map(str, asked))
+    if any(level in asked for level in levels):
+        return (
+            f"attn_resolutions {shown} has no effect: the net is narrower there than "
+            f"channels_per_head={options.channels_per_head}; lower --channels-per-head"
+        )
+    remedy = f"for example {' '.join(map(str, wide[-1:] or levels[-1:]))}"
+    return (
+        f"attn_resolutions {shown} has no effect: the levels of the net are "
+        f"{' '.join(map(str, levels))}; set --attn-resolutions to some of them, {remedy}"
+    )
+
+
 def image_channels(dataset: Dataset) -> int:
     """Channels of what the net sees: a stored latent holds its mean and its deviation."""
     return dataset.channels // 2 if dataset.encoder_name == "latents" else dataset.channels

@@ -17,18 +17,23 @@ def read_statistics(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]
     """Reference statistics: `{metric: {"mu": [F], "sigma": [F, F]}}`, float64 NumPy arrays.
 
     Reads the reference implementation's `.pkl`, as data, and `.npz` files with `metric/mu` or one
-    metric's `mu` and `sigma`.
+    metric's `mu` and `sigma`, as ADM's evaluator has them; what else is in those is not read.
 
     Raises ValueError for a file that holds something else.
     """
     path = Path(path)
     if path.suffix.lower() == ".npz":
         with np.load(path, allow_pickle=False) as file:
-            named = {k: file[k] for k in file.files}
-        found: dict[str, dict[str, np.ndarray]] = {}
-        for key, value in named.items():
-            metric, _, name = key.rpartition("/")
-            found.setdefault(metric or "fid", {})[name] = value
+            found: dict[str, dict[str, np.ndarray]] = {}
+            for key in file.files:  # images, features and labels may be there, too
+                metric, _, name = key.rpartition("/")
+                if name in ("mu", "sigma"):
+                    found.setdefault(metric or "fid", {})[name] = file[key]
+        if not found:
+            raise ValueError(
+                f"read_statistics: {path} must hold mu and sigma, got "
+                f"{', '.join(map(shown, file.files[:5])) or 'nothing'}; make it anew"
+            )
     else:
         with opened(path, "read_statistics") as contents:
             found = _statistics(contents)

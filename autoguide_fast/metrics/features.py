@@ -8,6 +8,8 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
+FINITE_BELOW = 1e100  # beyond, squares leave the range of float64
+
 
 def pixel_features(images: ArrayLike) -> np.ndarray:
     """Flatten images to one vector of pixels each: `x / 127.5 - 1`.
@@ -84,7 +86,7 @@ def as_features(values: ArrayLike, function: str, argument: str, at_least: int =
             "pass more samples"
         )
     matrix = matrix.astype(np.float64)
-    finite = (np.abs(matrix) < 1e100).all(axis=1)  # beyond, squares leave the range of float64
+    finite = (np.abs(matrix) < FINITE_BELOW).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"{function}: {argument} must be finite, got NaN, infinity or more than 1e100 in "

@@ -1,18 +1,15 @@
-"""Fidelity and diversity: improved precision and recall on k-nearest-neighbour manifolds."""
+"""Fidelity and diversity on k-nearest-neighbour manifolds: precision, recall, density, coverage."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from .features import as_count, as_features, check_same_width
-
-# Squared distances come from |p|^2 + |q|^2 - 2 p.q in float64; what cancels is of the order of
-# 2^-52 times the squared norms times a few tens. 1e-13 of them is more than rounding and far
-# less than any distance that matters.
-_ROUNDING = 1e-13
+from .neighbours import Balls
 
 
 class PrecisionRecall(NamedTuple):
@@ -22,8 +19,19 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
+class DensityCoverage(NamedTuple):
+    """How densely real images lie around samples, >= 0; the share of them that has a sample."""
+
+    density: float
+    coverage: float
+
+
 def precision_recall(
-    real: ArrayLike, fake: ArrayLike, k: int = 3, chunk: int = 2048
+    real: ArrayLike,
+    fake: ArrayLike,
+    k: int = 3,
+    chunk: int = 2048,
+    device: torch.device | str | None = None,
 ) -> PrecisionRecall:
     """Return the improved precision and recall of generated samples.
 
@@ -39,7 +47,8 @@ def precision_recall(
         real: features of real images `[N, D]`, N > k, array or tensor.
         fake: features of generated images `[M, D]`, M > k.
         k: which neighbour sets the radius, >= 1. The paper uses 3.
-        chunk: rows compared at a time, >= 1; memory is about 8 * chunk * max(N, M) bytes.
+        chunk: rows compared at a time, >= 1; memory is about 16 * chunk * max(N, M) bytes.
+        device: where to compute, in float64; None: the CPU.
 
     Returns:
         `PrecisionRecall(precision, recall)`.
@@ -48,33 +57,65 @@ def precision_recall(
         ValueError: wrong shapes, different widths, k or chunk below 1, a set not larger than k,
             NaN or infinity.
     """
-    k, chunk = (
-        as_count(value, "precision_recall", name) for name, value in (("k", k), ("chunk", chunk))
-    )
-    real = as_features(real, "precision_recall", "real", at_least=k + 1)
-    fake = as_features(fake, "precision_recall", "fake", at_least=k + 1)
-    check_same_width("precision_recall", real=real, fake=fake)
-    # Distances do not change with the origin; near the data's mean they cancel least.
-    origin = real.mean(axis=0)
-    real, fake = real - origin, fake - origin
+    real, fake, k, chunk = _checked("precision_recall", real, fake, k, chunk)
     return PrecisionRecall(
-        precision=_share_inside(fake, real, k, chunk),
-        recall=_share_inside(real, fake, k, chunk),
+        precision=_share_inside(fake, Balls(real, k, chunk, device)),
+        recall=_share_inside(real, Balls(fake, k, chunk, device)),
     )
 
 
-def _share_inside(queries: np.ndarray, points: np.ndarray, k: int, chunk: int) -> float:
-    """Return the share of `queries` that lie in the k-nearest-neighbour manifold of `points`."""
-    from sklearn.neighbors import NearestNeighbors
+def density_coverage(
+    real: ArrayLike,
+    fake: ArrayLike,
+    k: int = 5,
+    chunk: int = 2048,
+    device: torch.device | str | None = None,
+) -> DensityCoverage:
+    """Return density and coverage of generated samples (Naeem et al. 2020, arXiv 2002.09797).
 
-    # Without an argument, kneighbors leaves each point out of its own neighbours.
-    distances, _ = NearestNeighbors(n_neighbors=k).fit(points).kneighbors()
-    squared_norms = np.sum(points**2, axis=1)
-    reach = distances[:, -1] ** 2 + _ROUNDING * squared_norms
-    inside = 0
-    for start in range(0, len(queries), chunk):
-        rows = queries[start : start + chunk]
-        norms = np.sum(rows**2, axis=1)[:, None]
-        squared = norms * (1 - _ROUNDING) + squared_norms - 2 * rows @ points.T
-        inside += np.count_nonzero((squared <= reach).any(axis=1))
+    With balls around the real images that reach to each one's k-th nearest real neighbour, density
+    is the mean over `fake` of the number of balls that hold a sample, divided by k, and coverage is
+    the share of balls that hold at least one. Unlike precision and recall
+    both take their radii from real images alone, so that one outlier among the samples makes no
+    large ball. Real images against others of their kind have a density of 1 and a coverage of
+    `1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k))`, for N = M about `1 - 2^-k`.
+
+    Args:
+        real: features of real images `[N, D]`, N > k, array or tensor.
+        fake: features of generated images `[M, D]`, M >= 1.
+        k: which neighbour sets the radius, >= 1. The paper uses 5.
+        chunk: rows compared at a time, >= 1; memory is about 16 * chunk * N bytes.
+        device: where to compute, in float64; None: the CPU.
+
+    Returns:
+        `DensityCoverage(density, coverage)`.
+
+    Raises:
+        ValueError: as for `precision_recall`.
+    """
+    real, fake, k, chunk = _checked("density_coverage", real, fake, k, chunk, fakes=1)
+    balls = Balls(real, k, chunk, device)
+    pairs = 0
+    covered = torch.zeros(len(balls), dtype=torch.bool, device=balls.device)
+    for held in balls.holding(fake):
+        pairs += int(held.sum())
+        covered |= held.any(dim=0)
+    return DensityCoverage(
+        density=pairs / (k * len(fake)), coverage=int(covered.sum()) / len(covered)
+    )
+
+
+def _checked(
+    function: str, real: ArrayLike, fake: ArrayLike, k: int, chunk: int, fakes: int | None = None
+) -> tuple[np.ndarray, np.ndarray, int, int]:
+    k, chunk = (as_count(value, function, name) for name, value in (("k", k), ("chunk", chunk)))
+    real = as_features(real, function, "real", at_least=k + 1)
+    fake = as_features(fake, function, "fake", at_least=k + 1 if fakes is None else fakes)
+    check_same_width(function, real=real, fake=fake)
+    return real, fake, k, chunk
+
+
+def _share_inside(queries: np.ndarray, balls: Balls) -> float:
+    """Return the share of `queries` that at least one ball holds."""
+    inside = sum(int(held.any(dim=1).sum()) for held in balls.holding(queries))
     return inside / len(queries)

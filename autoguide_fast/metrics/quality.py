@@ -22,7 +22,7 @@ class Quality:
         nimg: number of samples.
         frechet: Frechet distance to the reference in pixels; lower is better.
         precision, recall: shares in [0, 1]; higher is better.
-        agreement: share of samples that show the class asked for.
+        agreement: share of samples that show the class asked for; NaN without labels.
     """
 
     nimg: int
@@ -32,16 +32,16 @@ class Quality:
     agreement: float
 
     def as_dict(self) -> dict[str, float]:
-        """Return the figures by name, ready for JSON."""
+        """Return the figures by name, ready for JSON but for NaN."""
         return asdict(self)
 
 
 class Reference:
-    """Real, labelled images against which samples are judged, in pixels scaled to [-1, 1].
+    """Real images against which samples are judged, in pixels scaled to [-1, 1].
 
     Args:
         images: uint8 `[N, C, H, W]`, array or tensor.
-        labels: integers `[N]`.
+        labels: integers `[N]`, or None.
         k: neighbour that sets the radii of precision and recall.
         extract: turns images into the features `[N, D]` that are compared.
 
@@ -52,7 +52,7 @@ class Reference:
     def __init__(
         self,
         images: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         k: int = 3,
         extract: Callable[[ArrayLike], np.ndarray] = pixel_features,
     ) -> None:
@@ -60,14 +60,14 @@ class Reference:
         # Copied: `extract` may return the same buffer every time.
         self.features = as_features(extract(images), "Reference", "extract's features")
         self.statistics = feature_statistics(self.features)
-        self.classifier = train_classifier(self.features, labels)
+        self.classifier = None if labels is None else train_classifier(self.features, labels)
         self.k = k
 
     def frechet(self, images: ArrayLike) -> float:
         """Return the Frechet distance between the reference and uint8 images `[M, C, H, W]`."""
         return frechet_distance(feature_statistics(self.extract(images)), self.statistics)
 
-    def quality(self, images: ArrayLike, labels: ArrayLike) -> Quality:
+    def quality(self, images: ArrayLike, labels: ArrayLike | None) -> Quality:
         """Judge samples.
 
         Precision and recall want as many samples as there are reference images. If there are
@@ -76,7 +76,7 @@ class Reference:
 
         Args:
             images: uint8 `[M, C, H, W]`, M > k, array or tensor.
-            labels: integers `[M]`, the classes asked for.
+            labels: integers `[M]`, the classes asked for, or None.
 
         Returns:
             A `Quality`.
@@ -87,10 +87,13 @@ class Reference:
             precision_recall(self.features, features[start : start + size], self.k)
             for start in range(0, len(features) - size + 1, max(size, 1))
         ]
+        agreement = float("nan")
+        if self.classifier is not None and labels is not None:
+            agreement = class_agreement(self.classifier, features, labels)
         return Quality(
             nimg=len(features),
             frechet=frechet_distance(feature_statistics(features), self.statistics),
             precision=float(np.mean([group.precision for group in groups])),
             recall=float(np.mean([group.recall for group in groups])),
-            agreement=class_agreement(self.classifier, features, labels),
+            agreement=agreement,
         )

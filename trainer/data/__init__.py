@@ -25,6 +25,6 @@ by which a resumed run knows its data again; and, where that means to read them 
 
 from .datasets import Dataset, open_dataset
 from .loader import Batch, Loader
-from .order import flips, order
+from .order import dropped_labels, flips, order
 
-__all__ = ["Batch", "Dataset", "Loader", "flips", "open_dataset", "order"]
+__all__ = ["Batch", "Dataset", "Loader", "dropped_labels", "flips", "open_dataset", "order"]

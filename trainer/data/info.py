@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,11 +14,20 @@ from .datasets import BUNDLED, open_bundled
 from .errors import BrokenFileError
 from .pictures import decode
 from .sources import open_source
+from .spread import Spread, spread_of
 from .threads import map_ahead
 
 SHOWN_CLASSES = 20
 
 Form = tuple[int, int, int, str]  # channels, height, width, encoder
+_AT_ONCE = 1024  # images of a bundled dataset
+
+
+class Found(NamedTuple):
+    """How many files there are of each form, and how their numbers lie."""
+
+    forms: collections.Counter[Form]
+    spreads: dict[Form, Spread]
 
 
 def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) -> dict:
@@ -31,35 +41,46 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
     Returns:
         source, kind: what it is. images: number of files. forms: [{channels, height, width,
         encoder, images}], more than one where files differ. classes: [{class, name, images}],
-        empty without labels. broken: [{file, reason}]. notes: what a user should be told.
+        empty without labels. mean, deviation: of all numbers of the commonest form as nets see
+        them, [-1, 1] for pixels and scaled for latents; channel_means, channel_deviations: by
+        channel. broken: [{file, reason}]. notes: what a user should be told.
 
     Raises:
         ValueError: it cannot be opened.
     """
     if path in BUNDLED:
         data = open_bundled(path, "all")
-        whole = {(data.channels, data.resolution, data.resolution, "pixels"): len(data)}
+        form = data.channels, data.resolution, data.resolution, "pixels"
+        spread = Spread()
+        for start in range(0, len(data), _AT_ONCE):
+            images, _ = data.batch(np.arange(start, min(start + _AT_ONCE, len(data))))
+            spread.add(spread_of(images))
+        found = Found(collections.Counter({form: len(data)}), {form: spread})
         return _described(
-            path, "bundled", whole, data.labels, data.num_classes, data.classes, [], []
+            path, "bundled", found, data.labels, data.num_classes, data.classes, [], []
         )
     source = open_source(path)
 
-    def form(index: int) -> Form | BrokenFileError:
+    def look(index: int) -> tuple[Form, Spread] | BrokenFileError:
         try:
             array = decode(source.read(index), source.where(index))
         except BrokenFileError as error:
             return error
         channels, height, width = array.shape
-        return channels, height, width, "pixels" if array.dtype == np.uint8 else "latents"
+        form = channels, height, width, "pixels" if array.dtype == np.uint8 else "latents"
+        return form, spread_of(array[None])
 
     report = Report(len(source.names))
     todo = list(range(report.total))
-    results = map_ahead(form, todo, workers, ahead=8 * workers)
-    forms = collections.Counter(f for _, f in show(todo, results, report, progress, "info"))
+    results = map_ahead(look, todo, workers, ahead=8 * workers)
+    found = Found(collections.Counter(), {})
+    for _, (form, spread) in show(todo, results, report, progress, "info"):
+        found.forms[form] += 1
+        found.spreads.setdefault(form, Spread()).add(spread)
     return _described(
         path,
         source.kind,
-        forms,
+        found,
         source.labels,
         source.num_classes,
         source.classes,
@@ -71,7 +92,7 @@ def describe(path: str | os.PathLike, workers: int = 1, progress: bool = False) 
 def _described(
     path: str | os.PathLike,
     kind: str,
-    forms: Mapping[Form, int],
+    found: Found,
     labels: np.ndarray | None,
     num_classes: int,
     names: Sequence[str] | None,
@@ -80,6 +101,8 @@ def _described(
 ) -> dict:
     counts = [] if labels is None else np.bincount(labels, minlength=num_classes).tolist()
     shown: Sequence[str | None] = names or [None] * len(counts)
+    forms = found.forms
+    common = max(forms, key=lambda form: forms[form], default=None)
     fields = ("channels", "height", "width", "encoder")
     return {
         "source": str(path),
@@ -89,6 +112,7 @@ def _described(
             {**dict(zip(fields, form, strict=True)), "images": count}
             for form, count in sorted(forms.items(), key=lambda item: -item[1])
         ],
+        **({} if common is None else found.spreads[common].summary()),
         "classes": [
             {"class": i, "name": name, "images": count}
             for i, (name, count) in enumerate(zip(shown, counts, strict=True))
@@ -96,6 +120,16 @@ def _described(
         "broken": [{"file": error.where, "reason": error.reason} for error in broken],
         "notes": list(notes),
     }
+
+
+def _numbers(info: dict) -> str:
+    """Mean and deviation, in all and by channel, for people."""
+    text = f"mean {info['mean']:.4f}, standard deviation {info['deviation']:.4f}"
+    if len(info["channel_means"]) > 1:
+        pairs = zip(info["channel_means"], info["channel_deviations"], strict=True)
+        text += f" (by channel {', '.join(f'{mean:.3f} ± {spread:.3f}' for mean, spread in pairs)})"
+    scale = "from -1 to 1" if info["forms"][0]["encoder"] == "pixels" else "scaled"
+    return f"{text}, {scale} as nets see them; the deviation is --sigma-data"
 
 
 def as_text(info: dict) -> str:
@@ -116,6 +150,8 @@ def as_text(info: dict) -> str:
         *(f"  form     {form}" for form in forms),
         f"  classes  {shown}",
     ]
+    if "mean" in info:
+        lines.insert(-1, f"  numbers  {_numbers(info)}")
     if len(classes) <= SHOWN_CLASSES:
         lines += [
             f"    {c['class']:3d}  {c['images']:8d}  {c['name'] or ''}".rstrip() for c in classes

@@ -1,7 +1,7 @@
-"""Which image stands where in the endless shuffled stream, and whether it is mirrored.
+"""Which image stands where in the endless shuffled stream, mirrored or not, with label or without.
 
-Both are functions of seed and position alone. So nothing needs storing to resume, and any split of
-the stream over processes, threads and micro-batches shows the same images.
+All three are functions of seed and position alone. So nothing needs storing to resume, and any
+split of the stream over processes, threads and micro-batches shows the same images.
 """
 
 from __future__ import annotations
@@ -57,9 +57,37 @@ def flips(seed: int, start: int, count: int) -> np.ndarray:
         ValueError: an argument lies outside its range.
     """
     _check("flips", seed=seed, start=start, count=count)
+    return _draws(seed, 0, start, count) >> np.uint64(63) == 1
+
+
+def dropped_labels(seed: int, start: int, count: int, probability: float) -> np.ndarray:
+    """Whether the images at positions `start` to `start + count` lose their label, bool [count].
+
+    Args:
+        seed: >= 0; taken modulo 2^64. What it draws has nothing to do with `flips`.
+        start: position of the first, >= 0.
+        count: how many, >= 0.
+        probability: with which each of them does, in [0, 1].
+
+    Raises:
+        ValueError: an argument lies outside its range.
+    """
+    _check("dropped_labels", seed=seed, start=start, count=count)
+    if not 0 <= probability <= 1:
+        raise ValueError(
+            f"dropped_labels: probability must lie in [0, 1], got {probability}; 0.1 is usual"
+        )
+    drawn = _draws(seed, 1, start, count) >> np.uint64(11)
+    return drawn < np.uint64(round(probability * 2**53))
+
+
+def _draws(seed: int, purpose: int, start: int, count: int) -> np.ndarray:
+    """A uint64 of each position, its own for each seed and purpose."""
     state = _mix(np.array([seed % 2**64], np.uint64))  # keeps the streams of near seeds apart
+    if purpose:
+        state = _mix(state + np.uint64(purpose))
     positions = np.arange(start + 1, start + count + 1, dtype=np.uint64)
-    return _mix(state + positions * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63) == 1
+    return _mix(state + positions * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
