@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class StepInfo:
     num_steps: int
     sigma: float  # noise level now reached
     indices: range  # which of the images asked for are in this batch
-    x: Tensor  # a copy of their state at `sigma`, [N, C, H, W]
+    x: Tensor  # a copy of their state at `sigma`, [N, *shape]
 
 
 def sample(
@@ -47,6 +47,7 @@ def sample(
     class_labels: Labels | None = None,
     seeds: Seeds | None = None,
     noise: Array | None = None,
+    shape: Sequence[int] | None = None,
     num_steps: int = 32,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
@@ -68,7 +69,7 @@ def sample(
     guide_cond: Mapping[str, Array] | None = None,
     compute_dtype: torch.dtype | str | None = None,
 ) -> Tensor | Any:
-    """Sample images from a model, guided by a worse version of it.
+    """Sample from a model, guided by a worse version of it: images, or data of any other shape.
 
     Heun's method along the noise levels of `schedules.rho_schedule` (EDM alg. 1; with churn EDM
     alg. 2) for the guided denoiser `D = D0 + guidance (D1 - D0)`, D1 the model, D0 its guide. A
@@ -78,15 +79,20 @@ def sample(
         sample("digits", seeds=range(16))                                      # unguided
         sample("digits", guidance=1.5, class_labels=3, seeds=range(16))        # autoguidance
         sample("digits", "digits-uncond", 1.5, seeds=range(16))                # CFG
+        sample(net, worse, 2.0, seeds=range(16), shape=(2, 256))               # signals
+
+    A *sample* is whatever stands after the batch: an image `[C, H, W]`, a signal `[C, L]`, a volume
+    or video `[C, T, H, W]`, a set of vectors `[M, D]`, a vector `[D]`. All that is said of images
+    below holds for each of them.
 
     Args:
         model: what to sample: name of a bundled network or of a published preset
             (`autoguide-fast presets`), path of a checkpoint, module, an `Engine`
             (which brings its guide), or any callable `(x, sigma, class_labels) -> D` with
-            `x [N, C, H, W]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns the
-            denoised images. It gets copies, so it may write to them, and may return the same buffer
-            every time. Modules are fed in their own floating type and are put in evaluation mode
-            meanwhile; bare callables are fed in `dtype`.
+            `x [N, *shape]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns
+            denoised samples. It gets copies, so it may write to them, and may return the same
+            buffer every time. Modules are fed in their own floating type and are put in evaluation
+            mode meanwhile; bare callables are fed in `dtype`.
         guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for a
             bundled net or a preset by name, such as `"digits"` or `"photos"`, whose own guide
             serves.
@@ -102,10 +108,12 @@ def sample(
             Noise, drawn class and churn of an image come from its seed alone
             (`seeds.StackedRandom`), bit for bit, on any device and for any batch size, order or
             split; the finished images then agree within the rounding of the network's arithmetic.
-        noise: standard normal noise `[N, C, H, W]` to use instead of the seeds', as a tensor or
+        noise: standard normal noise `[N, *shape]` to use instead of the seeds', as a tensor or
             array (NumPy's; CuPy's and others' through DLPack); it is only read. Seeds are then
-            needed only for what else is drawn: classes, churn. A callable that does not tell its
-            `img_channels` and `img_resolution` needs it.
+            needed only for what else is drawn: classes, churn.
+        shape: sizes of one sample, what stands after N. None: what the model says, or else its
+            guide, in the attribute `sample_shape`, or in `img_channels` and `img_resolution`; that
+            of `noise` where neither does. Each sample's noise is drawn in this shape from its seed.
         num_steps: steps, 10,000 at most; each but the last evaluates the model twice.
         sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`. None: 0.002 and
             80, or what the model says in attributes of these names, as those of
@@ -138,7 +146,7 @@ def sample(
             with `use_fp16`.
 
     Returns:
-        Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
+        Samples `[N, *shape]` of type `dtype`, or uint8 images, on the device, in the order of the
         seeds.
 
     Raises:
@@ -181,7 +189,7 @@ def _run(request: Request, bar: tqdm) -> Tensor | Any:
     if request.on_batch is not None:
         return None
     if images is None:
-        shape = 0, *request.image_shape
+        shape = 0, *request.sample_shape
         empty = torch.empty(shape, device=request.device, dtype=request.dtype)
         images = decoded(request.encoder, empty)
     return arrays.as_kind(images, request.array)
@@ -270,7 +278,7 @@ def _drawn(
     request: Request, indices: range
 ) -> tuple[Tensor, Tensor | None, Callable[[], Tensor] | None]:
     """Noise, labels and the source of churn noise for the images `indices`."""
-    part, shape = slice(indices.start, indices.stop), request.image_shape
+    part, shape = slice(indices.start, indices.stop), request.sample_shape
     label_dim = request.label_dim
     x: Tensor | None = None
     labels: Tensor | None = None

@@ -36,7 +36,7 @@ class Request:
         guidance: the weight w, a number or a function of the noise level.
         steps: all steps, on `device`.
         num_images, batch_size: how many, and how many at a time.
-        image_shape: (C, H, W), or what stands after N in `noise` for a callable that does not tell.
+        sample_shape: what stands after N, (C, H, W) for images.
         seeds: one per image, or None where `noise` and `classes` say all.
         noise: that of all images, where it lies, or None to draw it from the seeds.
         classes: labels of all images on the CPU, as of `arguments.labels`.
@@ -55,7 +55,7 @@ class Request:
     steps: tuple[Step, ...]
     num_images: int
     batch_size: int
-    image_shape: tuple[int, ...]
+    sample_shape: tuple[int, ...]
     seeds: Sequence[int] | None
     noise: Tensor | None
     classes: Tensor | None
@@ -84,6 +84,7 @@ def checked(
     class_labels: Labels | None,
     seeds: Seeds | None,
     noise: Array | None,
+    shape: Sequence[int] | None,
     num_steps: int,
     sigma_min: float | None,
     sigma_max: float | None,
@@ -113,8 +114,12 @@ def checked(
     # What each argument says by itself.
     arguments.state_dtype(dtype)
     pair = (model.model, model.guide) if isinstance(model, BaseEngine) else (model, guide)
-    sigma_min, sigma_max = arguments.trained_levels(sigma_min, sigma_max, *pair)
-    levels = arguments.noise_levels(num_steps, sigma_min, sigma_max, rho, dtype)
+
+    def noise_levels(*nets: object) -> tuple[int, float, float, float]:
+        low, high = arguments.trained_levels(sigma_min, sigma_max, *nets)
+        return arguments.noise_levels(num_steps, low, high, rho, dtype)
+
+    levels = noise_levels(*pair)
     churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
     interval = arguments.guidance_interval(interval)
     guidance = arguments.weight(
@@ -145,9 +150,11 @@ def checked(
     given = {"model": model, "guide": guide}
     names = {role: _described(net, role) for role, net in given.items()}
     model, guide, device = _nets(model, guide, guidance, device, noise)
+    if any(isinstance(net, (str, os.PathLike)) for net in pair):
+        levels = noise_levels(model, guide)  # those that a file's net tells
     arguments.array_kind(array, device)
     arguments.nets_agree(model, guide)
-    shape = arguments.image_shape(model, guide)
+    shape = arguments.sample_shape(shape, model, guide)
 
     # The images.
     if noise is not None:
@@ -155,9 +162,9 @@ def checked(
         shape = shape or noise.shape[1:]
     elif shape is None:
         raise ValueError(
-            "sample: noise must be given for a callable without img_channels and img_resolution, "
-            "got None; pass noise=StackedRandom('cpu', seeds).randn([C, H, W]) of "
-            "autoguide_fast.seeds, or set the two attributes"
+            "sample: shape must be given for a model that does not tell the shape of its samples, "
+            "got None; pass shape=(C, H, W) or whatever stands after N, set the model's attribute "
+            "sample_shape, or pass noise"
         )
     if noise is not None:
         num_images = len(noise)
@@ -192,7 +199,7 @@ def checked(
         steps=tuple(plan_steps(rho_schedule(*levels, dtype), guidance, interval, churn, device)),
         num_images=num_images,
         batch_size=batch_size,
-        image_shape=tuple(shape),
+        sample_shape=tuple(shape),
         seeds=seeds,
         noise=noise,
         classes=classes,

@@ -5,6 +5,7 @@ that stands for an image; `pixel_features` makes the simplest kind, the pixels t
 """
 
 from .classifier import class_agreement, train_classifier
+from .energy import energy_distance
 from .features import pixel_features, two_scale_features
 from .frechet import feature_statistics, frechet_distance
 from .manifold import PrecisionRecall, precision_recall
@@ -17,6 +18,7 @@ __all__ = [
     "Quality",
     "Reference",
     "class_agreement",
+    "energy_distance",
     "feature_statistics",
     "frechet_distance",
     "memorisation",
