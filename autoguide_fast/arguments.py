@@ -136,7 +136,7 @@ def trained_levels(
                 warnings.warn(
                     f"{CALLER}: {name} {value:g} lies beyond what the {role} was trained for, "
                     f"{level:g}; its output there is a guess",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
     return chosen
 
@@ -321,16 +321,16 @@ def tensor_of_noise(noise: Array) -> Tensor:
 
 def given_noise(
     noise: Tensor,
-    image_shape: tuple[int, ...] | None,
+    shape: tuple[int, ...] | None,
     seeds: Sequence[int] | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Check `noise` against the nets' image shape (or None) and the number of seeds (or None)."""
-    if (image_shape is not None and tuple(noise.shape[1:]) != image_shape) or noise.ndim < 2:
-        expected = "C, H, W" if image_shape is None else ", ".join(map(str, image_shape))
+    """Check `noise` against the nets' sample shape (or None) and the number of seeds (or None)."""
+    if (shape is not None and tuple(noise.shape[1:]) != shape) or noise.ndim < 2:
+        expected = "*shape" if shape is None else ", ".join(map(str, shape))
         raise ValueError(
             f"{CALLER}: noise must be [N, {expected}], got {list(noise.shape)}; it needs the "
-            "shape of the model's images"
+            "shape of the model's samples"
         )
     if not torch.isfinite(noise.to(dtype)).all():
         raise ValueError(
@@ -460,6 +460,12 @@ def nets_agree(model: object, guide: object, role: str = "guide") -> None:
                 f"{CALLER}: {role} must have the model's {name} {ours}, got {theirs}; a guide is a "
                 "worse version of the same model, for the same data"
             )
+    shapes = _shape_of(model), _shape_of(guide)
+    if None not in shapes and shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{CALLER}: {role} must have the model's sample_shape {shapes[0]}, got {shapes[1]}; a "
+            "guide is a worse version of the same model, for the same data"
+        )
     ours, theirs = getattr(model, "label_dim", None), getattr(guide, "label_dim", None)
     if ours is not None and theirs and ours != theirs:
         raise ValueError(
@@ -488,17 +494,51 @@ def label_dim(model: object, *guides: object) -> int | None:
     )
 
 
-def image_shape(*nets: object) -> tuple[int, int, int] | None:
-    """Shape (C, H, W) of the images that the first of `nets` that tells is made for, or None."""
-    for net in nets:
-        channels = getattr(net, "img_channels", None)
-        resolution = getattr(net, "img_resolution", None)
-        if channels is not None and resolution is not None:
-            remedy = "set the model's attribute to one number, or pass a callable without it"
-            channels = count("img_channels", channels, remedy)
-            resolution = count("img_resolution", resolution, remedy)
-            return channels, resolution, resolution
-    return None
+def sample_shape(shape: Sequence[int] | None, *nets: object) -> tuple[int, ...] | None:
+    """Shape of one sample: `shape`, or what the first of `nets` that tells is made for, or None.
+
+    A net tells by `sample_shape`, any shape, or by `img_channels` and `img_resolution`.
+    """
+    remedy = "give the sizes that stand after N, such as (3, 64, 64), (2, 128) or (2,)"
+    given = None if shape is None else _sizes("shape", shape, remedy)
+    known = next((found for net in nets if (found := _shape_of(net)) is not None), None)
+    if given is not None and known is not None and given != known:
+        raise ValueError(
+            f"{CALLER}: shape must be {list(known)} for this model, got {list(given)}; leave it out"
+        )
+    return known if given is None else given
+
+
+def _shape_of(net: object) -> tuple[int, ...] | None:
+    """Shape of the samples that a net says it is made for, or None."""
+    remedy = "set the model's attribute to one number, or pass a callable without it"
+    shape = getattr(net, "sample_shape", None)
+    if shape is not None:
+        return _sizes("the model's sample_shape", shape, "set it to the sizes that stand after N")
+    channels = getattr(net, "img_channels", None)
+    resolution = getattr(net, "img_resolution", None)
+    if channels is None or resolution is None:
+        return None
+    channels = count("img_channels", channels, remedy)
+    resolution = count("img_resolution", resolution, remedy)
+    return channels, resolution, resolution
+
+
+def _sizes(name: str, shape: Any, remedy: str) -> tuple[int, ...]:
+    """`shape` as a tuple of at least one whole number >= 1."""
+    try:
+        if isinstance(shape, (str, bytes, dict, set)):
+            raise TypeError
+        sizes = [operator.index(size) for size in shape]
+    except TypeError:
+        raise TypeError(
+            f"{CALLER}: {name} must be a sequence of whole numbers, got {_shown(shape)}; {remedy}"
+        ) from None
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"{CALLER}: {name} must be one or more numbers >= 1, got {_shown(shape)}; {remedy}"
+        )
+    return tuple(sizes)
 
 
 def decoder(model: object, raw: bool | None, shape: tuple[int, ...] | None) -> Any:

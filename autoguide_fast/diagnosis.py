@@ -425,7 +425,7 @@ def _clean(net: Any, images: Any, name: str) -> Tensor:
     y = as_tensor(images).cpu()
     if y.dtype == torch.uint8 and getattr(net, "encoder", None) is not None:
         y = net.encoder.encode(y)
-    shape = arguments.image_shape(net)
+    shape = arguments.sample_shape(None, net)
     if y.ndim != 4 or not y.is_floating_point() or (shape and list(y.shape[1:]) != list(shape)):
         wanted = "C, H, W" if shape is None else ", ".join(map(str, shape))
         raise ValueError(

@@ -41,7 +41,7 @@ class StepInfo:
     num_steps: int
     sigma: float  # noise level now reached
     indices: range  # which of the images asked for are in this batch
-    x: Tensor  # a copy of their state at `sigma`, [N, C, H, W]
+    x: Tensor  # a copy of their state at `sigma`, [N, *shape]
 
 
 def sample(
@@ -51,6 +51,7 @@ def sample(
     class_labels: Labels | None = None,
     seeds: Seeds | None = None,
     noise: Array | None = None,
+    shape: Sequence[int] | None = None,
     num_steps: int = 32,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
@@ -79,7 +80,7 @@ def sample(
     mask: Array | None = None,
     batches: Iterable[range] | None = None,
 ) -> Tensor | Any:
-    """Sample images from a model, guided by a worse version of it.
+    """Sample from a model, guided by a worse version of it: images, or data of any other shape.
 
     Heun's method along the noise levels of `schedules.rho_schedule` (EDM alg. 1; with churn EDM
     alg. 2) for the guided denoiser `D = D0 + guidance (D1 - D0)`, D1 the model, D0 its guide. A
@@ -92,15 +93,20 @@ def sample(
         sample("digits", "digits-uncond", 1.5, seeds=range(16))                # CFG
         sample("digits", ["digits-guide", "digits-uncond"], [1.5, 1.1], seeds=range(16))
         sample("digits", guidance=APG(1.7), sampler="dpmpp_2m", num_steps=20, seeds=range(16))
+        sample(net, worse, 2.0, seeds=range(16), shape=(2, 256))               # signals
+
+    A *sample* is whatever stands after the batch: an image `[C, H, W]`, a signal `[C, L]`, a volume
+    or video `[C, T, H, W]`, a set of vectors `[M, D]`, a vector `[D]`. All that is said of images
+    below holds for each of them.
 
     Args:
         model: what to sample: name of a bundled network or of a published preset
             (`autoguide-fast presets`), path of a checkpoint, module, an `Engine`
             (which brings its guide), or any callable `(x, sigma, class_labels) -> D` with
-            `x [N, C, H, W]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns the
-            denoised images. It gets copies, so it may write to them, and may return the same buffer
-            every time. Modules are fed in their own floating type and are put in evaluation mode
-            meanwhile; bare callables are fed in `dtype`.
+            `x [N, *shape]`, 0-dim `sigma`, labels `[N, label_dim]` (or None), which returns
+            denoised samples. It gets copies, so it may write to them, and may return the same
+            buffer every time. Modules are fed in their own floating type and are put in evaluation
+            mode meanwhile; bare callables are fed in `dtype`.
         guide: likewise; `"digits"` means the guide trained for it. None: no guide, except for a
             bundled net or a preset by name, such as `"digits"` or `"photos"`, whose own guide
             serves. A list is several guides at once, `D = D1 + sum_i (w_i - 1) (D1 - D_i)`
@@ -119,10 +125,12 @@ def sample(
             Noise, drawn class and churn of an image come from its seed alone
             (`seeds.StackedRandom`), bit for bit, on any device and for any batch size, order or
             split; the finished images then agree within the rounding of the network's arithmetic.
-        noise: standard normal noise `[N, C, H, W]` to use instead of the seeds', as a tensor or
+        noise: standard normal noise `[N, *shape]` to use instead of the seeds', as a tensor or
             array (NumPy's; CuPy's and others' through DLPack); it is only read. Seeds are then
-            needed only for what else is drawn: classes, churn. A callable that does not tell its
-            `img_channels` and `img_resolution` needs it.
+            needed only for what else is drawn: classes, churn.
+        shape: sizes of one sample, what stands after N. None: what the model says, or else its
+            guide, in the attribute `sample_shape`, or in `img_channels` and `img_resolution`; that
+            of `noise` where neither does. Each sample's noise is drawn in this shape from its seed.
         num_steps: steps, 10,000 at most; each but the last evaluates the model twice.
         sigma_min, sigma_max, rho: the noise levels, see `schedules.rho_schedule`. None: 0.002 and
             80, or what the model says in attributes of these names, as those of
@@ -170,7 +178,7 @@ def sample(
             the images out among themselves. Needs `on_batch`.
 
     Returns:
-        Samples `[N, C, H, W]` of type `dtype`, or uint8 images, on the device, in the order of the
+        Samples `[N, *shape]` of type `dtype`, or uint8 images, on the device, in the order of the
         seeds.
 
     Raises:
@@ -213,7 +221,7 @@ def _run(request: Request, bar: tqdm) -> Tensor | Any:
     if request.on_batch is not None:
         return None
     if images is None:
-        shape = 0, *request.image_shape
+        shape = 0, *request.sample_shape
         empty = torch.empty(shape, device=request.device, dtype=request.dtype)
         images = decoded(request.encoder, empty)
     return arrays.as_kind(images, request.array)
@@ -266,7 +274,7 @@ def _stepper(
         guidance = Linear(
             [guidance] * len(request.guides), [request.interval] * len(request.guides)
         )
-    shape = request.image_shape
+    shape = request.sample_shape
     batch = Batch(indices, request.num_images, labels, tuple(sigmas), request.device, len(shape))
     if engine is not None:
         visited = [step.sigma_hat for step in request.steps] + sigmas
@@ -344,7 +352,7 @@ def _drawn(
     request: Request, indices: range
 ) -> tuple[Tensor, Tensor | None, Callable[[], Tensor] | None]:
     """Noise, labels and the source of churn noise for the images `indices`."""
-    part, shape = slice(indices.start, indices.stop), request.image_shape
+    part, shape = slice(indices.start, indices.stop), request.sample_shape
     label_dim = request.label_dim
     x: Tensor | None = None
     labels: Tensor | None = None

@@ -46,7 +46,7 @@ class Request:
         interval: where a weight applies; None everywhere, or where `guidance` knows it.
         steps: all steps, on `device`.
         num_images, batch_size: how many, and how many at a time.
-        image_shape: (C, H, W), or what stands after N in `noise` for a callable that does not tell.
+        sample_shape: what stands after N, (C, H, W) for images.
         seeds: one per image, or None where `noise` and `classes` say all.
         noise: that of all images, where it lies, or None to draw it from the seeds.
         classes: labels of all images on the CPU, as of `arguments.labels`.
@@ -68,7 +68,7 @@ class Request:
     steps: tuple[Step, ...]
     num_images: int
     batch_size: int
-    image_shape: tuple[int, ...]
+    sample_shape: tuple[int, ...]
     seeds: Sequence[int] | None
     noise: Tensor | None
     classes: Tensor | None
@@ -123,6 +123,7 @@ def checked(
     class_labels: Labels | None,
     seeds: Seeds | None,
     noise: Array | None,
+    shape: Sequence[int] | None,
     num_steps: int,
     sigma_min: float | None,
     sigma_max: float | None,
@@ -160,7 +161,16 @@ def checked(
     arguments.state_dtype(dtype)
     engine = model if isinstance(model, BaseEngine) else None
     named = _by_role(model, guide)
-    sigma_min, sigma_max = arguments.trained_levels(sigma_min, sigma_max, named)
+
+    def noise_levels(nets: Mapping[str, object]) -> Tensor:
+        if sigmas is not None:
+            return given_levels(sigmas, dtype)
+        low, high = arguments.trained_levels(sigma_min, sigma_max, nets)
+        high = arguments.start_level(sigma_start, init, high)
+        limits = arguments.noise_levels(num_steps, low, high, rho, dtype)
+        return schedule_levels(schedule, *limits, dtype)
+
+    levels = noise_levels(named)
     churn = Churn(*arguments.churn_values(S_churn, S_min, S_max, S_noise))
     integrate = find_sampler(sampler)
     if integrate is not None and churn.S_churn:
@@ -168,12 +178,6 @@ def checked(
             f"sample: S_churn must be 0 for a sampler other than 'heun', got {S_churn:g}; those "
             "with noise of their own say so by their names"
         )
-    if sigmas is not None:
-        levels = given_levels(sigmas, dtype)
-    else:
-        start_level = arguments.start_level(sigma_start, init, sigma_max)
-        limits = arguments.noise_levels(num_steps, sigma_min, start_level, rho, dtype)
-        levels = schedule_levels(schedule, *limits, dtype)
     if guidance is None:
         guidance = checkpoints.default_guidance(model)
     if batch_size is None:
@@ -201,9 +205,7 @@ def checked(
         device = engine.device
     elif guide is None and _needs_guide(guidance) and (own := _own_guide(model)):
         named["guide"] = own
-    if (
-        isinstance(guide, (list, tuple)) and len(guide) == 1
-    ):  # one guide, whose weight may be listed
+    if isinstance(guide, (list, tuple)) and len(guide) == 1:  # its weight may be listed
         guidance, interval = _listed_one(guidance), _listed_one(interval)
     combined = _guidance(guidance, interval, list(named)[1:], engine)
     if noise is not None:
@@ -214,7 +216,9 @@ def checked(
     guides = list(nets.values())[1:]
     for role, net in list(nets.items())[1:]:
         arguments.nets_agree(nets["model"], net, role)
-    shape = arguments.image_shape(*nets.values())
+    if any(isinstance(net, (str, os.PathLike)) for net in named.values()):
+        levels = noise_levels(nets)  # those that a file's net tells
+    shape = arguments.sample_shape(shape, *nets.values())
 
     # The images.
     if noise is not None:
@@ -222,9 +226,9 @@ def checked(
         shape = shape or noise.shape[1:]
     elif shape is None:
         raise ValueError(
-            "sample: noise must be given for a callable without img_channels and img_resolution, "
-            "got None; pass noise=StackedRandom('cpu', seeds).randn([C, H, W]) of "
-            "autoguide_fast.seeds, or set the two attributes"
+            "sample: shape must be given for a model that does not tell the shape of its samples, "
+            "got None; pass shape=(C, H, W) or whatever stands after N, set the model's attribute "
+            "sample_shape, or pass noise"
         )
     if noise is not None:
         num_images = len(noise)
@@ -265,7 +269,7 @@ def checked(
         steps=tuple(plan_steps(levels, weight, one_interval, churn, device)),
         num_images=num_images,
         batch_size=batch_size,
-        image_shape=tuple(shape),
+        sample_shape=tuple(shape),
         seeds=seeds,
         noise=noise,
         classes=classes,

@@ -129,7 +129,10 @@ VALUE_ERRORS = {
     ),
     "array_kind": ({"array": "jax"}, "array must be one of torch, numpy, cupy"),
     "array_cupy": ({"array": "cupy"}, "array must be 'torch' or 'numpy' on cpu"),
-    "callable_of_unknown_shape": ({"model": bare}, "noise must be given for a callable"),
+    "callable_of_unknown_shape": (
+        {"model": bare},
+        "shape must be given for a model that does",
+    ),
     "callable_labels": (
         {"model": bare, "noise": NOISE, "class_labels": [1, 2]},
         r"class_labels must have one row per image \(3\)",

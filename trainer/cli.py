@@ -110,6 +110,7 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` and what goes with it to the command line."""
     from . import diagnose, ema_command, evaluate, judge, plot, search
+    from .toy import cli as toy
 
     parser = subparsers.add_parser(
         "train",
@@ -192,7 +193,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
                 help="mirror half of the images left to right",
             )
     parser.set_defaults(run=run)
-    for module in (search, judge, evaluate, diagnose, ema_command, plot):
+    for module in (search, judge, evaluate, diagnose, ema_command, plot, toy):
         module.add_command(subparsers)
 
 

@@ -21,6 +21,7 @@ from ..encoders import ENCODERS, encoder
 from ..files import reason, remedy, write_atomically
 from ..net_config import NetConfig, least_weights
 from ..networks import Precond
+from ..toy import ToyModel
 from .format import DIGEST, OWN, reading, write
 from .reference import TOY
 
@@ -29,28 +30,28 @@ STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def save(
-    net: Precond, path: str | os.PathLike, dtype: torch.dtype | None = None, **info: Any
+    net: Precond | ToyModel, path: str | os.PathLike, dtype: torch.dtype | None = None, **info: Any
 ) -> None:
     """Write a network to a safetensors file.
 
     Args:
-        net: Its weights, options and encoder are stored. Weights may be shared between layers and
-            lie anywhere; each is stored by itself.
+        net: A `Precond`, or a `toy.ToyModel`. Its weights, options and encoder are stored. Weights
+            may be shared between layers and lie anywhere; each is stored by itself.
         path: The file, which appears complete or not at all.
         dtype: Type to store the weights in: torch.float32, float16 or bfloat16 (half the size),
             float64. None: as they are.
         **info: Anything JSON can hold, kept beside the weights and found in `net.info` after
             loading.
 
-    Raises, before anything is written: TypeError for a network that is not a `Precond`, another
-    dtype, or info that JSON cannot hold; ValueError for weights that are not finite or leave the
+    Raises, before anything is written: TypeError for a network of another kind, another dtype,
+    or info that JSON cannot hold; ValueError for weights that are not finite or leave the
     range of `dtype`, for attributes, weights or layers that the network's options do not build or
     classes that evaluate otherwise, which would be lost, or an encoder that could not be found
     again by its name. Raises OSError where the file cannot be written.
     """
     from safetensors import SafetensorError
 
-    if not isinstance(net, Precond):
+    if not isinstance(net, (Precond, ToyModel)):
         raise TypeError(
             f"save: net must be a Precond, got {type(net).__name__}; pass the network itself, "
             "not a wrapper"
@@ -73,7 +74,8 @@ def save(
         ) from None
     if path.is_dir():
         raise ValueError(f"save: path must be a file, got the folder {path}; name a file in it")
-    edited = next((d for d in differences(net) if d.kind != "code"), None)
+    found = differences(net) if isinstance(net, Precond) else ()
+    edited = next((d for d in found if d.kind != "code"), None)
     if edited:
         raise ValueError(f"save: net must be what its options build, got {edited.text}")
     clash = set(OWN) & info.keys()
@@ -83,6 +85,8 @@ def save(
             "choose another name"
         )
     header = {"config": net.config, "encoder": getattr(net.encoder, "name", None)}
+    if isinstance(net, ToyModel):
+        header["network"] = TOY
     header |= {"digest": DIGEST, **info}
     try:
         text = json.dumps(header)
@@ -101,7 +105,7 @@ def save(
         ) from error
 
 
-def _stored(net: Precond, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _stored(net: torch.nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The weights of `net` as they are written: checked, on the CPU, each in memory of its own."""
     tensors: dict[str, Tensor] = {}
     memory: set[int] = set()
@@ -201,8 +205,6 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> Any:
 def _blank(header: dict[str, Any]) -> torch.nn.Module:
     if header.get("network") != TOY:
         return blank(header["config"])
-    from ..toy import ToyModel
-
     with torch.device("meta"):
         return ToyModel(**header["config"]).eval()
 

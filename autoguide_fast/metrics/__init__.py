@@ -9,6 +9,7 @@ otherwise.
 
 from .classifier import class_agreement, train_classifier
 from .detectors import Detector, load_detector
+from .energy import energy_distance
 from .evaluation import Evaluation, evaluate
 from .features import pixel_features, two_scale_features
 from .frechet import feature_statistics, frechet_distance
@@ -33,6 +34,7 @@ __all__ = [
     "class_agreement",
     "clip_distance",
     "density_coverage",
+    "energy_distance",
     "evaluate",
     "feature_statistics",
     "frechet_distance",

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
-from .nn import MPConv
+from .. import ops
+from ..nn import MPConv
 
 
 class ToyModel(torch.nn.Module):
@@ -22,9 +22,13 @@ class ToyModel(torch.nn.Module):
         sigma_data: standard deviation of the data.
     """
 
+    # What `sample` asks a model for: the shape of a point, and the noise levels of the toy.
+    sample_shape = (2,)
+    sigma_min, sigma_max = 0.002, 5.0
+
     def __init__(self, hidden_dim: int = 64, sigma_data: float = 0.5) -> None:
         super().__init__()
-        self.sigma_data = sigma_data
+        self.hidden_dim, self.sigma_data = hidden_dim, sigma_data
         self.encoder: Any = None
         self.info: dict[str, Any] = {}
         self.label_dim = 0
@@ -34,6 +38,11 @@ class ToyModel(torch.nn.Module):
         for before, after in itertools.pairwise(widths):
             layers += [MPConv(before, after, kernel=[]), _MPSiLU()]
         self.layers = torch.nn.Sequential(*layers[:-1])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make such a net."""
+        return {"hidden_dim": self.hidden_dim, "sigma_data": self.sigma_data}
 
     def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Log-densities `[N]`, but for a constant, of points `x [N, 2]` at the noise level."""
