@@ -294,3 +294,84 @@ def test_batches_may_be_handed_out_one_by_one():
     for wrong in (range(8, 12), range(0), range(0, 4, 2), [0, 1]):
         with pytest.raises(ValueError, match="batches must be ranges of the 10 images, got"):
             sample("digits", batches=[wrong], on_batch=take, **options)
+
+
+def test_ways_to_guide_and_to_sample(tmp_path):
+    """Several guides, kinds and samplers are named in the manifest, which makes them again."""
+    from autoguide_fast import sample
+    from autoguide_fast.guidance import APG, CFGPlusPlus
+
+    command = ["--seeds", "0-1", "--steps", "3", "--quiet", "--out"]
+    ways = {
+        "kind": (["--kind", "apg:eta=0.5", "--guidance", "1.7"], {"guidance": APG(1.7, eta=0.5)}),
+        "euler": (
+            ["--kind", "cfg_plus_plus", "--guidance", "0.5", "--sampler", "euler"],
+            {"guidance": CFGPlusPlus(0.5), "sampler": "euler"},
+        ),
+        "schedule": (["--schedule", "flow"], {"schedule": "flow"}),
+        "several": (
+            [
+                "--guide",
+                "digits-guide",
+                "digits-uncond",
+                "--guidance",
+                "1.5",
+                "1.2",
+                "--interval",
+                "0",
+                "1",
+                "0.1",
+                "9",
+            ],
+            {
+                "guide": ["digits-guide", "digits-uncond"],
+                "guidance": [1.5, 1.2],
+                "interval": [(0, 1), (0.1, 9)],
+            },
+        ),
+    }
+    for name, (options, expected) in ways.items():
+        out = tmp_path / name
+        assert main(["sample", *options, *command, str(out)]) == 0
+        images = sample("digits", **expected, seeds=range(2), num_steps=3).numpy()
+        found = [np.asarray(Image.open(out / "00000" / f"{i:06d}.png")) for i in range(2)]
+        np.testing.assert_array_equal(found, images[:, 0])
+        again = ["sample", "--from-manifest", str(out), "--quiet", "--out", str(tmp_path / "again")]
+        assert main([*again[:-1], again[-1] + name]) == 0
+        other = tmp_path / f"again{name}" / "00000" / "000001.png"
+        assert other.read_bytes() == (out / "00000" / "000001.png").read_bytes()
+        # The folder is of this way alone.
+        assert main(["sample", *command, str(out)]) == 2
+    assert (
+        main(
+            [
+                "sample",
+                "--kind",
+                "apg:eta=0.2",
+                "--guidance",
+                "1.7",
+                *command,
+                str(tmp_path / "kind"),
+            ]
+        )
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kind", "abc"], "--kind must be one of apg, cfg_plus_plus"),
+        (["--kind", "apg:most"], "--kind apg must have eta=NUMBER, momentum=NUMBER, most=NUMBER"),
+        (["--kind", "apg", "--guidance", "1", "2"], "--kind must be for one guide"),
+        (["--interval", "1"], "--interval must be pairs of noise levels, got 1"),
+        (["--guidance", "2", "3"], "guidance must be"),
+        (["--sampler", "abc"], "sampler must be one of heun, euler"),
+        (["--schedule", "abc"], "schedule must be one of rho, exponential"),
+    ],
+)
+def test_bad_ways(options, message, tmp_path, capsys):
+    assert (
+        main(["sample", *options, "--seeds", "0", "--quiet", "--out", str(tmp_path / "out")]) == 2
+    )
+    assert message in capsys.readouterr().err

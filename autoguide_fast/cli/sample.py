@@ -106,23 +106,45 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add(
         "--guidance",
         type=float,
+        nargs="+",
         metavar="W",
-        help="guidance weight; 1 is no guidance and never runs the guide (default: that of a "
-        "preset, otherwise 1)",
+        help="guidance weight, one for each guide; 1 is no guidance and never runs the guide "
+        "(default: that of a preset, otherwise 1)",
     )
     add(
         "--guide",
+        nargs="+",
         metavar="NET",
-        help="the net to guide away from (default: the guide that a bundled model comes with)",
+        help="the net to guide away from, or several at once (default: the guide that a bundled "
+        "model comes with)",
     )
     add(
         "--interval",
         type=float,
-        nargs=2,
-        metavar=("LO", "HI"),
-        help="guide only at noise levels above LO, up to and including HI",
+        nargs="+",
+        metavar="S",
+        help="LO HI: guide only at noise levels above LO, up to and including HI; for several "
+        "guides also LO HI for each",
+    )
+    add(
+        "--kind",
+        metavar="KIND[:OPTION=X,...]",
+        help="another way of guiding, of weight W: apg, cfg_plus_plus, cfg_zero, feedback, "
+        "frequency, magnitude_aware, rescaled, tangential, with numbers for its options, such as "
+        "apg:eta=0.2,momentum=-0.5",
     )
     add = parser.add_argument_group("sampler").add_argument
+    add(
+        "--sampler",
+        metavar="NAME",
+        help="heun, or one that evaluates once a step: euler, euler_ancestral, adams_bashforth, "
+        "dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, unipc (default: heun)",
+    )
+    add(
+        "--schedule",
+        metavar="NAME",
+        help="the noise levels: rho, exponential, linear, cosine, flow (default: rho)",
+    )
     add(
         "--steps",
         type=positive_integer,

@@ -24,6 +24,7 @@ from .feedback import Feedback
 from .frequency import FrequencyDecoupled
 from .guided import guided, guided_denoiser
 from .kind import Guidance, OneGuide
+from .names import KINDS, named_kind
 from .rescaled import Rescaled
 from .several import Linear, blend
 from .tangential import Tangential
@@ -32,6 +33,7 @@ from .weights import AnyWeight, PerClass, Weight, guides_at, table, weight_at
 
 __all__ = [
     "APG",
+    "KINDS",
     "AnyWeight",
     "Batch",
     "CFGPlusPlus",
@@ -59,6 +61,7 @@ __all__ = [
     "guided_denoiser",
     "guides_at",
     "module_of",
+    "named_kind",
     "norm",
     "remembered",
     "std",

@@ -13,6 +13,8 @@ from .options import Sampling
 if TYPE_CHECKING:
     import numpy as np
 
+    from ...guidance import Guidance
+
 _CHUNK = 64  # images whose classes are drawn at a time
 
 
@@ -44,30 +46,31 @@ class Job:
 
         self.sampling = sampling
         self._nets: list[Any] | None = None
-        self.guidance = sampling.guidance
-        if self.guidance is None:
-            self.guidance = checkpoints.default_guidance(sampling.model)
-        self.guide = None
-        if self.guidance != 1:
-            named = checkpoints.bundled_guide(sampling.guide) or sampling.guide
-            self.guide = named or checkpoints.bundled_guide(sampling.model)
-        for net in (sampling.model, self.guide):
-            if net is not None:
-                checkpoints.find(net, "sample: a net", accept_licence)
+        weights = list(sampling.guidance or [checkpoints.default_guidance(sampling.model)])
+        self.guides: list[str] = []
+        if weights != [1] or sampling.kind is not None:
+            named = [checkpoints.bundled_guide(net) or net for net in sampling.guide or ()]
+            own = checkpoints.bundled_guide(sampling.model)
+            self.guides = named or ([] if own is None else [own])
+        intervals = sampling.intervals
+        self.guidance: Any = weights if len(weights) > 1 else weights[0]
+        self.interval: Any = intervals if len(intervals) > 1 else next(iter(intervals), None)
+        kind = None if sampling.kind is None else self._kind()
+        for net in (sampling.model, *self.guides):
+            checkpoints.find(net, "sample: a net", accept_licence)
         self._header = checkpoints.read_header(
             checkpoints.find(sampling.model, "sample: model"), "sample"
         )
         self.shape = image_shape(sampling.model, self._header)
         self.label_dim = self._header["config"].get("label_dim") or 0
         self.batch_size = sampling.batch_size or DEFAULT_BATCH_SIZE
-        self.interval: Any = None if sampling.interval is None else tuple(sampling.interval)
         churn = sampling.all_churn
         self.settings = {
             "model": identity(sampling.model),
-            "guide": None if self.guide is None else identity(self.guide),
+            "guide": _alone([identity(guide) for guide in self.guides]),
             "guidance": self.guidance,
             "interval": None
-            if self.guide is None or sampling.interval is None
+            if not self.guides or sampling.interval is None
             else list(sampling.interval),
             "steps": sampling.steps,
             "sigma_min": sampling.sigma_min,
@@ -75,8 +78,23 @@ class Job:
             "rho": sampling.rho,
             "churn": churn if churn[0] else None,
             "compute_dtype": sampling.compute_dtype,
+            # Named where they are not the usual ones, as manifests of earlier versions have none.
+            **({} if sampling.kind is None else {"kind": sampling.kind}),
+            **({} if sampling.sampler == "heun" else {"sampler": sampling.sampler}),
+            **({} if sampling.schedule == "rho" else {"schedule": sampling.schedule}),
         }
+        if kind is not None:
+            self.guidance, self.interval = kind, None
         self._lay_out()
+
+    def _kind(self) -> Guidance:
+        from ...guidance import named_kind
+
+        weight = next(iter(self.sampling.guidance or ()), None)
+        try:
+            return named_kind(self.sampling.kind or "", weight, self.interval)
+        except ValueError as error:
+            raise ValueError(f"sample: --{error}") from None
 
     def _lay_out(self) -> None:
         sampling = self.sampling
@@ -181,14 +199,14 @@ class Job:
 
         import autoguide_fast
 
-        model, guide = self._loaded(device)
+        model, *guides = self._loaded(device)
         compute_dtype = self.sampling.compute_dtype
         if compute_dtype not in (None, "auto"):
             compute_dtype = getattr(torch, compute_dtype)
         churn = self.sampling.all_churn
         autoguide_fast.sample(
             model,
-            guide=guide,
+            guide=_alone(guides),
             guidance=self.guidance,
             interval=self.interval,
             class_labels=self.labels,
@@ -207,21 +225,29 @@ class Job:
             on_batch=on_batch,
             batches=batches,
             callback=callback,
+            sampler=self.sampling.sampler,
+            schedule=self.sampling.schedule,
         )
 
     def _loaded(self, device: str) -> list[Any]:
-        """Model and guide, loaded once; the guide None where there is none."""
+        """Model and guides, loaded once."""
         from ... import checkpoints
 
         if self._nets is None:
             self._nets = [
-                None if net is None else checkpoints.load(net, device)
-                for net in (self.sampling.model, self.guide)
+                checkpoints.load(net, device) for net in (self.sampling.model, *self.guides)
             ]
         return self._nets
 
 
+def _alone(values: list[Any]) -> Any:
+    """None, the one value, or the list of several."""
+    return values if len(values) > 1 else next(iter(values), None)
+
+
 def _digest(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_digest(item) for item in value]
     return value["digest"] if isinstance(value, dict) else value
 
 
@@ -241,12 +267,17 @@ def changes(before: dict, now: dict) -> list[str]:
     """What differs of `now` in `before`, as words; nets are compared by their contents."""
     return [
         f"{name} was {_shown(before.get(name))}, is {_shown(value)}"
-        for name, value in now.items()
+        for name, value in ({name: None for name in before if name in _UNUSUAL} | now).items()
         if _digest(before.get(name)) != _digest(value)
     ]
 
 
+_UNUSUAL = ("kind", "sampler", "schedule")  # settings that are named where they are not the usual
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return " and ".join(map(_shown, value))
     if isinstance(value, dict):
         return f"{value['name']} (contents {value['digest'][:8]})"
     return "none" if value is None else str(value)

@@ -16,6 +16,7 @@ import json
 import math
 import platform
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,9 @@ def read(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def samplings(manifest: dict[str, Any], model: str | None, guide: str | None) -> list[Sampling]:
+def samplings(
+    manifest: dict[str, Any], model: str | None, guide: Sequence[str] | None
+) -> list[Sampling]:
     """The options of each job of a manifest; `model` and `guide` say where the nets are now.
 
     Raises:
@@ -188,12 +191,17 @@ def samplings(manifest: dict[str, Any], model: str | None, guide: str | None) ->
     settings = manifest["settings"]
     try:
         named = settings["model"]["name"]
-        guided = None if settings["guide"] is None else settings["guide"]["name"]
+        guides = settings["guide"] or []
+        guides = [net["name"] for net in (guides if isinstance(guides, list) else [guides])]
+        weights = settings["guidance"]
         return [
             Sampling(
                 model=model or named,
-                guide=guide or guided,
-                guidance=settings["guidance"],
+                guide=guide or guides,
+                guidance=weights if isinstance(weights, list) else [weights],
+                kind=settings.get("kind"),
+                sampler=settings.get("sampler", "heun"),
+                schedule=settings.get("schedule", "rho"),
                 interval=settings["interval"],
                 steps=settings["steps"],
                 sigma_min=settings["sigma_min"],

@@ -15,9 +15,12 @@ class Sampling:
     """
 
     model: str = "digits"
-    guide: str | None = None
-    guidance: float | None = None
+    guide: Sequence[str] | None = None
+    guidance: Sequence[float] | None = None
     interval: Sequence[float] | None = None
+    kind: str | None = None
+    sampler: str = "heun"
+    schedule: str = "rho"
     steps: int = 32
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -39,6 +42,23 @@ class Sampling:
             raise ValueError(
                 "--balanced must come without --classes, got both; it deals out all classes"
             )
+
+        if self.interval is not None and len(self.interval) % 2:
+            raise ValueError(
+                f"--interval must be pairs of noise levels, got {len(self.interval)} numbers; give "
+                "LO HI for all guides, or for each of them"
+            )
+        if self.kind is not None and len(self.guidance or ()) > 1:
+            raise ValueError(
+                f"--kind must be for one guide, got {len(self.guidance or ())} weights; several "
+                "guides are weighted and added up"
+            )
+
+    @property
+    def intervals(self) -> list[tuple[float, float]]:
+        """The intervals: none, one for all guides, or one for each."""
+        numbers = list(self.interval or ())
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     @property
     def all_churn(self) -> list[float]:
