@@ -214,7 +214,7 @@ def test_a_bar_counts_the_images_of_all_processes(capsys, tmp_path):
     assert code == 0 and exit_code(other) == 0
     shown = [line for line in bar.replace("\r", "\n").splitlines() if "images," in line]
     counts = [int(re.search(r"(\d+)/100 images", line)[1]) for line in shown]
-    assert counts == sorted(counts) and 28 <= counts[0] and counts[-1] == 100
+    assert counts == sorted(counts) and counts[0] >= 28 and counts[-1] == 100
     assert any("images/s, 00:0" in line and line.endswith(" left") for line in shown)
     assert run(capsys, tmp_path / "quiet", *FAST, "--seeds", "0-3")[2] == ""
 
