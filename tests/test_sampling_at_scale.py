@@ -564,3 +564,26 @@ def test_files_of_images_are_written_one_image_at_a_time(tmp_path):
     assert peaks[1] < peaks[0] + 100_000  # the images themselves are 9 MB more
     with np.load(tmp_path / "out.npz") as found:
         assert (found["arr_0"] == (np.arange(800) % 256).reshape(-1, 1, 1, 1)).all()
+
+
+def test_evaluate_reads_whatever_sample_writes(tmp_path, capsys):
+    """The same figure from a folder, a ZIP file, an .npz and straight from the sampler."""
+    reference, figures = tmp_path / "ref.npz", {}
+    options = ["--data", "digits", "--features", "pixels", "--out", str(reference)]
+    assert main(["evaluate", "ref", *options]) == 0
+    sampled = ["--seeds", "0-29", "--steps", "3", "--balanced", "--guidance", "1.5", "--quiet"]
+    for out in ("folder", "images.zip", "images.npz", "sampled"):
+        path = str(tmp_path / out)
+        images = ["--images", path]
+        if out == "sampled":
+            images = ["--model", "digits", *sampled[:-1]]
+        else:
+            assert main(["sample", *sampled, "--out", path]) == 0
+        common = ["--ref", str(reference), "--metrics", "fd_pixels", "--out", f"{path}.json"]
+        assert main(["evaluate", *images, *common]) == 0
+        found = json.loads((tmp_path / f"{out}.json").read_text())
+        figures[out] = found["metrics"]["fd_pixels"]["mean"]
+        told = found["protocol"]["images"]
+        if out != "sampled":
+            assert told["sampled_with"]["settings"]["guidance"] == 1.5 and told["size"] == [1, 8, 8]
+    assert len(set(figures.values())) == 1

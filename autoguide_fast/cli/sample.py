@@ -67,6 +67,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument_group("what to sample").add_argument
     add(
         "--model",
+        "--preset",
         metavar="NET",
         help="a bundled net's name, a preset (see `autoguide-fast presets`), a .safetensors file, "
         "or a .pkl of the reference implementation (default: digits)",
