@@ -139,7 +139,7 @@ def test_command_lines_are_found():
     second = command_lines("autoguide_fast/pretrained/README.md")[1]
     assert second[:4] == ["train", "--out", "runs/uncond", "--no-labels"]
     assert second[-2:] == ["--snapshots", "8"]  # of the line below
-    assert ["info"] in mentioned_commands("README.md")
+    assert ["presets"] in mentioned_commands("README.md")
 
 
 # -------------------------------------------------------------------------------------------- links
