@@ -231,14 +231,16 @@ def _sampled(
     request: Request, engine: BaseEngine | None, bar: tqdm, number: int, indices: range
 ) -> Tensor:
     """Samples of one batch."""
-    x, labels, randn = _drawn(request, indices)
-    stepper = _stepper(request, engine, labels, indices)
+    x, labels, streams = _drawn(request, indices)
+    stepper = _stepper(request, engine, labels, indices, streams)
+    randn = _randn(request, streams)
     if request.callback is None and not request.progress and request.sampler is None:
         result = stepper.whole(x, randn)
         if result is not None:
             if torch.isfinite(result).all():
                 return result
-            x, _, randn = _drawn(request, indices)  # once more, step by step, to tell where
+            x, _, streams = _drawn(request, indices)  # once more, step by step, to tell where
+            randn = _randn(request, streams)
     watch = _watcher(request, bar, stepper, number, indices)
     if request.sampler is None:
         return heun(stepper, x, request.steps, randn, watch)
@@ -255,7 +257,11 @@ def _sampled(
 
 
 def _stepper(
-    request: Request, engine: BaseEngine | None, labels: Tensor | None, indices: range
+    request: Request,
+    engine: BaseEngine | None,
+    labels: Tensor | None,
+    indices: range,
+    streams: StackedRandom | None,
 ) -> Stepper:
     part = slice(indices.start, indices.stop)
     cond = {
@@ -275,7 +281,15 @@ def _stepper(
             [guidance] * len(request.guides), [request.interval] * len(request.guides)
         )
     shape = request.sample_shape
-    batch = Batch(indices, request.num_images, labels, tuple(sigmas), request.device, len(shape))
+    batch = Batch(
+        indices=indices,
+        num_images=request.num_images,
+        class_labels=labels,
+        sigmas=tuple(sigmas),
+        device=request.device,
+        ndim=len(shape),
+        randn=None if streams is None else streams.randn,
+    )
     if engine is not None:
         visited = [step.sigma_hat for step in request.steps] + sigmas
         nets, roles = engine.nets(labels, visited, cond), list(engine.by_role)
@@ -348,21 +362,18 @@ def _engine(request: Request) -> BaseEngine | None:
     return None
 
 
-def _drawn(
-    request: Request, indices: range
-) -> tuple[Tensor, Tensor | None, Callable[[], Tensor] | None]:
-    """Noise, labels and the source of churn noise for the images `indices`."""
+def _drawn(request: Request, indices: range) -> tuple[Tensor, Tensor | None, StackedRandom | None]:
+    """Noise, labels and what draws more noise for the images `indices`."""
     part, shape = slice(indices.start, indices.stop), request.sample_shape
     label_dim = request.label_dim
     x: Tensor | None = None
     labels: Tensor | None = None
-    randn: Callable[[], Tensor] | None = None
+    streams: StackedRandom | None = None
     if request.seeds is not None:
         streams = StackedRandom(request.device, request.seeds[part])
         x = streams.randn(shape)
         if label_dim:
             labels = streams.randint(label_dim)
-        randn = functools.partial(streams.randn, shape, request.dtype)
     if request.noise is not None:
         x = request.noise[part].to(request.device)
     if request.classes is not None:
@@ -373,7 +384,14 @@ def _drawn(
     x = x.to(request.dtype)
     if request.start is not None:
         x = x + request.start.of(part) / request.steps[0].sigma
-    return x, labels, randn
+    return x, labels, streams
+
+
+def _randn(request: Request, streams: StackedRandom | None) -> Callable[[], Tensor] | None:
+    """What draws noise like the state, from each image's own seed; None without seeds."""
+    if streams is None:
+        return None
+    return functools.partial(streams.randn, request.sample_shape, request.dtype)
 
 
 @contextlib.contextmanager

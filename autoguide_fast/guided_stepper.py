@@ -78,7 +78,7 @@ class GuidedStepper(Stepper):
         state = basis.image({0: 1.0})
         images = dict(zip(roles, self._images(basis, at), strict=True))
         found: Images = images["model"]
-        if any(runs):
+        if any(runs) or self.guidance.always:
             guides = [images.get(role) for role in self.roles[1:]]
             found = self.guidance.combine(images["model"], guides, state, at)
         result = as_tensor(found)

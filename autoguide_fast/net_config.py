@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 Fits = Callable[[object], bool]
 
 # Options that weaken a net, and their values for one as it was trained.
-_WEAKENING = {"left_out": (), "attn_temperature": 1.0}
+WEAKENING = {"left_out": (), "attn_temperature": 1.0}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class NetConfig:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if name not in _WEAKENING or value != _WEAKENING[name]
+            if name not in WEAKENING or value != WEAKENING[name]
         }
 
     @property

@@ -17,7 +17,7 @@ from autoguide_fast import load, metrics, sample
 from autoguide_fast.cli import main
 from autoguide_fast.digits import load_digits
 from autoguide_fast.metrics.detectors import Detector
-from autoguide_fast.trainer import evaluate, feature_parts, measuring
+from autoguide_fast.trainer import evaluate_compare, feature_parts, measuring
 from autoguide_fast.trainer.image_sources import FileImages, as_ranges, open_images
 
 
@@ -421,4 +421,4 @@ def test_nets_are_told_apart_by_what_they_hold(tmp_path):
     assert len(first["digest"]) == len(second["digest"]) == 32 and net.label_dim == 10
     with pytest.raises(ValueError, match=r"--guide must be a file or a run's folder with its EMA"):
         load_net(str(tmp_path), None, "--guide", "cpu")
-    assert evaluate._shown({"mean": None}) == "none: too few images"
+    assert evaluate_compare.shown({"mean": None}) == "none: too few images"

@@ -1,5 +1,6 @@
 """Kinds of guidance, several guides and weights by image, against plain formulas, on every way."""
 
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from autoguide_fast.engine.gpu_engine import GpuEngine
 from autoguide_fast.engine.module_engine import ModuleEngine
 from autoguide_fast.guidance import (
     APG,
+    CADS,
     Batch,
     CFGPlusPlus,
     CFGZero,
@@ -24,6 +26,7 @@ from autoguide_fast.guidance import (
     MagnitudeAware,
     PerClass,
     Rescaled,
+    Reused,
     Tangential,
     blend,
     dot,
@@ -32,6 +35,7 @@ from autoguide_fast.guidance import (
     table,
 )
 from autoguide_fast.guidance.combination import Basis, Combination, as_tensor
+from autoguide_fast.seeds import StackedRandom
 
 LABELS = torch.eye(5)[[3, 1, 4]]
 OPTIONS = {"seeds": range(3), "num_steps": 5, "class_labels": LABELS}
@@ -166,6 +170,77 @@ def test_inner_products_are_taken_in_one_pass(case, passes, monkeypatch):
     assert counts == {"inner_products": passes, "combine": 1}
 
 
+def test_a_guide_that_is_reused():
+    """It runs in every k-th step, and its difference to the model stands for it in between."""
+    model, guide = Wrapped(tiny(0)), Wrapped(tiny(0, seed=1))
+    noise, sigmas = torch.randn(2, 2, 8, 8), [20.0, 5.0, 1.0, 0.2, 0.05]
+    x = noise * 20.0
+    for i, (sigma, following) in enumerate(itertools.pairwise([*sigmas, 0.0])):
+        with torch.no_grad():
+            one = model.net(x, torch.tensor(sigma))
+            if i % 2 == 0:
+                difference = one - guide.net(x, torch.tensor(sigma))
+        x = x + (x - one - 0.8 * difference) / sigma * (following - sigma)
+    options = {"noise": noise, "sigmas": sigmas}
+    found = sample(model, guide, Reused(Linear([1.8]), 2), sampler="euler", **options)
+    assert relative_error(found, x) < 1e-5
+    assert guide.levels == pytest.approx([20.0, 1.0, 0.05]) and len(model.levels) == 5
+    # Every time: the same as without, but for second halves.
+    euler = {"sampler": "euler", **options}
+    every = sample(model, guide, Reused(APG(1.8), 1), **euler)
+    assert relative_error(every, sample(model, guide, APG(1.8), **euler)) < 1e-5
+    guide.levels.clear()
+    sample(model, guide, Reused(Linear([1.8]), 2), **options)
+    assert guide.levels == pytest.approx([20.0, 1.0, 0.05])
+    # Outside its interval neither.
+    guide.levels.clear()
+    sample(model, guide, Reused(Linear([1.8], [(0.5, 6.0)]), 2), **euler)
+    assert guide.levels == pytest.approx([5.0, 1.0])
+    for way, nets in WAYS.items():
+        again = sample(*nets(tiny(0), tiny(0, seed=1)), guidance=Reused(Linear([1.8]), 2), **euler)
+        assert relative_error(again, x) < 2e-4, way
+    with pytest.raises(ValueError, match="Reused: guidance must be a kind with one guide, got Lin"):
+        Reused(Linear([1, 2]))
+    with pytest.raises(ValueError, match=r"Reused: every must be at least 1"):
+        Reused(APG(), 0)
+
+
+def test_labels_that_are_noise_at_first():
+    """CADS, written out for Euler's method; the same on every way, and by image."""
+    model, guide = tiny(), tiny(seed=1)
+    streams = StackedRandom("cpu", range(3))
+    x = streams.randn([2, 8, 8]) * 20.0
+    streams.randint(5)  # the class that is drawn and not used
+    sigmas = [20.0, 5.0, 1.0, 0.2]
+    for i, (sigma, following) in enumerate(itertools.pairwise([*sigmas, 0.0])):
+        time, told = 1 - i / 4, LABELS
+        if time > 0.4:
+            keep = max(0.0, min(1.0, (0.9 - time) / 0.5))
+            told = keep**0.5 * LABELS + 0.3 * (1 - keep) ** 0.5 * streams.randn([5])
+            means, stds = (f(told, 1, keepdim=True) for f in (torch.mean, torch.std))
+            scaled = (told - means) / stds * LABELS.std(1, keepdim=True) + LABELS.mean(
+                1, keepdim=True
+            )
+            told = 0.7 * scaled + 0.3 * told
+        with torch.no_grad():
+            one, two = (net(x, torch.tensor(sigma), told) for net in (model, guide))
+        x = x + (x - two - 1.5 * (one - two)) / sigma * (following - sigma)
+    kind = CADS(1.5, t1=0.4, t2=0.9, scale=0.3, mix=0.7)
+    options = {"seeds": range(3), "class_labels": LABELS, "sigmas": sigmas, "sampler": "euler"}
+    for way, nets in WAYS.items():
+        found = sample(*nets(model, guide), guidance=kind, **options)
+        assert relative_error(found, x) < 5e-4, way
+    apart = sample(model, guide, kind, batch_size=1, **options)
+    assert relative_error(apart, x) < 5e-4
+    assert relative_error(sample(model, guide, CADS(APG(1.5)), **options), x) > 1e-3
+    with pytest.raises(ValueError, match=r"another kind than CADS without labels"):
+        sample(tiny(0), tiny(0), CADS(), seeds=[0])
+    with pytest.raises(ValueError, match="another kind than CADS without seeds"):
+        sample(model, guide, CADS(), noise=torch.zeros(1, 2, 8, 8), class_labels=1)
+    with pytest.raises(ValueError, match=r"CADS: t1 must not exceed t2, got 0.8 and 0.2"):
+        CADS(t1=0.8, t2=0.2)
+
+
 def test_feedback_follows_the_path():
     """Two steps, written out: the weight falls where the path speaks for the model."""
     kind = Feedback(0.3, temperature=2.0, offset=0.01, most=4.0).begin(BATCH)
@@ -226,13 +301,13 @@ def test_beside_diffusers():
 class Wrapped(torch.nn.Module):
     """A network that the engine cannot look into; counts its evaluations."""
 
-    img_resolution, img_channels, label_dim = 8, 2, 5
+    img_resolution, img_channels = 8, 2
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.levels = net, []
+        self.net, self.levels, self.label_dim = net, [], net.label_dim
 
-    def forward(self, x, sigma, class_labels):
+    def forward(self, x, sigma, class_labels=None):
         self.levels.append(float(sigma))
         return self.net(x, sigma, class_labels)
 

@@ -23,10 +23,16 @@ EVALUATION = {
         "detector": {"name": "inception-v3", "sha256": "0123abcd"},
         "count": 50000,
         "labels": "balanced",
+        "sampled_with": {"jobs": [{"seeds": "0-9"}]},
     },
     "metrics": {
         "fid": {"mean": 1.34012, "std": 0.0123, "values": [1.33, 1.35, 1.3401]},
         "recall": {"mean": 0.61, "std": None, "values": [0.61]},
+        "kid": {"mean": None, "std": None, "values": [None]},
+    },
+    "per_class": {
+        "cat": {"fid": {"mean": 7.5, "std": None, "values": [7.5]}},
+        "dog": {"recall": {"mean": 0.5, "std": None, "values": [0.5]}},
     },
 }
 
@@ -137,6 +143,9 @@ def test_an_evaluation_has_its_metrics_and_its_protocol(capsys, tmp_path):
     page = write(capsys, tmp_path, path, options=["--title", "Pair 3"])
     assert page.cells("fid") == [["1.3401 ± 0.012", "1.33, 1.35, 1.3401"]]
     assert page.cells("recall") == [["0.61", "0.61"]]
+    assert page.cells("kid") == [["none", "none"]]
+    assert page.cells("cat") == [["7.5", "none"]] and page.cells("dog") == [["none", "0.5"]]
+    assert page.cells("sampled_with.jobs.seeds") == [["0-9"]]
     assert page.cells("detector.sha256") == [["0123abcd"]] and page.cells("count") == [["50000"]]
     assert page.text.startswith("Pair 3 Pair 3 Written on ")
 

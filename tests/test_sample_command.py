@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 import weakref
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from nets import tiny
 from PIL import Image
+from tqdm import tqdm
 
 from autoguide_fast import checkpoints, sample
 from autoguide_fast.cli import main
@@ -72,6 +74,7 @@ def test_a_command_killed_in_the_midst_goes_on_to_the_same_bytes(capsys, tmp_pat
     for wait_for in (1, 6, 7, 13):  # images: in batches and between them
         child = os.fork()
         if child == 0:
+            tqdm.set_lock(threading.RLock())  # its own is shared, and stays locked by the dead
             image_folder.plots.to_image = slowly_encoded
             os._exit(main(["sample", *FAST, "--out", str(out), *options]))
         while len(list(out.glob("*/[0-9]*.png"))) < wait_for:

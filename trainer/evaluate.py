@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autoguide_fast.cli.arguments import check_output_file, positive_integer
 from autoguide_fast.files import write_atomically
 
 from . import sampling_options
 from .data.datasets import BUNDLED
+from .evaluate_compare import as_text, run_compare
+from .evaluate_images import about_networks, joined_processes, load_detectors, measured, processor
+from .evaluate_ref import run_ref
 from .processes import Processes
 
 if TYPE_CHECKING:
     from autoguide_fast.metrics.detectors import Detector
-    from autoguide_fast.metrics.evaluation import Collected, Settings
+    from autoguide_fast.metrics.evaluation import Settings
     from autoguide_fast.metrics.reference_file import ReferenceFile
 
-    from .feature_parts import FeatureParts
     from .image_sources import ImageSource
-    from .measuring import Measurement
-
-INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 _METRICS = """\
 metrics:
@@ -218,7 +215,7 @@ def run(arguments: argparse.Namespace) -> int:
             "evaluate: --heldout must name features of images that were not trained on for near, "
             "got none; make them with `autoguide-fast evaluate ref --keep-features`"
         )
-    with _joined(arguments) as (processes, device):
+    with joined_processes(arguments) as (processes, device):
         settings = Settings(
             tuple(metrics), arguments.per_class, arguments.kid_subsets, device=device
         )
@@ -256,7 +253,7 @@ def _evaluate(
     detectors = load_detectors(arguments, settings.detectors(), device)
     fewest = _check_reference(settings, detectors, reference, heldout, count)
     settings = settings.fitting(fewest)
-    found = _measured(arguments, source, arguments.repeats, settings, detectors, processes)
+    found = measured(arguments, source, arguments.repeats, settings, detectors, processes)
     if isinstance(found, int) or not processes.first:
         return found if isinstance(found, int) else 0
     result, parts = found
@@ -264,7 +261,7 @@ def _evaluate(
         collected.settings = settings
     protocol = {
         "versions": versions(),
-        "processor": _processor(device),
+        "processor": processor(device),
         "processes": processes.count,
         "images": {
             "count": count,
@@ -272,7 +269,7 @@ def _evaluate(
             **source.about(),
             "digest": result.digest,
         },
-        "features": _about(detectors),
+        "features": about_networks(detectors),
         "metrics": settings.about(),
         "reference": _about_reference(reference),
     }
@@ -288,162 +285,6 @@ def _evaluate(
         parts.remove()
         print(f"written to {arguments.out}")
     return 0
-
-
-def run_ref(arguments: argparse.Namespace) -> int:
-    """Writes reference statistics; returns 0, or 130 by Ctrl-C."""
-    from autoguide_fast.metrics.evaluation import Settings
-    from autoguide_fast.metrics.names import FEATURES, Metric
-
-    check_output_file(arguments.out, "evaluate ref")
-    if arguments.out.suffix != ".npz":
-        raise ValueError(
-            f"evaluate ref: --out must be an .npz file, got {arguments.out}; give it that ending"
-        )
-    if arguments.split is not None and arguments.data not in BUNDLED:
-        raise ValueError(
-            f"evaluate ref: --split must be left out for files, got {arguments.split}; name the "
-            "folder or ZIP file that holds the split"
-        )
-    for name in arguments.features:
-        if name not in FEATURES:
-            raise ValueError(
-                f"evaluate ref: --features must be of {', '.join(FEATURES)}, got {name!r}"
-            )
-    kinds = ("fd", "kid") if arguments.keep_features else ("fd",)
-    wanted = tuple(Metric(kind, name) for name in arguments.features for kind in kinds)
-    with _joined(arguments) as (processes, device), processes.speaking_once():
-        settings = Settings(wanted, device=device)
-        return _make_reference(arguments, settings, processes, device)
-
-
-def _make_reference(
-    arguments: argparse.Namespace, settings: Settings, processes: Processes, device: str
-) -> int:
-    from autoguide_fast.metrics.protocol import versions
-    from autoguide_fast.metrics.reference_file import write_reference
-
-    from .image_sources import open_images
-
-    source = open_images(arguments.data, arguments.split or "train")
-    detectors = load_detectors(arguments, settings.detectors(), device)
-    found = _measured(arguments, source, 1, settings, detectors, processes)
-    if isinstance(found, int) or not processes.first:
-        return found if isinstance(found, int) else 0
-    result, parts = found
-    collected: Collected = result.repeats[0]
-    kept = {name: collected.kept(name) for name in detectors if settings.keeps(name)}
-    protocol = {
-        "versions": versions(),
-        "processor": _processor(device),
-        "processes": processes.count,
-        "images": {"count": collected.count, **source.about(), "digest": result.digest},
-        "features": _about(detectors),
-    }
-    write_reference(
-        arguments.out,
-        {name: collected.running[name].statistics() for name in detectors},
-        kept,
-        collected.labels() if kept and source.labelled else None,
-        protocol,
-    )
-    if parts is not None:
-        parts.remove()
-    what = "statistics and features" if kept else "statistics"
-    print(
-        f"{arguments.out}: {what} ({', '.join(detectors)}) of {collected.count} images, "
-        f"{arguments.out.stat().st_size / 1e6:.1f} MB"
-    )
-    return 0
-
-
-def _measured(
-    arguments: argparse.Namespace,
-    source: ImageSource,
-    repeats: int,
-    settings: Settings,
-    detectors: Mapping[str, Detector],
-    processes: Processes,
-) -> tuple[Measurement, FeatureParts | None] | int:
-    """What came of the images and the parts that were kept; 130 where Ctrl-C came."""
-    from autoguide_fast.locks import sole_writer
-
-    from .feature_parts import FeatureParts, room_needed
-    from .measuring import measure
-
-    parts = None
-    with contextlib.ExitStack() as stack:
-        if arguments.out is not None:
-            folder = arguments.out.with_name(f"{arguments.out.name}.parts")
-            identity = {
-                "images": source.about(),
-                "state": source.state(),
-                "repeats": repeats,
-                "batch": arguments.batch_size,
-                "features": {name: detector.about for name, detector in detectors.items()},
-            }
-            parts = FeatureParts(folder, identity)
-            if processes.first:
-                stack.enter_context(sole_writer(folder, "evaluate"))
-                widths = sum(detector.width or 0 for detector in detectors.values())
-                if warning := room_needed(folder, source.count, widths):
-                    print(warning, file=sys.stderr)
-        try:
-            return measure(
-                source,
-                repeats,
-                settings,
-                detectors,
-                processes,
-                parts,
-                arguments.batch_size,
-                progress=not arguments.quiet,
-            ), parts
-        except KeyboardInterrupt:
-            if processes.first:
-                keep = "nothing is kept without --out"
-                if parts is not None:
-                    keep = f"what is done is in {parts.folder}, repeat the command to go on"
-                print(f"\nautoguide-fast evaluate: interrupted; {keep}", file=sys.stderr)
-            return INTERRUPTED
-
-
-@contextlib.contextmanager
-def _joined(arguments: argparse.Namespace) -> Iterator[tuple[Processes, str]]:
-    """The processes that share the work, and the device of this one."""
-    device = arguments.device
-    with Processes.join("cpu" if device == "cpu" else "auto", "evaluate") as processes:
-        with processes.speaking_once():
-            device = sampling_options.chosen_device(device, processes.local_rank)
-        yield processes, device
-
-
-def load_detectors(
-    arguments: argparse.Namespace, names: list[str], device: str
-) -> dict[str, Detector]:
-    """The networks of these names, from the files that --detector-file names.
-
-    Raises:
-        ValueError: a file for none of them, or one that does not say for which.
-    """
-    from autoguide_fast.metrics.detectors import load_detector
-
-    files: dict[str, str] = {}
-    in_files = [name for name in names if name not in ("pixels", "efficientnet")]
-    for text in arguments.detector_file:
-        name, equals, file = text.partition("=")
-        if not equals and len(in_files) == 1:
-            name, file = in_files[0], text
-        if name not in in_files or not file:
-            raise ValueError(
-                "evaluate: --detector-file must be F=FILE with F of the features that are asked "
-                f"for, {', '.join(in_files) or 'none of which is in a file'}, got {text!r}; as in "
-                f"{(in_files or ['inception'])[0]}=NET.pt"
-            )
-        files[name] = file
-    return {
-        name: load_detector(name, files.get(name), device, arguments.download) for name in names
-    }
 
 
 def _check_reference(
@@ -468,10 +309,6 @@ def _check_reference(
     return fewest
 
 
-def _about(detectors: Mapping[str, Detector]) -> dict:
-    return {name: {**each.about, "width": each.width} for name, each in detectors.items()}
-
-
 def _about_reference(reference: ReferenceFile) -> dict:
     made = reference.protocol or {}
     return {
@@ -480,90 +317,3 @@ def _about_reference(reference: ReferenceFile) -> dict:
         "images": made.get("images"),
         "features": made.get("features"),
     }
-
-
-def _processor(device: str) -> str:
-    """What computed, in words."""
-    import platform
-
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def as_text(content: dict) -> str:
-    """Figures and protocol of an evaluation, for people."""
-    from autoguide_fast.metrics.protocol import flat
-
-    lines = [f"{name:24} {_shown(figure)}" for name, figure in content["metrics"].items()]
-    for label, figures in content["per_class"].items():
-        shown = ", ".join(f"{name} {_shown(figure)}" for name, figure in figures.items())
-        lines.append(f"  class {label}: {shown}")
-    lines.append("protocol:")
-    lines += [f"  {name}: {value}" for name, value in flat(content["protocol"]).items()]
-    return "\n".join(lines)
-
-
-def _shown(figure: dict) -> str:
-    if figure["mean"] is None:
-        return "none: too few images"
-    text = f"{figure['mean']:.6g}"
-    if figure["std"] is not None:
-        text += f" ± {figure['std']:.2g} ({len(figure['values'])} repeats)"
-    return text
-
-
-def run_compare(arguments: argparse.Namespace) -> None:
-    """Prints in what two evaluations differ."""
-    from autoguide_fast.metrics.protocol import differences
-
-    first, second = (_read(path) for path in (arguments.first, arguments.second))
-    changed = differences(first["protocol"], second["protocol"])
-    for title, matters in (
-        ("The protocols differ in what figures depend on:", True),
-        ("They differ also in where and with which versions they were made:", False),
-    ):
-        rows = [row for row in changed if row[3] == matters]
-        if rows:
-            print(title)
-            for name, a, b, _ in rows:
-                print(f"  {name}: {_plain(a)} | {_plain(b)}")
-    if not any(row[3] for row in changed):
-        print("The protocols agree in what figures depend on.")
-    names = dict.fromkeys([*first["metrics"], *second["metrics"]])
-    print(f"{'':24} {'first':>24} {'second':>24} {'difference':>12}")
-    for name in names:
-        a, b = (each["metrics"].get(name) for each in (first, second))
-        shown = [_shown(each) if each else "-" for each in (a, b)]
-        change = ""
-        if a and b and None not in (a["mean"], b["mean"]):
-            change = f"{b['mean'] - a['mean']:+.4g}"
-        print(f"{name:24} {shown[0]:>24} {shown[1]:>24} {change:>12}")
-
-
-def _plain(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
-def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-        if isinstance(content["protocol"], dict) and isinstance(content["metrics"], dict):
-            return content
-        raise ValueError("it has no protocol and metrics")
-    except OSError as error:
-        raise ValueError(
-            f"evaluate compare: {path} must be a file that can be read, got {error.strerror}; "
-            "check the spelling"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"evaluate compare: {path} must be what `evaluate --out` wrote, got another file "
-            f"({error}); name that"
-        ) from None

@@ -25,7 +25,8 @@ Images = tuple[torch.Tensor, np.ndarray | None]  # uint8 [n, C, H, W] and classe
 # As `autoguide-fast sample` names images, and what it writes besides.
 _SAMPLED = re.compile(r"(?:.*/)?\d{6,}(?:-class(\d+))?\.png")
 _BESIDES = ("grid.png",)
-_SETTINGS = ("settings.json", "manifest.json")
+MANIFEST = "manifest.json"  # that `sample` writes beside images, or into the file
+_SETTINGS = ("settings.json", MANIFEST)
 
 
 class ImageSource(Protocol):
@@ -142,9 +143,13 @@ class ArrayImages:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self._labels: np.ndarray | None = None
+        self._settings: dict | None = None
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                self.shape, self.dtype = _header(file)
+            with zipfile.ZipFile(self.path) as archive:
+                with archive.open("arr_0.npy") as file:
+                    self.shape, self.dtype = _header(file)
+                if MANIFEST in archive.namelist():  # by `sample`
+                    self._settings = json.loads(archive.read(MANIFEST))
             with np.load(self.path, allow_pickle=False) as arrays:
                 if "arr_1" in arrays.files and arrays["arr_1"].shape == self.shape[:1]:
                     self._labels = arrays["arr_1"].astype(np.int64)
@@ -160,6 +165,8 @@ class ArrayImages:
                 f"{self.dtype} {list(self.shape)}; write what ADM's evaluator takes"
             )
         self.count = self.shape[0]
+        # `sample` repeats the channel of grey images, since ADM's evaluator wants three.
+        self.channels = (self._settings or {}).get("images", {}).get("channels", self.shape[3])
 
     def parts(self, ranges: Iterable[range]) -> Iterator[Images]:
         """Images and classes of each range; ranges must ascend."""
@@ -176,6 +183,7 @@ class ArrayImages:
                     )
                 place = chosen.stop
                 images = np.frombuffer(data, np.uint8).reshape(len(chosen), *self.shape[1:])
+                images = images[..., : self.channels]
                 labels = None if self._labels is None else self._labels[chosen.start : chosen.stop]
                 yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), labels
 
@@ -185,13 +193,15 @@ class ArrayImages:
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def about(self) -> dict:
-        """Name and size."""
-        height, width, channels = self.shape[1:]
-        return {
+        """Name, size and the settings that `sample` left in it."""
+        found: dict[str, Any] = {
             "source": self.path.name,
             "rounding": "uint8, as in the file",
-            "size": [channels, height, width],
+            "size": [self.channels, *self.shape[1:3]],
         }
+        if self._settings is not None:
+            found["sampled_with"] = self._settings
+        return found
 
 
 @dataclass(frozen=True)
@@ -301,11 +311,15 @@ def _listed(kind: str) -> bool:
 
 
 def _settings_beside(path: Path) -> dict | None:
-    """What `autoguide-fast sample` wrote of the images in a folder, or None."""
+    """What `autoguide-fast sample` wrote of the images in a folder or a ZIP file, or None."""
     for name in _SETTINGS:
         try:
-            found = json.loads((path / name).read_bytes())
-        except (OSError, ValueError):
+            if path.is_dir():
+                found = json.loads((path / name).read_bytes())
+            else:
+                with zipfile.ZipFile(path) as archive:
+                    found = json.loads(archive.read(name))
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
             continue
         if isinstance(found, dict):
             return found

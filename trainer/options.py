@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoguide_fast.ema import check_sigma_rel
-from autoguide_fast.net_config import NetConfig
+from autoguide_fast.net_config import WEAKENING, NetConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -22,7 +22,14 @@ _NET_NAMES = {
     "channel_mult_emb": "emb_channels",
 }
 _NONE_IF_0 = ("noise_channels", "emb_channels", "clip_act")
-_NOT_OF_THE_RUN = ("img_resolution", "img_channels", "label_dim", "resample_filter", "use_fp16")
+_NOT_OF_THE_RUN = (
+    "img_resolution",
+    "img_channels",
+    "label_dim",
+    "resample_filter",
+    "use_fp16",
+    *WEAKENING,
+)
 
 # May differ when a run is resumed: its length, how a step is cut into passes, what runs it, and
 # where the data lie, since `Trainer` compares what they hold.

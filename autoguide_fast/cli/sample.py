@@ -44,7 +44,8 @@ examples:
       --seeds 0-9999 --churn 40 --batch-size 256 --out images/
 
   # 50,000 images for an FID by four processes, each with its own GPU if there are any; the ZIP
-  # appears when it is complete, and --max-restarts replaces a process that dies
+  # appears when it is complete, and --max-restarts replaces a process that dies (on CPUs, say
+  # OMP_NUM_THREADS=N before it: torchrun gives each process one thread otherwise)
   torchrun --nproc-per-node 4 --max-restarts 3 -m autoguide_fast.cli sample \\
       --guidance 1.5 --seeds 0-49999 --balanced --out digits.zip
 
@@ -66,6 +67,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument_group("what to sample").add_argument
     add(
         "--model",
+        "--preset",
         metavar="NET",
         help="a bundled net's name, a preset (see `autoguide-fast presets`), a .safetensors file, "
         "or a .pkl of the reference implementation (default: digits)",

@@ -4,6 +4,7 @@ A kind is one class in one file, with its equation and its paper; `Guidance` say
 """
 
 from .apg import APG
+from .cads import CADS
 from .cfg_plus_plus import CFGPlusPlus
 from .cfg_zero import CFGZero
 from .combination import dot, norm, remembered, std
@@ -26,6 +27,7 @@ from .guided import guided, guided_denoiser
 from .kind import Guidance, OneGuide
 from .names import KINDS, named_kind
 from .rescaled import Rescaled
+from .reused import Reused
 from .several import Linear, blend
 from .tangential import Tangential
 from .weakened import weakened
@@ -33,6 +35,7 @@ from .weights import AnyWeight, PerClass, Weight, guides_at, table, weight_at
 
 __all__ = [
     "APG",
+    "CADS",
     "KINDS",
     "AnyWeight",
     "Batch",
@@ -49,6 +52,7 @@ __all__ = [
     "OneGuide",
     "PerClass",
     "Rescaled",
+    "Reused",
     "Tangential",
     "Unlabelled",
     "Weight",

@@ -1,5 +1,6 @@
 """What a kind of guidance is told: about its batch, and about each evaluation of the nets."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ class Batch:
     sigmas: tuple[float, ...]  # the noise levels of the schedule, from the highest down to 0
     device: torch.device
     ndim: int  # dimensions of one image: 3 for [C, H, W]
+    # Standard normal noise [N, *shape] from the images' seeds; None where there are none.
+    randn: Callable[[Sequence[int]], Tensor] | None = None
 
 
 @dataclass(frozen=True)

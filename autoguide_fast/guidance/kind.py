@@ -27,9 +27,11 @@ class Guidance:
 
     Attributes:
         num_guides: how many guides it needs, None for any number.
+        always: whether `combine` is called where no guide runs, too.
     """
 
     num_guides: int | None = 1
+    always = False
 
     def begin(self: Kind, batch: Batch) -> Kind:
         """Called when a batch begins; returns what combines this batch, with a memory of its own.
@@ -39,7 +41,10 @@ class Guidance:
         return self
 
     def runs(self, step: Evaluation) -> Sequence[bool]:
-        """Which guides have to run at this evaluation; where none does, the model alone counts."""
+        """Which guides have to run at this evaluation.
+
+        Where none does, the model alone counts, unless `always`.
+        """
         raise NotImplementedError
 
     def combine(

@@ -30,14 +30,14 @@ _DESCRIPTION = """\
 Train the paper's two-dimensional toy (arXiv 2406.02507, section 3): points of a fractal tree of
 Gaussians, of which density and score are known exactly. Sample it without guidance, with
 classifier-free guidance, with autoguidance and with naive truncation; measure each against the true
-distribution, and draw the paper's two figures. Under 5 minutes on two CPU cores, offline. The
-trained nets are kept in the folder, so that a repeat takes a minute.
+distribution, and draw the paper's two figures. Takes minutes on two CPU cores that are free, and
+nothing from the network. The trained nets are kept in the folder, so that a repeat takes one.
 """
 
 _EXAMPLES = """\
 examples:
   autoguide-fast toy
-  # as the README's figures were made: three trainings, each sampled three times
+  # figures that scatter over trainings, too: three of them, each sampled three times
   autoguide-fast toy --trainings 3 --out toy/
 
 exit code: 0 finished; 75 stopped by Ctrl-C, SIGTERM or SIGHUP: repeat the command to go on; 2 an

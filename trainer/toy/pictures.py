@@ -126,7 +126,8 @@ def densities_picture(path: Path, nets: Mapping[str, ToyModel]) -> None:
         0.01,
         0.01,
         f"Densities at the noise level {_MIDDLE:g}; paths of {_PATHS} seeds in {NUM_STEPS} steps, "
-        "dots where they end, over true points.",
+        "dots where they end, over true points. Ratio: blue where the model is denser than its "
+        "guide.",
         fontsize=9,
         color=GREY,
     )

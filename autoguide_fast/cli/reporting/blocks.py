@@ -94,12 +94,15 @@ def shown(value: Any) -> str:
 
 
 def flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """Names and values of a JSON object; those of objects in it have both names."""
+    """Names and values of a JSON object; those of objects in it, also in lists, have both names."""
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         name = f"{before}{name}"
         if isinstance(value, dict) and value:
             rows += flat(value, f"{name}.")
+        elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            for i, each in enumerate(value):
+                rows += flat(each, f"{name}.{i}." if len(value) > 1 else f"{name}.")
         else:
             rows.append((name, shown(value)))
     return rows

@@ -183,14 +183,17 @@ def _evaluation(path: Path, found: dict[str, Any]) -> Section:
         for name, each in metrics.items()
     ]
     head = ("metric", "mean ± standard deviation", "values") if repeated else ("metric", "value")
-    return Section(
-        "Evaluation",
-        str(path),
-        [
-            Table("Metrics", head, rows),
-            Table("Protocol: how they were measured", _HEAD, flat(found.get("protocol") or {})),
-        ],
-    )
+    protocol = Table("Protocol: how they were measured", _HEAD, flat(found.get("protocol") or {}))
+    made = Section("Evaluation", str(path), [Table("Metrics", head, rows)])
+    if by_class := found.get("per_class"):
+        names = list(dict.fromkeys(name for each in by_class.values() for name in each))
+        cells = [
+            [label, *(_spread(each[name]) if name in each else "none" for name in names)]
+            for label, each in by_class.items()
+        ]
+        made.blocks.append(Table("Metrics of each class", ("class", *names), cells, folded=True))
+    made.blocks.append(protocol)
+    return made
 
 
 def _spread(metric: dict[str, Any]) -> str:

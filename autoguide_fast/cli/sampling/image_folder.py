@@ -42,7 +42,6 @@ class ImageFolder:
 
     def __init__(self, path: Path, job: Job) -> None:
         self.path, self.job = path, job
-        self._known = False
 
     def begin(self, only: bool = False) -> None:
         """Look at what an earlier job left; to be called while no other process is here.
@@ -71,15 +70,9 @@ class ImageFolder:
                 )
         else:
             changed = changes(before["settings"], self.job.settings)
-            jobs = before.get("jobs", [])
-            if (
-                only
-                and not changed
-                and not all(manifest.same_job(each, self.job.request) for each in jobs)
-            ):
-                changed = changes(
-                    jobs[0], self.job.request | {"labels_rule": jobs[0].get("labels_rule")}
-                )
+            if only:
+                for each in before.get("jobs", []):
+                    changed += manifest.asked_otherwise(each, self.job.request)
             if changed:
                 raise ValueError(
                     f"sample: settings must stay those of the images in {self.path}, got changes: "

@@ -77,7 +77,7 @@ def extended(
     }
     asked = job.request
     for each in manifest["jobs"]:
-        if same_job(each, asked):
+        if not asked_otherwise(each, asked):
             break
     else:
         each = asked | {"made_with": []}
@@ -87,9 +87,9 @@ def extended(
     return manifest
 
 
-def same_job(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two jobs of the same settings ask for the same images in the same batches."""
-    return all(one.get(name) == other.get(name) for name in _ASKED)
+def asked_otherwise(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two jobs of the same settings ask for otherwise: other images, or other batches."""
+    return changes(before, {name: now[name] for name in _ASKED})
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ class FileOutput:
             changed = changes(found["settings"], self.job.settings)
             if changed:
                 wrong = f"changes: {', '.join(changed)}"
-            elif not any(manifest.same_job(each, self.job.request) for each in found["jobs"]):
+            elif all(manifest.asked_otherwise(each, self.job.request) for each in found["jobs"]):
                 wrong = "other seeds, classes or batches in it"
             elif (damaged := archives.damaged(self.out)) is not None:
                 wrong = f"damage in its part {damaged}"

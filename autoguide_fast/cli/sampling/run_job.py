@@ -90,9 +90,8 @@ def _run(job: Job, output: FolderOutput | FileOutput, device: str, quiet: bool) 
                 for piece in claims.take():
                     claims.finish(piece)
             if not claims.done():
-                job.sample(
-                    (), lambda batch, images: None, device
-                )  # says what is wrong with options
+                # Of no batch: says what is wrong with the options before anything is written.
+                job.sample((), lambda batch, images: None, device)
         there = folder.there()
         if first and not claims.done():
             folder.warn_of_little_room(len(job.first) - len(there), output.copies)
@@ -112,6 +111,8 @@ def _run(job: Job, output: FolderOutput | FileOutput, device: str, quiet: bool) 
                 _finish(output, claims)
             sampled = progress.sampled()
         except KeyboardInterrupt:
+            if not first:
+                return INTERRUPTED
             print(
                 f"\nautoguide-fast sample: interrupted; {len(folder.there())} of "
                 f"{len(job.first)} images are in {folder.path}, repeat the command to go on",
