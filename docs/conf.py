@@ -19,7 +19,6 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["dollarmath"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
