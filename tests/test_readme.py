@@ -2,30 +2,34 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from markdown_pages import ROOT, examples
 from nets import conditional_unet
 
 from autoguide_fast.networks import Precond
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
-SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Bring any model\n")[1]
-SECTION = SECTION.split("\n## ")[0]
-EXAMPLES = {  # by the words that stand before each
-    re.findall(r"\*\*A (.*?)\*\*", before)[-1]: code
-    for before, code in re.findall(r"(.*?)```python\n(.*?)```", SECTION, re.DOTALL)
-}
+FIRST, *OTHERS = examples("README.md", "python")
+EXAMPLES = {re.findall(r"\*\*A (.*?)\*\*", e.before)[-1]: e for e in OTHERS}  # by their first words
 
 
 def run(name, **names):
     """The names that an example leaves behind."""
-    code = EXAMPLES[name]
-    assert code.count("\n") <= 10
-    exec(compile(code, f"README.md: {name}", "exec"), names)
-    return names
+    assert EXAMPLES[name].code.count("\n") <= 10
+    return EXAMPLES[name].run(**names)
+
+
+def test_the_first():
+    found = FIRST.run(
+        denoiser=lambda x, sigma, labels: x / (1 + sigma**2),
+        worse=lambda x, sigma, labels: x / (1.2 + sigma**2),
+        noise=torch.randn(2, 3, 8, 8),
+        labels=None,
+    )
+    assert found["images"].shape == (64, 1, 8, 8) and found["images"].dtype == torch.uint8
+    assert found["x"].shape == (2, 3, 8, 8) and found["x"].isfinite().all()
 
 
 def test_a_snapshot(tmp_path, monkeypatch):
@@ -82,10 +86,18 @@ def test_a_net_of_ones_own():
 
 
 def test_there_are_no_other_examples():
-    assert len(re.findall("```python", SECTION)) == 4
+    assert len(OTHERS) == 4
     assert set(EXAMPLES) == {
         "snapshot of the reference implementation",
         "published preset",
         "net of another library",
         "net of your own",
     }
+
+
+def test_its_rows_of_speed_are_those_of_the_docs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("\n### Speed\n")[1]
+    rows = [line for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(rows) >= 9
+    known = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8").splitlines()
+    assert not set(rows) - set(known)
