@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autoguide_fast.metrics import energy_distance
 
-LENGTH, BATCH = 64, 256
+LENGTH, BATCH = 64, 128
 
 
 def pulses(count: int, generator: torch.Generator) -> Tensor:
@@ -42,7 +42,7 @@ class Net(torch.nn.Module):
         return self.last(torch.nn.functional.silu(y))
 
 
-def main(iterations: int = 1500, count: int = 500) -> Table:
+def main(iterations: int = 1000, count: int = 500) -> Table:
     """Train model and guide, compare guidance weights; returns the figures."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def main(iterations: int = 1500, count: int = 500) -> Table:
     def draw() -> Tensor:
         return pulses(BATCH, generator)
 
-    model = train(Denoiser(Net(48), (1, LENGTH)), draw, iterations)
+    model = train(Denoiser(Net(32), (1, LENGTH)), draw, iterations)
     guide = train(Denoiser(Net(16), (1, LENGTH)), draw, iterations // 8)
     true = pulses(1000, generator).flatten(1)
     figures = {"energy distance": lambda x: energy_distance(x.flatten(1), true)}

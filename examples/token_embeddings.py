@@ -10,7 +10,7 @@ from common import SIGMA_DATA, Denoiser, Table, compare, train
 from torch import Tensor
 
 TOKENS = "0123456789+="
-LENGTH, BATCH = 9, 512
+LENGTH, BATCH = 9, 256
 
 
 def sums(count: int, generator: torch.Generator) -> Tensor:
@@ -69,7 +69,7 @@ def main(iterations: int = 1500, count: int = 500) -> Table:
         return table[sums(BATCH, generator)]
 
     shape = (LENGTH, len(TOKENS))
-    model = train(Denoiser(Net(64, 3), shape), draw, iterations)
+    model = train(Denoiser(Net(64, 2), shape), draw, iterations)
     guide = train(Denoiser(Net(32, 1), shape), draw, iterations // 8)
     figures = {"share of wrong sums": lambda x: share_wrong(x, table)}
     return compare(model, guide, figures, count)
