@@ -23,7 +23,7 @@ from .guided_stepper import Denoise, GuidedStepper
 from .networks import Precond
 from .request import GuidanceLike, Interval, Labels, Net, Request, Seeds, checked
 from .sampler import Step, Stepper, heun
-from .samplers import Sampler
+from .samplers import SAMPLERS, Sampler
 from .schedules import Schedule
 from .seeds import StackedRandom
 
@@ -246,7 +246,10 @@ def _sampled(
         return heun(stepper, x, request.steps, randn, watch)
     assert isinstance(stepper, GuidedStepper)
     denoise = Denoise(stepper, randn, watch)
-    result = request.sampler(denoise, x * stepper.sigmas[0], stepper.sigmas)
+    levels: Any = stepper.sigmas
+    if request.sampler not in SAMPLERS.values():
+        levels = x.new_tensor(levels)  # as functions written for k-diffusion expect
+    result = request.sampler(denoise, x * stepper.sigmas[0], levels)
     if not isinstance(result, torch.Tensor) or result.shape != x.shape:
         kind = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
         raise ValueError(

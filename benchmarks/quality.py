@@ -25,7 +25,7 @@ from autoguide_fast.trainer.yardstick import yardstick
 
 FIRST_SEED = 30_000_000
 WEIGHT = 1.7  # recommended for the pair
-EVALUATIONS = (8, 16, 32, 63)
+EVALUATIONS = (8, 16, 25, 32, 63)
 SCHEDULES = ("rho", "flow")
 NOISY = ("euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde")  # which want many evaluations
 KINDS: dict[str, dict[str, Any]] = {

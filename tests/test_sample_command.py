@@ -368,7 +368,7 @@ def test_ways_to_guide_and_to_sample(tmp_path):
         (["--kind", "apg:most"], "--kind apg must have eta=NUMBER, momentum=NUMBER, most=NUMBER"),
         (["--kind", "apg", "--guidance", "1", "2"], "--kind must be for one guide"),
         (["--interval", "1"], "--interval must be pairs of noise levels, got 1"),
-        (["--guidance", "2", "3"], "guidance must be"),
+        (["--guidance", "2", "3"], "--guidance must be one weight for each of 1 guides, got 2"),
         (["--sampler", "abc"], "sampler must be one of heun, euler"),
         (["--schedule", "abc"], "schedule must be one of rho, exponential"),
     ],

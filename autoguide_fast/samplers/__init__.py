@@ -1,7 +1,8 @@
 """Samplers beside Heun's method, each a function `(denoise, x, sigmas) -> x` on one screen.
 
 `denoise(x, sigma)` is the guided denoiser, `x [N, ...]` the state at the first of the noise levels
-`sigmas`, numbers that fall and end with 0; what is returned is the state at 0. After each step a
+`sigmas`, which fall and end with 0; what is returned is the state at 0. `sigmas` are numbers for
+these functions, and a tensor like `x` for a user's own. After each step a
 sampler calls `x = denoise.after_step(x)`, so that callbacks are called and what guidance remembers
 advances, and `denoise.randn()` draws noise from the images' seeds. One that is written for
 k-diffusion's conventions is such a function, but for noise that it draws itself.
@@ -9,7 +10,7 @@ k-diffusion's conventions is such a function, but for noise that it draws itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from .euler import euler, euler_ancestral
 from .multistep import adams_bashforth
 from .unipc import unipc
 
-Sampler = Callable[[Denoise, Tensor, Sequence[float]], Tensor]
+Sampler = Callable[[Denoise, Tensor, Any], Tensor]
 
 SAMPLERS: dict[str, Sampler] = {
     "euler": euler,

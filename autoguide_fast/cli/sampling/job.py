@@ -52,6 +52,11 @@ class Job:
             named = [checkpoints.bundled_guide(net) or net for net in sampling.guide or ()]
             own = checkpoints.bundled_guide(sampling.model)
             self.guides = named or ([] if own is None else [own])
+        if len(weights) > 1 and len(weights) != len(self.guides):
+            raise ValueError(
+                f"sample: --guidance must be one weight for each of {len(self.guides)} guides, got "
+                f"{len(weights)}; name the guides by --guide"
+            )
         intervals = sampling.intervals
         self.guidance: Any = weights if len(weights) > 1 else weights[0]
         self.interval: Any = intervals if len(intervals) > 1 else next(iter(intervals), None)
