@@ -15,7 +15,7 @@ import torch
 from pictures import picture, png, write
 from PIL import Image
 
-from autoguide_fast import Engine, load, metrics
+from autoguide_fast import Engine, load, metrics, sample
 from autoguide_fast.cli import main
 from autoguide_fast.digits import load_digits
 from autoguide_fast.trainer import judge, search, workers, yardstick
@@ -338,6 +338,26 @@ def test_own_data_are_searched_and_judged(capsys, tmp_path, monkeypatch, labelle
     assert report["data"] == str(own) and report["main"]["ema"] == 0.05
     assert {row["weight"] for row in report["log"] if row["role"] == "guide"} == {1.2, 1.4}
     assert load(tmp_path / "pair" / "main.safetensors").info["recommended_guidance"] in (1.2, 1.4)
+    # By the kernel distance: the weight that makes it smallest.
+    searched[searched.index(tmp_path / "pair")] = tmp_path / "kernel"
+    code, _, err = run(capsys, *searched, "--data", own, "--metric", "kid")
+    assert code == 0, err
+    report = json.loads((tmp_path / "kernel" / "search.json").read_text())
+    rows = [row for row in report["log"] if row["role"] == "guide"]
+    assert len(rows) == 2 and report["search"]["metric"] == "kid"
+    assert report["guide"]["kernel"] == min(row["kernel"] for row in rows)
+    guided = sample(
+        files[0],
+        files[1],
+        report["guide"]["weight"],
+        seeds=range(search.FIRST_SEED, search.FIRST_SEED + 100),
+        class_labels=[i % 10 for i in range(100)],
+        num_steps=1,
+        batch_size=128,
+    )
+    features = [metrics.pixel_features(part) for part in (real, guided)]
+    kernel = metrics.kernel_distance(*features, None).mean
+    assert report["guide"]["kernel"] == pytest.approx(kernel, abs=1e-7)
     judged = ["judge", "--images", 100, "--steps", 1, "--repeats", 1]
     code, out, err = run(capsys, *judged, "--pair", tmp_path / "pair")
     assert code == 0 and "held-out" not in out and "FD to training own.zip" in out, err

@@ -19,6 +19,7 @@ from autoguide_fast.checkpoints import Snapshots
 from autoguide_fast.ema import check_sigma_rel, length_name
 from autoguide_fast.files import write_atomically
 from autoguide_fast.locks import sole_writer
+from autoguide_fast.metrics.mmd import kernel_distance
 from autoguide_fast.metrics.names import FEATURES
 from autoguide_fast.networks import Precond
 
@@ -28,6 +29,7 @@ from .workers import map_jobs
 from .yardstick import Data, classes_of, net_names, yardstick
 
 FIRST_SEED = 1_000_000
+METRICS = {"fd": "frechet", "kid": "kernel"}  # by their figure among those of a trial
 EMA_GRID = (0.02, 0.03, 0.05, 0.07, 0.10, 0.13, 0.16, 0.20, 0.25)
 WEIGHT_GRID = {
     "guide": (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.2, 2.4, 2.7, 3.0),
@@ -58,7 +60,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         help="find guide, EMA lengths and guidance weight for trained nets",
         description="Searches, on the data that the nets were trained on, for the main net's EMA "
         "length without guidance and then for the guide, its training time, its EMA length and the "
-        "weight, by coordinate descent on the Frechet distance to the training images. Of nets in "
+        "weight, by coordinate descent on the distance to the training images. Of nets in "
         "files only the weight is searched for. Writes the nets and every evaluation. A search "
         "that was stopped goes on when the command is repeated.",
         epilog=_EXAMPLES,
@@ -89,6 +91,13 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "scales where images are larger than 32x32)",
     )
     add("--detector-file", metavar="FILE", help="of --features, where it is not in its usual place")
+    add(
+        "--metric",
+        choices=tuple(METRICS),
+        default="fd",
+        help="what is to be small: the Frechet distance, or the kernel distance, which fewer "
+        "images do for (default: fd)",
+    )
     add("--images", type=int, default=2000, metavar="N", help="per evaluation (default: 2000)")
     add("--steps", type=int, default=16, metavar="N", help="of the sampler (default: 16)")
     add(
@@ -105,7 +114,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Searches and writes what was found."""
-    trial = TrialOptions(arguments.images, arguments.steps, arguments.seed)
+    trial = TrialOptions(arguments.images, arguments.steps, arguments.seed, arguments.metric)
     if arguments.main_ema is not None:
         check_sigma_rel("search", arguments.main_ema, "--main-ema")
     main = snapshots_of(arguments.main)
@@ -141,7 +150,7 @@ def _search(
     report: dict = {
         "data": data.data,
         "features": data.features,
-        "search": dataclasses.asdict(trial),
+        "search": trial.about(),
         "main": found,
         "log": log,
     }
@@ -164,7 +173,7 @@ def _search(
     for role in ("guide", "uncond"):
         mine = [best for job, (best, _) in zip(jobs, results, strict=True) if job.role == role]
         if mine:
-            report[role] = min(mine, key=lambda best: best["frechet"])
+            report[role] = min(mine, key=lambda best: best[trial.figure])
     report["log"] += [row for _, tried in results for row in tried]
 
     text = json.dumps(report, indent=1) + "\n"
@@ -194,6 +203,17 @@ class TrialOptions:
     images: int
     steps: int
     seed: int
+    metric: str = "fd"
+
+    @property
+    def figure(self) -> str:
+        """The figure that is to be small."""
+        return METRICS[self.metric]
+
+    def about(self) -> dict:
+        """What figures depend on, as plain values; those of searches before there was a choice."""
+        found = dataclasses.asdict(self)
+        return found if self.metric != "fd" else {k: v for k, v in found.items() if k != "metric"}
 
     def __post_init__(self) -> None:
         for name, least in (("images", 100), ("steps", 1), ("seed", 0)):
@@ -210,8 +230,8 @@ class Trial:
         judge = yardstick(data)
         self.seeds = range(options.seed, options.seed + options.images)
         self.steps = options.steps
-        self.reference = judge.training
-        self._about = {**judge.identity(), **dataclasses.asdict(options)}
+        self.reference, self.options = judge.training, options
+        self._about = {**judge.identity(), **options.about()}
 
     def about(self) -> dict:
         """What its figures depend on besides the nets, as plain values."""
@@ -220,7 +240,10 @@ class Trial:
     def __call__(
         self, net: Precond, guide: Precond | None = None, weight: float = 1.0
     ) -> dict[str, float]:
-        """Quality of the samples: frechet, precision, recall, agreement if there are classes."""
+        """Quality of the samples: frechet, precision, recall, what else there is or is asked for.
+
+        That is agreement if there are classes, and kernel for the kernel distance.
+        """
         classes = classes_of(net, len(self.seeds))
         images = sample(
             net,
@@ -233,7 +256,17 @@ class Trial:
         )
         quality = self.reference.quality(images, classes).as_dict()
         quality.pop("nimg")
-        return {name: round(value, 5) for name, value in quality.items() if not math.isnan(value)}
+        if self.options.metric == "kid":
+            features = self.reference.extract(images)
+            # Of all images at once, without a bias that would depend on their number.
+            kernel = kernel_distance(self.reference.features, features, None).mean
+            quality["kernel"] = kernel
+        digits = {"kernel": 8}
+        return {
+            name: round(value, digits.get(name, 5))
+            for name, value in quality.items()
+            if not math.isnan(value)
+        }
 
 
 @dataclass(frozen=True)
@@ -263,6 +296,7 @@ def search_main(
         remembering(out, about, lambda ema: trial(main.net(nimg, ema))),
         {"ema": ema_grid(main, EMA_GRID) if ema is None else (ema,)},
         {"ema": START_EMA if ema is None else ema},
+        figure=trial.options.figure,
     )
     head = {"run": str(main.run), "nimg": nimg}
     return {**head, **best}, [{"role": "main", **head, **row} for row in tried]
@@ -292,6 +326,7 @@ def search_guide(job: GuideJob) -> tuple[dict, list[dict]]:
             "nimg": guide.nearest_time(START_SHARE),
             "ema": START_EMA,
         },
+        figure=job.trial.figure,
     )
     head = {"role": job.role, "run": job.run}
     return {"run": job.run, **best}, [{**head, **row} for row in tried]
@@ -302,14 +337,16 @@ def descend(
     grids: dict[str, Sequence[float]],
     start: dict[str, float],
     rounds: int = 3,
+    figure: str = "frechet",
 ) -> tuple[dict, list[dict]]:
     """Coordinate descent over grids: walks each coordinate downhill in turn until none improves.
 
     Args:
-        evaluate: called with the coordinates by name; returns figures of which `frechet` counts.
+        evaluate: called with the coordinates by name; returns figures by name.
         grids: the values of each coordinate, ascending.
         start: a value of each, taken to the nearest on its grid.
         rounds: passes over all coordinates at most.
+        figure: which of the figures is to be small.
 
     Returns:
         The best coordinates together with their figures, and every point tried, in order.
@@ -317,13 +354,13 @@ def descend(
     at = {name: _nearest(grid, start[name]) for name, grid in grids.items()}
     tried: dict[tuple[int, ...], dict] = {}
 
-    def frechet(indices: dict[str, int]) -> float:
+    def height(indices: dict[str, int]) -> float:
         key = tuple(indices.values())
         if key not in tried:
             point = {k: grids[k][i] for k, i in indices.items()}
             tried[key] = {**point, **evaluate(**point)}
             print("  " + _line(tried[key]), flush=True)
-        return tried[key]["frechet"]
+        return tried[key][figure]
 
     for _ in range(rounds):
         before = dict(at)
@@ -331,12 +368,12 @@ def descend(
             for direction in (1, -1):
                 while 0 <= at[name] + direction < len(grid):
                     there = {**at, name: at[name] + direction}
-                    if frechet(there) >= frechet(at):
+                    if height(there) >= height(at):
                         break
                     at = there
         if at == before:
             break
-    frechet(at)
+    height(at)
     return tried[tuple(at.values())], list(tried.values())
 
 
