@@ -164,6 +164,8 @@ class SplitHeads:
     @property
     def pixels_stride(self) -> int: ...
     @property
+    def temperature(self) -> float: ...
+    @property
     def query_bytes(self) -> int: ...
     @property
     def key_bytes(self) -> int: ...
@@ -180,6 +182,7 @@ class SplitHeads:
         k: int = -1,
         v: int = -1,
         pixels_stride: int,
+        temperature: float = 1,
     ) -> None: ...
 
 class Attend:

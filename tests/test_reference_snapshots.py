@@ -252,7 +252,7 @@ def test_snapshots_are_sampled_and_converted(tmp_path, capsys):
     folder = tmp_path / "images"
     command = ["sample", "--model", str(source), "--seeds", "0-1", "--steps", "2", "--quiet"]
     assert main([*command, "--out", str(folder)]) == 0
-    assert len(list(folder.glob("*.png"))) == 3
+    assert len(list(folder.glob("00000/*.png"))) == 2
 
 
 @pytest.mark.parametrize(

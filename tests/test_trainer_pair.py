@@ -178,7 +178,7 @@ def test_what_is_printed_can_be_run(capsys, tmp_path):
     words[-1], words[words.index("0-63")] = str(tmp_path / "samples"), "0-3"
     code, _, err = run(capsys, *words, "--steps", "4")
     assert code == 0, err
-    assert len(list((tmp_path / "samples").glob("*.png"))) >= 4
+    assert len(list((tmp_path / "samples").glob("*/*.png"))) >= 4
 
 
 def test_a_folder_with_a_pair_is_named_as_it_was_given(capsys, trained):
