@@ -38,7 +38,7 @@ from autoguide_fast.guidance.combination import Basis, Combination, as_tensor
 from autoguide_fast.seeds import StackedRandom
 
 LABELS = torch.eye(5)[[3, 1, 4]]
-OPTIONS = {"seeds": range(3), "num_steps": 5, "class_labels": LABELS}
+OPTIONS = {"seeds": range(3), "num_steps": 4, "class_labels": LABELS}
 GENERATOR = torch.Generator().manual_seed(0)
 X, D1, D0, D2 = (
     torch.randn(3, 2, 8, 8, generator=GENERATOR, dtype=torch.float64) for _ in range(4)
@@ -366,7 +366,7 @@ def test_several_guides(way):
 def test_a_guide_that_is_off_does_not_run():
     model, *guides = (Wrapped(tiny(seed=i)) for i in range(3))
     sample(model, guides, [1.5, 2.0], interval=[(0.1, 1.0), None], **OPTIONS)
-    assert len(model.levels) == len(guides[1].levels) == 9
+    assert len(model.levels) == len(guides[1].levels) == 7
     assert guides[0].levels and all(0.1 < sigma <= 1 for sigma in guides[0].levels)
     for guide in guides:
         guide.levels.clear()
@@ -387,7 +387,7 @@ def test_weights_by_image_are_those_of_runs_by_themselves():
     for given in (weights.tolist(), weights.numpy()):
         assert torch.equal(sample(*nets, given, **OPTIONS), found)
     for i, weight in enumerate(weights.tolist()):
-        alone = sample(*nets, weight, seeds=[i], num_steps=5, class_labels=LABELS[i : i + 1])
+        alone = sample(*nets, weight, seeds=[i], num_steps=4, class_labels=LABELS[i : i + 1])
         assert relative_error(found[i : i + 1], alone) < 5e-5
     assert relative_error(sample(*nets, PerClass([0, 1.7, 0, 1.0, 2.5]), **OPTIONS), found) < 5e-5
 

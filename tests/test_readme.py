@@ -54,8 +54,7 @@ def test_a_preset(tmp_path, monkeypatch):
 
 def test_a_net_of_another_library(monkeypatch):
     diffusers = pytest.importorskip("diffusers")
-    compile = torch.compile  # without generated code, which takes minutes
-    monkeypatch.setattr(torch, "compile", lambda net: compile(net, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda net: net)  # tests/test_module_engine.py compiles
 
     def unet(width):
         net = conditional_unet(width)

@@ -48,8 +48,12 @@ def test_networks(net, way):
     assert relative_error(guide(X, SIGMA, LABELS), net(X, SIGMA, LABELS)) > 1e-3
 
 
-@pytest.mark.parametrize("dtype", ENGINE, ids=str)
-@pytest.mark.parametrize("way", WAYS)
+IN_ENGINES = [(way, torch.float32) for way in WAYS]
+for narrow in (torch.bfloat16, torch.int8):
+    IN_ENGINES += [(way, narrow) for way in ("encoder", "decoder", "identity", "smooth")]
+
+
+@pytest.mark.parametrize(("way", "dtype"), IN_ENGINES, ids=str)
 def test_engine(net, way, dtype, isa):
     guide = weakened(net, **WAYS[way])
     exact = TextbookPrecond(copy.deepcopy(guide).double())(X, SIGMA, LABELS)
