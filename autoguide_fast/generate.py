@@ -19,7 +19,7 @@ from .decoding import Decoding, decoded
 from .eager import EagerNets, EagerStepper
 from .engine import BaseEngine, cached, clear, lacks_memory, unsupported_reason_of
 from .guidance import Batch, Guidance, Linear, module_of
-from .guided_stepper import Denoise, GuidedStepper
+from .guided_stepper import Denoise, GuidedStepper, Nets
 from .networks import Precond
 from .request import GuidanceLike, Interval, Labels, Net, Request, Seeds, checked
 from .sampler import Step, Stepper, heun
@@ -279,10 +279,15 @@ def _stepper(
         guide = request.guides[0] if request.guides else None
         return EagerStepper(request.model, guide, guidance, labels, request.device, cond)
     sigmas = [step.sigma for step in request.steps] + [0.0]
+    nets: Nets
+    if engine is not None:
+        visited = [step.sigma_hat for step in request.steps] + sigmas
+        nets, roles = engine.nets(labels, visited, cond), list(engine.by_role)
+    else:
+        nets, roles = EagerNets(request.nets, cond), list(request.nets)
     if not isinstance(guidance, Guidance):
-        guidance = Linear(
-            [guidance] * len(request.guides), [request.interval] * len(request.guides)
-        )
+        count = len(roles) - 1  # an engine that was made for no guidance has no guide
+        guidance = Linear([guidance] * count, [request.interval] * count)
     shape = request.sample_shape
     batch = Batch(
         indices=indices,
@@ -293,11 +298,6 @@ def _stepper(
         ndim=len(shape),
         randn=None if streams is None else streams.randn,
     )
-    if engine is not None:
-        visited = [step.sigma_hat for step in request.steps] + sigmas
-        nets, roles = engine.nets(labels, visited, cond), list(engine.by_role)
-    else:
-        nets, roles = EagerNets(request.nets, cond), list(request.nets)
     return GuidedStepper(nets, roles, guidance.begin(batch), labels, sigmas, request.device, known)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import ops
 from .guidance import Evaluation, Guidance
 from .guidance.combination import Basis, Combination, Images, as_tensor
+from .guidance.guided import only_level
 from .preconditioning import c_skip_and_c_out
 from .sampler import Step, Stepper
 
@@ -172,7 +173,7 @@ class Denoise:
         Returns:
             D, like `x`, which the sampler may keep and write to.
         """
-        value = float(sigma.flatten()[0]) if isinstance(sigma, Tensor) else float(sigma)
+        value = only_level(sigma, "sample")
         if not 0 < value < math.inf:
             raise ValueError(
                 f"sample: sampler must evaluate at noise levels above 0, got {value:g}; at the "

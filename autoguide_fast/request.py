@@ -353,7 +353,7 @@ def _checked_guidance(
                 f"{interval!r}; pass it to {type(guidance).__name__}"
             )
         return guidance
-    if guides > 1:
+    if guides > 1 and _needs_guide(guidance):
         weights = list(guidance) if isinstance(guidance, (list, tuple)) else None
         if weights is None or len(weights) != guides:
             count = f"{len(weights)} of them" if weights is not None else "one for all"

@@ -374,6 +374,36 @@ def test_a_guide_that_is_off_does_not_run():
     assert not guides[0].levels and guides[1].levels and max(guides[1].levels) <= 1
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_no_guidance_needs_no_guides(way):
+    """Whatever guides there are: a weight of 1 is the model alone, in every sampler."""
+    options = OPTIONS | {"seeds": range(2), "class_labels": LABELS[:2]}
+    unguided = {s: sample(tiny(), sampler=s, **options) for s in ("heun", "dpmpp_2m")}
+    for guides in ([tiny(seed=1)], [tiny(seed=1), tiny(seed=2)]):
+        nets = WAYS[way](tiny(), *guides)
+        for sampler, expected in unguided.items():
+            for guidance in (None, 1, 1.0):
+                found = sample(*nets, guidance=guidance, sampler=sampler, **options)
+                assert relative_error(found, expected) < 2e-4
+    init = torch.zeros(1, 2, 8, 8)
+    masked = sample(*nets, guidance=1, init=init, mask=torch.zeros(8, 8), **options)
+    assert masked.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "kind", [APG(1.5), Linear([1.5]), FrequencyDecoupled(), CADS(), Feedback()]
+)
+def test_torchs_default_device_counts_for_nothing(kind):
+    nets = tiny(), tiny(seed=1)
+    expected = sample(*nets, kind, sampler="dpmpp_3m", **OPTIONS)
+    torch.set_default_device("meta")
+    try:
+        found = sample(*nets, kind, sampler="dpmpp_3m", **OPTIONS)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+
+
 def test_one_guide_in_a_list_is_one_guide():
     found = sample(tiny(), [tiny(seed=1)], [1.7], interval=[(0.1, 5.0)], **OPTIONS)
     expected = sample(tiny(), tiny(seed=1), 1.7, interval=(0.1, 5.0), **OPTIONS)

@@ -172,6 +172,10 @@ def test_one_that_returns_another_thing_is_refused():
     for wrong in (lambda d, x, s: None, lambda d, x, s: x[:1]):
         with pytest.raises(ValueError, match="sampler must return the state"):
             sample(tiny(), sampler=wrong, seeds=range(2))
+    with pytest.raises(
+        ValueError, match="sample: sigma must be one level for the whole batch, got"
+    ):
+        sample(tiny(), sampler=lambda d, x, s: d(x, torch.tensor([1.0, 2.0])), seeds=[0, 1])
     with pytest.raises(ValueError, match="sampler must evaluate at noise levels above 0, got 0"):
         sample(tiny(), sampler=lambda d, x, s: d(x, 0.0), seeds=[0])
     with pytest.raises(ValueError, match=r"sampler must be one of heun, euler, .* got 'hun'"):
@@ -320,6 +324,33 @@ def test_what_guidance_remembers_advances_once_a_step():
         denoised = one + 0.8 * (momentum - along * one)
         x = x + (x - denoised) / sigma * (following - sigma)
     found = sample(model, guide, APG(1.8), noise=noise, sigmas=sigmas, sampler="euler")
+    assert relative_error(found, x) < 1e-5
+
+
+def test_what_guidance_remembers_does_not_advance_in_a_correction():
+    """Heun's method with the momentum of APG: its second evaluation has that of the first."""
+    model, guide = tiny(0), tiny(0, seed=1)
+    noise, sigmas = torch.randn(2, 2, 8, 8), [20.0, 5.0, 1.0, 0.2]
+    before = torch.zeros_like(noise)
+
+    def slope(x, sigma):
+        with torch.no_grad():
+            one, two = (net(x, torch.tensor(sigma)) for net in (model, guide))
+        momentum = one - two - 0.5 * before
+        along = (momentum * one).sum((1, 2, 3), keepdim=True) / (one**2).sum(
+            (1, 2, 3), keepdim=True
+        )
+        return (x - one - 0.8 * (momentum - along * one)) / sigma, momentum
+
+    x = noise * 20.0
+    for sigma, following in itertools.pairwise([*sigmas, 0.0]):
+        first, latest = slope(x, sigma)
+        following_x = x + first * (following - sigma)
+        if following:
+            second, _ = slope(following_x, following)
+            following_x = x + (first + second) / 2 * (following - sigma)
+        x, before = following_x, latest
+    found = sample(model, guide, APG(1.8), noise=noise, sigmas=sigmas)
     assert relative_error(found, x) < 1e-5
 
 

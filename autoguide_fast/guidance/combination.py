@@ -208,7 +208,7 @@ def _rows(factors: Sequence[PerImage], device: torch.device) -> Tensor:
     """Coefficients as `[N or 1, M]`, float64."""
     on_host = device.type == "cpu" and not any(isinstance(f, Tensor) for f in factors)
     if on_host:  # the same, in a fifth of the time
-        return torch.tensor([factors], dtype=torch.float64)
+        return torch.tensor([factors], dtype=torch.float64, device="cpu")
     columns = [
         factor.reshape(-1).to(torch.float64)
         if isinstance(factor, Tensor)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .combination import Images, norm
 from .evaluation import Evaluation
-from .kind import OneGuide, positive
+from .kind import OneGuide, not_negative
 from .weights import AnyWeight
 
 
@@ -29,7 +29,7 @@ class MagnitudeAware(OneGuide):
         interval: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(weight, interval)
-        self.alpha = positive("alpha", alpha, "MagnitudeAware")
+        self.alpha = not_negative("alpha", alpha, "MagnitudeAware")
 
     def combine(
         self, denoised: Images, guides: Sequence[Images | None], x: Images, step: Evaluation

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import arguments
 from .combination import Images, dot, remembered
 from .evaluation import Batch, Evaluation
-from .kind import OneGuide, positive
+from .kind import OneGuide, not_negative
 
 
 class Feedback(OneGuide):
@@ -46,8 +46,8 @@ class Feedback(OneGuide):
         self.pi = arguments.number(
             "pi", pi, "above 0 and below 1", lambda v: 0 < v < 1, "0.2 is a start", "Feedback"
         )
-        self.temperature = positive("temperature", temperature, "Feedback")
-        self.offset = positive("offset", offset, "Feedback")
+        self.temperature = not_negative("temperature", temperature, "Feedback")
+        self.offset = not_negative("offset", offset, "Feedback")
         self.most = arguments.number(
             "most",
             most,

@@ -56,7 +56,9 @@ def guided_denoiser(
         w = 1.0 if callable(guidance) else guidance
         guides = callable(guidance) or guidance != 1
         if callable(guidance) or (guides and interval is not None):
-            level = _only_level(sigma)
+            level = only_level(
+                sigma, "guided_denoiser", " where there is an interval or a weight by level"
+            )
             w = weight_at(guidance, level)
             guides = guides_at(level, w, interval)
         denoised = evaluated(model, x, sigma, class_labels, cond)
@@ -69,14 +71,17 @@ def guided_denoiser(
     return denoiser
 
 
-def _only_level(sigma: Tensor | float) -> float:
-    """The one noise level of a batch as a float."""
+def only_level(sigma: Tensor | float, caller: str, where: str = "") -> float:
+    """The one noise level of a batch as a float; ValueError, in the name of `caller`, for several.
+
+    `where` ends the rule in the message.
+    """
     if not isinstance(sigma, torch.Tensor):
         return float(sigma)
     lowest, highest = (float(level) for level in sigma.aminmax())
     if lowest != highest:
         raise ValueError(
-            "guided_denoiser: sigma must be one level for the whole batch where there is an "
-            f"interval or a weight by level, got {lowest:g} to {highest:g}; call it level by level"
+            f"{caller}: sigma must be one level for the whole batch{where}, got {lowest:g} to "
+            f"{highest:g}; call it level by level"
         )
     return highest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -114,11 +114,10 @@ def value_at(weight: Weight | Tensor | None, step: Evaluation) -> PerImage:
     return weight if isinstance(weight, Tensor) else float(weight_at(weight, step.sigma))
 
 
-def positive(name: str, value: float, caller: str, rule: str = ">= 0 and finite") -> float:
+def not_negative(name: str, value: float, caller: str) -> float:
     """`value` as a float, checked to be finite and not negative."""
-    ok = functools.partial(_not_negative)
-    return arguments.number(name, value, rule, ok, "see its docstring", caller)
 
+    def ok(value: float) -> bool:
+        return 0 <= value < math.inf
 
-def _not_negative(value: float) -> bool:
-    return 0 <= value < float("inf")
+    return arguments.number(name, value, ">= 0 and finite", ok, "see its docstring", caller)

@@ -19,18 +19,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 
     Arguments as in `autoguide_fast.samplers`.
     """
-    before, last = None, 0.0  # the denoised images of the step before, and its length
-    for sigma, following in itertools.pairwise(sigmas):
-        denoised = denoise(x, sigma)
-        if following == 0:
-            return denoise.after_step(denoised)
-        step = math.log(sigma / following)
-        target = denoised
-        if before is not None:
-            target = denoised.lerp(before, -step / (2 * last))
-        x = denoise.after_step(target.lerp(x, following / sigma))
-        before, last = denoised, step
-    return x
+    return _two_steps(denoise, x, sigmas, eta=0.0)
 
 
 def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
@@ -47,21 +36,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor
 
     Arguments as in `autoguide_fast.samplers`.
     """
-    before, last = None, 0.0
-    for sigma, following in itertools.pairwise(sigmas):
-        denoised = denoise(x, sigma)
-        if following == 0:
-            return denoise.after_step(denoised)
-        step = math.log(sigma / following)
-        target = denoised
-        if before is not None:
-            target = denoised.lerp(before, -step / (2 * last))
-        # The SDE takes the state back twice as far, and puts noise in its place.
-        x = target.lerp(x, math.exp(-2 * step))
-        x = x.add_(denoise.randn(), alpha=following * math.sqrt(-math.expm1(-2 * step)))
-        x = denoise.after_step(x)
-        before, last = denoised, step
-    return x
+    return _two_steps(denoise, x, sigmas, eta=1.0)
 
 
 def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
@@ -70,6 +45,30 @@ def dpmpp_3m_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor
     Arguments as in `autoguide_fast.samplers`.
     """
     return _three_steps(denoise, x, sigmas, eta=1.0)
+
+
+def _two_steps(denoise: Denoise, x: Tensor, sigmas: Sequence[float], eta: float) -> Tensor:
+    before, last = None, 0.0  # the denoised images of the step before, and its length
+    for sigma, following in itertools.pairwise(sigmas):
+        denoised = denoise(x, sigma)
+        if following == 0:
+            return denoise.after_step(denoised)
+        step = math.log(sigma / following)
+        target = denoised
+        if before is not None:
+            target = denoised.lerp(before, -step / (2 * last))
+        # With eta = 1, the SDE, the state goes twice as far, and noise takes the place.
+        x = target.lerp(x, math.exp(-(1 + eta) * step))
+        x = denoise.after_step(_noised(denoise, x, following, eta * step))
+        before, last = denoised, step
+    return x
+
+
+def _noised(denoise: Denoise, x: Tensor, sigma: float, length: float) -> Tensor:
+    """`x` with the noise that the SDE adds on its way to `sigma`; itself for a length of 0."""
+    if not length:
+        return x
+    return x.add_(denoise.randn(), alpha=sigma * math.sqrt(-math.expm1(-2 * length)))
 
 
 def _three_steps(denoise: Denoise, x: Tensor, sigmas: Sequence[float], eta: float) -> Tensor:
@@ -95,7 +94,5 @@ def _three_steps(denoise: Denoise, x: Tensor, sigmas: Sequence[float], eta: floa
             bend = (first - second) / (r1 + r2)
             x = x.add_(first + bend * r1, alpha=phi_2)
             x = x.add_(bend, alpha=1 - 2 * phi_2 / reach)
-        if eta:
-            x = x.add_(denoise.randn(), alpha=following * math.sqrt(-math.expm1(-2 * eta * step)))
-        x = denoise.after_step(x)
+        x = denoise.after_step(_noised(denoise, x, following, eta * step))
     return x
