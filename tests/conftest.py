@@ -6,6 +6,7 @@ import signal
 import pytest
 import simulator
 import torch
+from fork_server import ForkServer
 
 from autoguide_fast._extension import build_info
 from autoguide_fast.cpu import set_isa
@@ -23,6 +24,14 @@ for _number, _action in (
 ):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _action)
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """Starts processes in milliseconds."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 def needs_cuda():

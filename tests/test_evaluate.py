@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -282,15 +280,14 @@ def test_parts_of_other_images_do_not_count(tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
-def test_two_processes_find_the_same(capsys, references, pictures, tmp_path):
+def test_two_processes_find_the_same(capsys, fork_server, references, pictures, tmp_path):
     """Features are the same bits; sums differ by their order."""
     command = ["evaluate", "--quiet", "--per-class", "--device", "cpu", "--batch-size", "32"]
     command += ["--images", str(pictures / "images.zip"), "--ref", str(references / "train.npz")]
     command += ["--metrics", "fd_pixels", "pr_pixels", "--repeats", "2", "--out"]
     assert run(capsys, *command, tmp_path / "one.json")[0] == 0
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    start += ["-m", "autoguide_fast.cli", *command, str(tmp_path / "two.json")]
-    result = subprocess.run(start, capture_output=True, text=True)
+    command.append(str(tmp_path / "two.json"))
+    result = fork_server.run("fork_server:command", *command, processes=2)
     assert result.returncode == 0, result.stderr
     found = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
     one, two = found

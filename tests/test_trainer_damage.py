@@ -73,11 +73,11 @@ def test_a_job_is_known_without_its_file(capsys, stopped, part, damage):
 
 
 def test_a_job_is_never_another_one(part):
-    """Whichever bit of its file flips: the checkpoint knows it, too."""
+    """Wherever a bit of its file flips: the checkpoint knows it, too."""
     path = part / "job.json"
     text = path.read_bytes()
     job = pair.stored_job(part, pytest.fail)
-    for place in range(len(text)):
+    for place in range(0, len(text), 6):
         data = bytearray(text)
         data[place] ^= 1 << place % 7
         path.write_bytes(data)

@@ -10,13 +10,13 @@ import random
 import resource
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from fork_server import command
 
 from autoguide_fast.checkpoints.run_folder import read_log
 from autoguide_fast.trainer import durable, interruption, loop, pair
@@ -41,61 +41,32 @@ def state_in(run):
     return durable.load_checkpoint(run / loop.CHECKPOINTS, pytest.fail)
 
 
-# A run that saves at every step, in a process forked from one that has imported everything: so
-# that a kill hits the run and not the imports.
-_SERVER = """
-import os, sys
-import torch
-torch.set_num_threads(1)
-from autoguide_fast.trainer import durable, loop
-from autoguide_fast.trainer.options import TrainOptions
-
-out, options = sys.argv[1], TrainOptions(**eval(sys.argv[2]))
-warm = TrainOptions(**{**eval(sys.argv[2]), "duration": 16, "snapshots": 1})
-loop.train(warm, out + "-warm", progress=False)  # reads the data, imports what is imported late
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        from pathlib import Path
-        loop.train(options, out, resume=loop.has_run(Path(out)), progress=False,
-                   checkpoint_minutes=0)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+def train_and_save_at_every_step(out, options):
+    """Begin or go on with a run, until the process is killed."""
+    resume = loop.has_run(Path(out))
+    loop.train(TrainOptions(**options), out, resume=resume, progress=False, checkpoint_minutes=0)
 
 
-def test_nothing_is_lost_to_fifty_kills(tmp_path):
+def test_nothing_is_lost_to_fifty_kills(fork_server, tmp_path):
     options = {**TINY, "duration": 16 * 400, "snapshots": 40}
     run = tmp_path / "run"
     randomness = random.Random(0)
-    server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(run), repr(options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
     reached, kills, patience = 0, 0, 0.4
-    try:
-        while kills < KILLS:
-            server.stdin.write("go\n")
-            server.stdin.flush()
-            child = int(server.stdout.readline())
-            time.sleep(randomness.uniform(0.0, patience))
-            os.kill(child, signal.SIGKILL)
-            code = int(server.stdout.readline())
-            assert code == -signal.SIGKILL, "the run ended by itself: make it longer"
-            kills += 1
-            before = reached
-            if durable.checkpoint_files(run / loop.CHECKPOINTS):
-                # The newest file, whatever was being written, is whole: no older one is needed.
-                state = state_in(run)
-                assert state["nimg"] >= reached
-                reached = state["nimg"]
-            patience = min(3.0, patience * (1.0 if reached > before else 1.1))  # for a slow machine
-    finally:
-        server.kill()
-        server.wait()
+    while kills < KILLS:
+        target = f"{__name__}:train_and_save_at_every_step"
+        child = fork_server.start(target, str(run), options)
+        time.sleep(randomness.uniform(0.0, patience))
+        os.kill(child, signal.SIGKILL)
+        ended = fork_server.wait()
+        assert ended.codes == [-signal.SIGKILL], f"make the run longer: {ended.stderr}"
+        kills += 1
+        before = reached
+        if durable.checkpoint_files(run / loop.CHECKPOINTS):
+            # The newest file, whatever was being written, is whole: no older one is needed.
+            state = state_in(run)
+            assert state["nimg"] >= reached
+            reached = state["nimg"]
+        patience = min(3.0, patience * (1.0 if reached > before else 1.1))  # for a slow machine
     assert reached > 16 * 10, "kills came before the first steps: raise the patience"
     # The run that was killed fifty times is bit for bit the run that never was.
     whole = loop.train(
@@ -215,54 +186,40 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
+def train_on_a_terminal(terminal, out):
+    """Train without end on the command line, on a terminal of its own."""
+    os.setsid()
+    end = os.open(terminal, os.O_RDWR)
+    fcntl.ioctl(end, termios.TIOCSCTTY, 0)
+    for number in range(3):
+        os.dup2(end, number)
+    options = ("--channels", 4, "--channels-per-head", 4, "--batch", 16, "--grid", 0)
+    return command("train", "--out", out, *options, "--duration", 1600000)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_save_and_exit_with_a_code_of_their_own(tmp_path, number):
+def test_signals_save_and_exit_with_a_code_of_their_own(fork_server, tmp_path, number):
     """SIGHUP as it comes in truth: the terminal closes, and can no longer be written to."""
-    command = [
-        sys.executable,
-        "-m",
-        "autoguide_fast.cli",
-        "train",
-        "--out",
-        str(tmp_path / "run"),
-        "--channels",
-        "4",
-        "--channels-per-head",
-        "4",
-        "--batch",
-        "16",
-        "--duration",
-        "1600000",
-        "--grid",
-        "0",
-    ]
     terminal, end = os.openpty()
     size = struct.pack("4H", 24, 200, 0, 0)  # rows and columns: wide enough for the bar
     fcntl.ioctl(end, termios.TIOCSWINSZ, size)
-    process = subprocess.Popen(
-        command,
-        stdin=end,
-        stdout=end,
-        stderr=end,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    os.close(end)
+    target, run = f"{__name__}:train_on_a_terminal", str(tmp_path / "run")
+    child = fork_server.start(target, os.ttyname(end), run)
     shown = b""
     while b"loss=" not in shown:
-        assert len(shown) < 100_000 and process.poll() is None, shown
+        assert len(shown) < 100_000, shown
         shown += os.read(terminal, 4096)
+    os.close(end)  # the child has it open
     if number == signal.SIGHUP:
         os.close(terminal)
     else:
-        process.send_signal(number)
+        os.kill(child, number)
         with contextlib.suppress(OSError):  # which the end is
             while read := os.read(terminal, 4096):
                 shown += read
         os.close(terminal)
         assert b"go on with: autoguide-fast train" in shown
-    assert process.wait(60) == interruption.EXIT_CODE == 75
+    assert fork_server.wait().codes == [interruption.EXIT_CODE] == [75]
     assert state_in(tmp_path / "run")["nimg"] > 0
     log = tmp_path / "run" / "log.jsonl"
     assert not log.exists() or all(map(json.loads, log.read_text().splitlines()))
