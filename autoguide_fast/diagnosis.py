@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import arguments, checkpoints
+from . import arguments, checkpoints, image_arguments, net_arguments
 from .arrays import as_tensor
 from .eager import input_dtype
 from .engine import cached, unsupported_reason_of
@@ -235,7 +235,7 @@ def diagnose(
     device = arguments.present_device("cpu" if device is None else device, "diagnose")
     levels = _levels(sigmas)
     batch_size = arguments.count("batch_size", batch_size, "64 is usual", caller="diagnose")
-    (seed,) = arguments.image_seeds([seed], "diagnose")
+    (seed,) = image_arguments.image_seeds([seed], "diagnose")
     net = _net(model, "model", device)
     named = dict(guide) if isinstance(guide, Mapping) else {"guide": guide}
     if not named:
@@ -425,7 +425,7 @@ def _clean(net: Any, images: Any, name: str) -> Tensor:
     y = as_tensor(images).cpu()
     if y.dtype == torch.uint8 and getattr(net, "encoder", None) is not None:
         y = net.encoder.encode(y)
-    shape = arguments.sample_shape(None, net)
+    shape = net_arguments.sample_shape(None, net)
     if y.ndim != 4 or not y.is_floating_point() or (shape and list(y.shape[1:]) != list(shape)):
         wanted = "C, H, W" if shape is None else ", ".join(map(str, shape))
         raise ValueError(

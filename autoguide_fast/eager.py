@@ -32,19 +32,48 @@ class EagerNets:
         self.nets, self.cond = nets, cond or {}
 
     def outputs(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        roles: Sequence[str],
+        rows: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`."""
-        return [self.output(role, x, sigma, class_labels) for role in roles]
+        return [self.output(role, x, sigma, class_labels, rows) for role in roles]
 
     def labels_of(self, role: str, class_labels: Tensor | None) -> Tensor | None:
         """What a net is told: nothing where its `label_dim` is 0."""
         return None if getattr(self.nets[role], "label_dim", None) == 0 else class_labels
 
-    def output(self, role: str, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
+    def told(self, role: str, rows: Tensor | None) -> Cond | None:
+        """The conditioning of the net `role` for some images of the batch."""
+        cond = self.cond.get(role)
+        if cond is None or rows is None:
+            return cond
+        return {name: value if len(value) == 1 else value[rows] for name, value in cond.items()}
+
+    def output(
+        self,
+        role: str,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """What the net `role` returns, checked, in the type of `x`."""
-        labels = self.labels_of(role, class_labels)
-        return self.evaluated(role, x, sigma, labels, self.cond.get(role))
+        labels, cond = self.labels_of(role, class_labels), self.told(role, rows)
+        net = bare(self.nets[role])
+        if not sigma.ndim or isinstance(net, Precond) or getattr(net, "takes_sigmas", False):
+            return self.evaluated(role, x, sigma, labels, cond)
+        # One by one: a denoiser need not know more than one level at a time.
+        parts = [torch.empty_like(x[:0])]
+        for i in range(len(x)):
+            one = slice(i, i + 1)
+            label = labels if labels is None or len(labels) == 1 else labels[one]
+            own = {k: v if len(v) == 1 else v[one] for k, v in (cond or {}).items()}
+            parts.append(self.evaluated(role, x[one], sigma[i], label, own))
+        return torch.cat(parts)
 
     def evaluated(
         self, role: str, x: Tensor, sigma: Tensor, labels: Tensor | None, cond: Cond | None

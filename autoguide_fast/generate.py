@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import arguments, arrays
+from . import arrays, image_arguments
 from .arrays import Array
 from .decoding import Decoding, decoded
 from .eager import EagerNets, EagerStepper
@@ -23,7 +23,7 @@ from .guided_stepper import Denoise, GuidedStepper, Nets
 from .networks import Precond
 from .request import GuidanceLike, Interval, Labels, Net, Request, Seeds, checked
 from .sampler import Step, Stepper, heun
-from .samplers import SAMPLERS, Sampler
+from .samplers import SAMPLERS, AdaptiveHeun, Sampler
 from .schedules import Schedule
 from .seeds import StackedRandom
 
@@ -38,10 +38,16 @@ class StepInfo:
     batch: int  # 0 .. num_batches - 1
     num_batches: int | None  # None where `batches` of `sample` hands them out
     step: int  # 0 .. num_steps - 1
-    num_steps: int
-    sigma: float  # noise level now reached
+    num_steps: int  # of the schedule; "adaptive_heun" takes its own number
+    sigma: float | Tensor  # noise level now reached; those of the images there, float64 [N]
     indices: range  # which of the images asked for are in this batch
     x: Tensor  # a copy of their state at `sigma`, [N, *shape]
+    evaluations: Tensor  # of the model so far, for each image, int64 [N]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the batch is done."""
+        return bool((torch.as_tensor(self.sigma) == 0).all())
 
 
 def sample(
@@ -163,8 +169,9 @@ def sample(
             `dtype` of `Engine`, such as torch.bfloat16, or "auto", the fastest here of the types
             whose samples are as good as float32's. None: float32, or float16 on a GPU for networks
             with `use_fp16`.
-        sampler: "heun", or another of `samplers.SAMPLERS`, which evaluate once a step; or a
-            function `(denoise, x, sigmas) -> x`, see there.
+        sampler: "heun", or another of `samplers.SAMPLERS`, which evaluate once a step;
+            "adaptive_heun", or `samplers.AdaptiveHeun` with a tolerance, whose steps each image
+            has for itself; or a function `(denoise, x, sigmas) -> x`, see there.
         schedule: "rho", or another of `schedules.schedule_levels`, or a function
             `(num_steps, sigma_min, sigma_max)` that returns noise levels.
         sigmas: noise levels to visit, falling, in the place of a schedule.
@@ -241,13 +248,15 @@ def _sampled(
                 return result
             x, _, streams = _drawn(request, indices)  # once more, step by step, to tell where
             randn = _randn(request, streams)
-    watch = _watcher(request, bar, stepper, number, indices)
     if request.sampler is None:
+        watch = _watcher(request, bar, stepper, number, indices)
         return heun(stepper, x, request.steps, randn, watch)
     assert isinstance(stepper, GuidedStepper)
-    denoise = Denoise(stepper, randn, watch)
+    denoise = Denoise(stepper, randn, None)
+    denoise.on_step = _watcher(request, bar, stepper, number, indices, denoise)
     levels: Any = stepper.sigmas
-    if request.sampler not in SAMPLERS.values():
+    own = isinstance(request.sampler, AdaptiveHeun) or request.sampler in SAMPLERS.values()
+    if not own:
         levels = x.new_tensor(levels)  # as functions written for k-diffusion expect
     result = request.sampler(denoise, x * stepper.sigmas[0], levels)
     if not isinstance(result, torch.Tensor) or result.shape != x.shape:
@@ -302,24 +311,41 @@ def _stepper(
 
 
 def _watcher(
-    request: Request, bar: tqdm, stepper: Stepper, number: int, indices: range
+    request: Request,
+    bar: tqdm,
+    stepper: Stepper,
+    number: int,
+    indices: range,
+    denoise: Denoise | None = None,
 ) -> Callable[[int, Tensor], Tensor | None]:
-    """What samplers call after each step of one batch."""
+    """What samplers call after each step of one batch; `denoise` is what those but Heun's call."""
 
     def on_step(index: int, x: Tensor) -> Tensor | None:
-        step = request.steps[index]
-        _check_finite(step, x, stepper, request.names)
+        step: Step | None = None
+        reached: float | Tensor
+        if denoise is not None and denoise.levels is not None:
+            reached = denoise.levels
+        else:
+            step = request.steps[index]
+            reached = step.sigma_next
+        _check_finite(index, step, x, stepper, request.names)
         bar.update()
         if request.callback is None:
             return None
+        if denoise is None:  # Heun's method, whose last step has no second half
+            count = min(2 * index + 2, 2 * len(request.steps) - 1)
+            evaluations = torch.full([len(x)], count, device="cpu")
+        else:
+            evaluations = denoise.evaluations.clone()
         info = StepInfo(
             batch=number,
             num_batches=request.num_batches,
-            step=step.index,
+            step=index,
             num_steps=len(request.steps),
-            sigma=step.sigma_next,
+            sigma=reached,
             indices=indices,
             x=x.clone(),
+            evaluations=evaluations,
         )
         return _changed(request.callback(info), x)
 
@@ -382,7 +408,7 @@ def _drawn(request: Request, indices: range) -> tuple[Tensor, Tensor | None, Sta
     if request.classes is not None:
         labels = request.classes[part].to(request.device)
     if label_dim and labels is not None and labels.ndim == 1:
-        labels = arguments.one_hot(labels, label_dim)
+        labels = image_arguments.one_hot(labels, label_dim)
     assert x is not None  # since there are seeds or noise
     x = x.to(request.dtype)
     if request.start is not None:
@@ -415,18 +441,20 @@ def _bar(request: Request) -> tqdm:
     from tqdm import tqdm
 
     number = request.num_batches
-    total = None if number is None else number * len(request.steps)
+    adaptive = isinstance(request.sampler, AdaptiveHeun)
+    total = None if number is None or adaptive else number * len(request.steps)
     return tqdm(total=total, unit="step", disable=not request.progress)
 
 
-def _check_finite(step: Step, x: Tensor, stepper: Stepper, names: Mapping[str, str]) -> None:
+def _check_finite(
+    index: int, step: Step | None, x: Tensor, stepper: Stepper, names: Mapping[str, str]
+) -> None:
     # A sum is finite only if all of it is; it costs no memory, as the second question does.
     if torch.isfinite(x.sum()) or torch.isfinite(x).all():
         return
-    where = (
-        f"step {step.index + 1} of {step.num_steps} (sigma {step.sigma_hat:.4g} to "
-        f"{step.sigma_next:.4g})"
-    )
+    where = f"step {index + 1}"
+    if step is not None:
+        where += f" of {step.num_steps} (sigma {step.sigma_hat:.4g} to {step.sigma_next:.4g})"
     role = next((role for role, y in stepper.outputs if not torch.isfinite(y).all()), "state")
     if role == "state":
         raise FloatingPointError(

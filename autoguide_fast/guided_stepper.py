@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch import Tensor
 from . import ops
 from .guidance import Evaluation, Guidance
 from .guidance.combination import Basis, Combination, Images, as_tensor
-from .guidance.guided import only_level
 from .preconditioning import c_skip_and_c_out
 from .sampler import Step, Stepper
 
@@ -28,9 +28,20 @@ class Nets(Protocol):
     sigma_data: float | None
 
     def outputs(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        roles: Sequence[str],
+        rows: Tensor | None = None,
     ) -> list[Tensor]:
-        """What the nets `roles` return at `x [N, ...]`, 0-dim float64 `sigma` on its device.
+        """What the nets `roles` return at `x [N, ...]`, float64 `sigma` on its device.
+
+        Args:
+            x, class_labels: of the images that are evaluated.
+            sigma: one level, 0-dim, or one for each image, `[N]`.
+            roles: which nets.
+            rows: which images of the batch these are, int64 `[N]`; None: all of them.
 
         Returns:
             Tensors of the shape of `x`, of any floating type; they hold until the next call.
@@ -70,10 +81,24 @@ class GuidedStepper(Stepper):
 
     def denoised(self, x: Tensor, at: Evaluation) -> Tensor:
         """The guided denoised images at `x [N, ...]` and `at`, like `x`; nobody else holds them."""
-        runs = list(self.guidance.runs(at))
+        if not at.levels:
+            return self._denoised(x, at, self.guidance.runs(at))
+        groups: dict[tuple[bool, ...], list[int]] = {}  # images by which guides run
+        for image in range(len(x)):
+            runs = tuple(self.guidance.runs(at.of_one(image)))
+            groups.setdefault(runs, []).append(image)
+        if len(groups) == 1:
+            return self._denoised(x, at, next(iter(groups)))
+        result = torch.empty_like(x)
+        for runs, images in groups.items():
+            result[images] = self._denoised(x[images], at.of(images), runs)
+        return result
+
+    def _denoised(self, x: Tensor, at: Evaluation, runs: Sequence[bool]) -> Tensor:
         roles = ["model", *(role for role, on in zip(self.roles[1:], runs, strict=True) if on)]
-        labels = self.guidance.class_labels(self.class_labels, at)
-        outputs = self.nets.outputs(x, at.level, labels, roles)
+        labels = self.guidance.class_labels(_part(self.class_labels, at.rows), at)
+        level = at.level.flatten() if at.levels else at.level
+        outputs = self.nets.outputs(x, level, labels, roles, at.rows)
         self.outputs += zip(roles, outputs, strict=True)
         basis = Basis(x, *(output.to(x.dtype) for output in outputs))
         state = basis.image({0: 1.0})
@@ -85,7 +110,7 @@ class GuidedStepper(Stepper):
         result = as_tensor(found)
         self._check(result, x)
         if self.known is not None:
-            given, mask = self.known
+            given, mask = (_part(value, at.rows) for value in self.known)
             result = torch.lerp(given, result, mask)
         return result
 
@@ -94,7 +119,11 @@ class GuidedStepper(Stepper):
         count = len(basis.terms)
         if self.nets.sigma_data is None:
             return [basis.image({i: 1.0}) for i in range(1, count)]
-        c_skip, c_out = _c_skip_and_c_out(at.sigma, self.nets.sigma_data)
+        c_skip, c_out = (
+            c_skip_and_c_out(at.level, self.nets.sigma_data)
+            if at.levels
+            else _c_skip_and_c_out(at.sigma, self.nets.sigma_data)
+        )
         return [basis.image({0: c_skip, i: c_out}) for i in range(1, count)]
 
     def _check(self, result: object, x: Tensor) -> None:
@@ -138,6 +167,11 @@ class GuidedStepper(Stepper):
         return Evaluation(sigma, level, index, len(self.sigmas) - 1, following, correction)
 
 
+def _part(value: Tensor | None, rows: Tensor | None) -> Any:
+    """The rows of `value` `[N or 1, ...]`."""
+    return value if value is None or rows is None or len(value) == 1 else value[rows]
+
+
 @functools.lru_cache(1 << 12)
 def _c_skip_and_c_out(sigma: float, sigma_data: float) -> tuple[float, float]:
     level = torch.tensor(sigma, dtype=torch.float64, device="cpu")
@@ -152,6 +186,10 @@ class Denoise:
         stepper: evaluates.
         randn: draws noise like the state; None where there are no seeds to draw it from.
         on_step: called after each step with its index and the state.
+
+    Attributes:
+        evaluations: of the model so far, for each image: int64 `[N]`, once there was one.
+        levels: that the images have reached, float64 `[N]`, where a sampler has said so.
     """
 
     def __init__(
@@ -160,31 +198,59 @@ class Denoise:
         randn: Callable[[], Tensor] | None,
         on_step: Callable[[int, Tensor], Tensor | None] | None,
     ) -> None:
-        self._stepper, self._randn, self._on_step = stepper, randn, on_step
+        self._stepper, self._randn, self.on_step = stepper, randn, on_step
         self._steps, self._evaluations = 0, 0  # done; of the step under way
+        self.evaluations = torch.zeros(0, dtype=torch.int64, device="cpu")
+        self.levels: Tensor | None = None
 
-    def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The guided denoised images at the state `x [N, ...]` and a noise level.
+    def __call__(self, x: Tensor, sigma: float | Tensor, rows: Tensor | None = None) -> Tensor:
+        """The guided denoised images at the state `x [n, ...]` and its noise levels.
 
         Args:
             x: the state; it is only read.
-            sigma: one level, a number, or a tensor that holds it once or once for each image.
+            sigma: one level, a number, or a tensor that holds it once or one for each image.
+            rows: which images of the batch these are, int64 `[n]` on the CPU; None: all.
 
         Returns:
             D, like `x`, which the sampler may keep and write to.
         """
-        value = only_level(sigma, "sample")
-        if not 0 < value < math.inf:
+        levels = sigma.flatten().tolist() if isinstance(sigma, Tensor) else [float(sigma)]
+        wrong = [level for level in levels if not 0 < level < math.inf]
+        if wrong:
             raise ValueError(
-                f"sample: sampler must evaluate at noise levels above 0, got {value:g}; at the "
+                f"sample: sampler must evaluate at noise levels above 0, got {wrong[0]:g}; at the "
                 "end, return what the last evaluation gave"
             )
-        stepper = self._stepper
+        if len(levels) not in (1, len(x)):
+            raise ValueError(
+                f"sample: sampler must evaluate at one noise level, or at one for each of {len(x)} "
+                f"images, got {len(levels)}; pass as many"
+            )
+        stepper, guidance = self._stepper, self._stepper.guidance
+        if (rows is not None or len(set(levels)) > 1) and not guidance.levels_may_differ:
+            raise ValueError(
+                "sample: guidance must not follow the steps where each image has its own, as in "
+                f"adaptive_heun, got {type(guidance).__name__}; take another kind or sampler, or "
+                "set levels_may_differ of a kind that remembers nothing"
+            )
         if not self._evaluations:
             stepper.outputs.clear()
+        if not len(self.evaluations):
+            self.evaluations = self.evaluations.new_zeros(len(x))
+        self.evaluations[slice(None) if rows is None else rows] += 1
         index = min(self._steps, len(stepper.sigmas) - 2)
-        level = torch.tensor(value, dtype=torch.float64, device="cpu").to(stepper.device)
-        at = stepper.evaluation(index, value, level, self._evaluations > 0)
+        if len(set(levels)) == 1:
+            levels = levels[:1]
+        level = torch.tensor(levels, dtype=torch.float64, device="cpu").to(stepper.device)
+        place = None if rows is None else rows.to(stepper.device)
+        if len(levels) == 1:
+            at = stepper.evaluation(index, levels[0], level[0], self._evaluations > 0)
+            at = replace(at, rows=place)
+        else:
+            level = level.view(-1, *[1] * (x.ndim - 1))
+            steps, later = len(stepper.sigmas) - 1, self._evaluations > 0
+            none = math.nan
+            at = Evaluation(none, level, index, steps, none, later, tuple(levels), place)
         self._evaluations += 1
         return stepper.denoised(x, at)
 
@@ -197,13 +263,20 @@ class Denoise:
             )
         return self._randn()
 
-    def after_step(self, x: Tensor) -> Tensor:
-        """To be called with the state after each step; returns the one to go on with."""
+    def after_step(self, x: Tensor, levels: Tensor | None = None) -> Tensor:
+        """To be called with the state after each step; returns the one to go on with.
+
+        `levels` are those that the images have reached, float64 `[N]`, of a sampler whose steps are
+        not those of the schedule.
+        """
         index, self._steps, self._evaluations = self._steps, self._steps + 1, 0
-        if self._on_step is None or index >= len(self._stepper.sigmas) - 1:
+        self.levels = levels
+        if self.on_step is None:
+            return x
+        if levels is None and index >= len(self._stepper.sigmas) - 1:
             return x
         self._stepper.outputs.append(("state", x))
-        changed = self._on_step(index, x)
+        changed = self.on_step(index, x)
         return x if changed is None else changed
 
     def finish(self, x: Tensor) -> None:

@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, checkpoints
+from . import arguments, checkpoints, image_arguments, net_arguments
 from .arrays import Array
 from .encoders import Decoder, LatentEncoder
 from .engine import BaseEngine, unsupported_reason_of
-from .guidance import AnyWeight, Denoiser, Guidance, Linear, Weight, guide_roles, module_of
-from .guidance.weights import checked as checked_weight
+from .guidance import Denoiser, Guidance, Weight, guide_roles, module_of
+from .guidance_request import (
+    GuidanceLike,
+    Interval,
+    listed_one,
+    needs_guide,
+    only_interval,
+    requested_guidance,
+)
 from .networks import Precond
 from .sampler import Step, plan_steps
 from .samplers import Sampler, find_sampler
@@ -25,8 +32,6 @@ DEFAULT_BATCH_SIZE = 64
 
 # What `sample` takes for a model or a guide, for guidance, seeds and labels.
 Net = str | os.PathLike | Denoiser
-GuidanceLike = AnyWeight | Sequence[AnyWeight] | Guidance
-Interval = tuple[float, float]
 Seeds = Iterable[int] | Array
 Labels = int | Sequence[int] | Sequence[Sequence[float]] | Array
 
@@ -49,7 +54,7 @@ class Request:
         sample_shape: what stands after N, (C, H, W) for images.
         seeds: one per image, or None where `noise` and `classes` say all.
         noise: that of all images, where it lies, or None to draw it from the seeds.
-        classes: labels of all images on the CPU, as of `arguments.labels`.
+        classes: labels of all images on the CPU, as of `image_arguments.labels`.
         label_dim: number of classes, None where neither net tells.
         cond: what else the nets are told about all images, on `device`: by role, then by name.
         device, dtype: of the state.
@@ -165,8 +170,8 @@ def checked(
     def noise_levels(nets: Mapping[str, object]) -> Tensor:
         if sigmas is not None:
             return given_levels(sigmas, dtype)
-        low, high = arguments.trained_levels(sigma_min, sigma_max, nets)
-        high = arguments.start_level(sigma_start, init, high)
+        low, high = net_arguments.trained_levels(sigma_min, sigma_max, nets)
+        high = image_arguments.start_level(sigma_start, init, high)
         limits = arguments.noise_levels(num_steps, low, high, rho, dtype)
         return schedule_levels(schedule, *limits, dtype)
 
@@ -187,7 +192,7 @@ def checked(
     raw = arguments.flag("raw", raw, (True, False, None), "None decodes where there is an encoder")
     progress = arguments.flag("progress", progress, (True, False), "True shows a bar")
     if seeds is not None or noise is None:
-        seeds = arguments.image_seeds(seeds)
+        seeds = image_arguments.image_seeds(seeds)
     arguments.function_or_none("callback", callback, "a StepInfo after each step")
     arguments.function_or_none("on_batch", on_batch, "indices and images after each batch")
     if batches is not None and on_batch is None:
@@ -197,32 +202,32 @@ def checked(
         )
     if device is not None:
         device = arguments.present_device(device)
-    arguments.array_kind(array, device)
+    image_arguments.array_kind(array, device)
 
     # The networks, and what they say.
     if engine is not None:
         _check_engine(engine, guide, device)
         device = engine.device
-    elif guide is None and _needs_guide(guidance) and (own := _own_guide(model)):
+    elif guide is None and needs_guide(guidance) and (own := _own_guide(model)):
         named["guide"] = own
     if isinstance(guide, (list, tuple)) and len(guide) == 1:  # its weight may be listed
-        guidance, interval = _listed_one(guidance), _listed_one(interval)
-    combined = _guidance(guidance, interval, list(named)[1:], engine)
+        guidance, interval = listed_one(guidance), listed_one(interval)
+    combined = requested_guidance(guidance, interval, list(named)[1:], engine)
     if noise is not None:
-        noise = arguments.tensor_of_noise(noise)
+        noise = image_arguments.tensor_of_noise(noise)
     names = {role: _described(net, role) for role, net in named.items()}
     nets, device = _nets(named, device, noise)
-    arguments.array_kind(array, device)
+    image_arguments.array_kind(array, device)
     guides = list(nets.values())[1:]
     for role, net in list(nets.items())[1:]:
-        arguments.nets_agree(nets["model"], net, role)
+        net_arguments.nets_agree(nets["model"], net, role)
     if any(isinstance(net, (str, os.PathLike)) for net in named.values()):
         levels = noise_levels(nets)  # those that a file's net tells
-    shape = arguments.sample_shape(shape, *nets.values())
+    shape = net_arguments.sample_shape(shape, *nets.values())
 
     # The images.
     if noise is not None:
-        noise = arguments.given_noise(noise, shape, seeds, dtype)
+        noise = image_arguments.given_noise(noise, shape, seeds, dtype)
         shape = shape or noise.shape[1:]
     elif shape is None:
         raise ValueError(
@@ -235,29 +240,29 @@ def checked(
     else:
         assert seeds is not None
         num_images = len(seeds)
-    label_dim = arguments.label_dim(*nets.values())
-    classes = arguments.labels(class_labels, num_images, label_dim)
+    label_dim = net_arguments.label_dim(*nets.values())
+    classes = image_arguments.labels(class_labels, num_images, label_dim)
     if seeds is None and (churn.S_churn or (classes is None and label_dim)):
         needed = "churn is added" if churn.S_churn else "classes are drawn"
         raise ValueError(
             f"sample: seeds must be given beside noise where {needed}, got None; pass one seed per "
             "image" + ("" if churn.S_churn else ", or class_labels")
         )
-    run = guides if _needs_guide(combined) else []
+    run = guides if needs_guide(combined) else []
     if compute_dtype is not None:
         _check_compute_dtype(compute_dtype, engine, nets["model"], run)
     told = _conditioning(nets, engine, cond, guide_cond, num_images, device)
-    encoder = arguments.decoder(nets["model"], raw, shape)
+    encoder = net_arguments.decoder(nets["model"], raw, shape)
     if isinstance(encoder, LatentEncoder):
         encoder.load()
     begin = starting(init, mask, nets["model"], num_images, tuple(shape), dtype, device)
     if engine is None:
         for role, net in named.items():  # those that were loaded here have been looked at
             if (module := module_of(net)) is not None:
-                arguments.finite_weights(names[role], module)
+                net_arguments.finite_weights(names[role], module)
 
     weight = 1.0 if isinstance(combined, Guidance) else combined
-    one_interval = None if isinstance(combined, Guidance) else _only_interval(interval)
+    one_interval = None if isinstance(combined, Guidance) else only_interval(interval)
     return Request(
         nets=nets,
         names=names,
@@ -300,94 +305,6 @@ def _by_role(model: Net | BaseEngine, guide: Net | Sequence[Net] | None) -> dict
 def _own_guide(model: Net | BaseEngine) -> str | None:
     """The guide that a model by name brings."""
     return checkpoints.bundled_guide(model) if isinstance(model, (str, os.PathLike)) else None
-
-
-def _needs_guide(guidance: GuidanceLike) -> bool:
-    """Whether a guide may have to run."""
-    if isinstance(guidance, Guidance):
-        return guidance.num_guides != 0
-    return not isinstance(guidance, (int, float)) or guidance != 1
-
-
-def _guidance(
-    guidance: GuidanceLike,
-    interval: Interval | Sequence[Interval | None] | None,
-    roles: Sequence[str],
-    engine: BaseEngine | None,
-) -> Weight | Guidance:
-    """The weight of one guide, which the fused steps take, or what combines otherwise."""
-    found = _checked_guidance(guidance, interval, len(roles))
-    wanted = found.num_guides if isinstance(found, Guidance) else min(1, len(roles))
-    if not isinstance(found, Guidance) and found != 1:
-        wanted = 1
-    if wanted is not None and len(roles) < wanted:
-        shown = _shown(found)
-        if engine is not None:
-            rule = "1 for an Engine without a guide" if not roles else f"for {len(roles)} guides"
-            raise ValueError(
-                f"sample: guidance must be {rule}, got {shown}; make Engine(model, guide)"
-            )
-        if wanted > 1:
-            raise ValueError(
-                f"sample: guide must be {wanted} guides for {shown}, got {len(roles)}; pass a list"
-            )
-        raise ValueError(
-            f"sample: guide must be given where guidance is not 1, got None at guidance {shown}; "
-            "pass a worse version of the model, or unlabelled(model) for CFG"
-        )
-    if isinstance(found, Guidance) and wanted is not None and len(roles) > wanted:
-        raise ValueError(
-            f"sample: guide must be {wanted} guide{'s' * (wanted != 1)} for {_shown(found)}, got "
-            f"{len(roles)}; leave some out"
-        )
-    return found
-
-
-def _checked_guidance(
-    guidance: GuidanceLike, interval: Interval | Sequence[Interval | None] | None, guides: int
-) -> Weight | Guidance:
-    if isinstance(guidance, Guidance):
-        if interval is not None:
-            raise ValueError(
-                f"sample: interval must be left out for {type(guidance).__name__}, got "
-                f"{interval!r}; pass it to {type(guidance).__name__}"
-            )
-        return guidance
-    if guides > 1 and _needs_guide(guidance):
-        weights = list(guidance) if isinstance(guidance, (list, tuple)) else None
-        if weights is None or len(weights) != guides:
-            count = f"{len(weights)} of them" if weights is not None else "one for all"
-            raise ValueError(
-                f"sample: guidance must be a list with a weight for each of {guides} guides, got "
-                f"{count}; 1 leaves a guide out"
-            )
-        return Linear(weights, _intervals(interval, guides))
-    weight = checked_weight(guidance, "sample")  # type: ignore[arg-type]
-    if isinstance(weight, float) or callable(weight):
-        arguments.guidance_interval(_only_interval(interval))
-        return weight
-    return Linear([weight], [_only_interval(interval)])
-
-
-def _listed_one(value: Any) -> Any:
-    """What stands in a list for the one guide of a list, or stands by itself."""
-    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
-
-
-def _intervals(
-    interval: Interval | Sequence[Interval | None] | None, guides: int
-) -> list[Interval | None]:
-    """The interval of each guide: one for all, or one for each."""
-    if isinstance(interval, (list, tuple)):
-        each = all(i is None or isinstance(i, (list, tuple)) for i in interval)
-        if each and len(interval) == guides:
-            return list(interval)
-    return [arguments.guidance_interval(interval)] * guides  # type: ignore[arg-type]
-
-
-def _only_interval(interval: Interval | Sequence[Interval | None] | None) -> Interval | None:
-    """The interval of one guide."""
-    return arguments.guidance_interval(interval)  # type: ignore[arg-type]
 
 
 def _check_engine(
@@ -461,19 +378,13 @@ def _conditioning(
                 "for nets of other kinds"
             )
     found = {
-        role: arguments.conditioning(name, value, num_images, device)
+        role: image_arguments.conditioning(name, value, num_images, device)
         for role, (name, value) in given.items()
     }
     for role in roles:
         if given[role][1] is None and not isinstance(module_of(nets.get(role)), Precond):
             found[role] = found["model"]
     return found
-
-
-def _shown(guidance: Weight | Guidance) -> str:
-    if isinstance(guidance, Guidance):
-        return "with several weights" if isinstance(guidance, Linear) else type(guidance).__name__
-    return "a function of sigma" if callable(guidance) else f"{guidance:g}"
 
 
 def _described(net: Net | None, role: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import arguments
+from . import image_arguments
 
 
 class StackedRandom:
@@ -28,7 +28,7 @@ class StackedRandom:
 
     def __init__(self, device: torch.device | str, seeds: Sequence[int] | Tensor) -> None:
         self.device = torch.device(device)
-        numbers = arguments.image_seeds(seeds, "StackedRandom")
+        numbers = image_arguments.image_seeds(seeds, "StackedRandom")
         self.generators = [torch.Generator("cpu").manual_seed(s % (1 << 32)) for s in numbers]
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

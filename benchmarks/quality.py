@@ -2,10 +2,12 @@
 
     python benchmarks/quality.py samplers --images 10000 --repeats 3 --out samplers.json
     python benchmarks/quality.py kinds --images 10000 --repeats 3 --out kinds.json
+    python benchmarks/quality.py adaptive --images 64
 
 Each row draws the same seeds, in `--repeats` disjoint sets, and prints the distance to the training
 and to the held-out digits, mean and standard deviation over the repeats. `--out` keeps every figure
-and goes on where it stopped.
+and goes on where it stopped. `adaptive` prints, by tolerance, the evaluations of `adaptive_heun`
+and its distance to exact samples, and that of Heun's method with as many.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def sampler_rows() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every sampler and schedule at each number of evaluations, autoguided."""
     for evaluations in EVALUATIONS:
         for name in ("heun", *samplers.SAMPLERS):
-            if name in NOISY and evaluations < 32:
+            if name == "adaptive_heun" or (name in NOISY and evaluations < 32):
                 continue
             steps = (evaluations + 1) // 2 if name == "heun" else evaluations
             for schedule in SCHEDULES:
@@ -79,6 +81,30 @@ def measured(options: dict[str, Any], images: int, repeat: int) -> dict[str, flo
     return {"fd_train": training, "fd_heldout": heldout}
 
 
+def adaptive(images: int) -> None:
+    """Print the table of adaptive steps."""
+    options: dict[str, Any] = {"guidance": WEIGHT, "class_labels": 3, "raw": True}
+    options["seeds"] = range(images)
+    exact = autoguide_fast.sample("digits", num_steps=256, **options)
+
+    def distance(**given: Any) -> float:
+        found = autoguide_fast.sample("digits", **given, **options)
+        return (found - exact).square().mean().sqrt().item()
+
+    for tolerance in (0.05, 0.02, 0.01, 0.005):
+        seen: list[Any] = []
+        sampler = samplers.AdaptiveHeun(tolerance)
+        own = distance(sampler=sampler, batch_size=images, callback=seen.append)
+        counts = seen[-1].evaluations
+        mean = counts.double().mean().item()
+        other = distance(num_steps=round((mean + 1) / 2))
+        print(
+            f"| {tolerance:g} | {mean:.1f}, {counts.min()} to {counts.max()} | {own:.3f} | "
+            f"{other:.3f} |",
+            flush=True,
+        )
+
+
 def _keep(file: Path, text: str) -> None:
     write_atomically(file, lambda path: path.write_text(text))
 
@@ -86,12 +112,15 @@ def _keep(file: Path, text: str) -> None:
 def main() -> None:
     """Measure the rows asked for and print them, the best last."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("samplers", "kinds"))
+    parser.add_argument("what", choices=("samplers", "kinds", "adaptive"))
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.what == "adaptive":
+        adaptive(arguments.images)
+        return
     rows = dict(sampler_rows()) if arguments.what == "samplers" else KINDS
     found: dict[str, list[dict[str, float]]] = {}
     if arguments.out and arguments.out.exists():

@@ -11,8 +11,24 @@ from tolerances import relative_error
 
 from autoguide_fast import Engine, sample
 from autoguide_fast.engine.gpu_engine import GpuEngine
-from autoguide_fast.guidance import APG
-from autoguide_fast.samplers import SAMPLERS, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, euler, unipc
+from autoguide_fast.guidance import (
+    APG,
+    CFGPlusPlus,
+    FrequencyDecoupled,
+    Linear,
+    Rescaled,
+    Reused,
+    table,
+)
+from autoguide_fast.samplers import (
+    SAMPLERS,
+    AdaptiveHeun,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    euler,
+    unipc,
+)
 from autoguide_fast.schedules import SCHEDULES
 
 NOISY = ("euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde")
@@ -122,7 +138,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "adaptive_heun"])
 def test_every_way_to_sample_agrees(sampler):
     """And an image depends on its seed alone."""
     labels = torch.eye(5)[[3, 1, 4]]
@@ -172,10 +188,8 @@ def test_one_that_returns_another_thing_is_refused():
     for wrong in (lambda d, x, s: None, lambda d, x, s: x[:1]):
         with pytest.raises(ValueError, match="sampler must return the state"):
             sample(tiny(), sampler=wrong, seeds=range(2))
-    with pytest.raises(
-        ValueError, match="sample: sigma must be one level for the whole batch, got"
-    ):
-        sample(tiny(), sampler=lambda d, x, s: d(x, torch.tensor([1.0, 2.0])), seeds=[0, 1])
+    with pytest.raises(ValueError, match="one for each of 2 images, got 3; pass as many"):
+        sample(tiny(), sampler=lambda d, x, s: d(x, torch.ones(3)), seeds=[0, 1])
     with pytest.raises(ValueError, match="sampler must evaluate at noise levels above 0, got 0"):
         sample(tiny(), sampler=lambda d, x, s: d(x, 0.0), seeds=[0])
     with pytest.raises(ValueError, match=r"sampler must be one of heun, euler, .* got 'hun'"):
@@ -186,7 +200,7 @@ def test_one_that_returns_another_thing_is_refused():
         sample(tiny(0), sampler="dpmpp_2m_sde", noise=torch.randn(1, 2, 8, 8))
 
 
-@pytest.mark.parametrize("sampler", ["heun", *SAMPLERS])
+@pytest.mark.parametrize("sampler", ["heun", *(s for s in SAMPLERS if s != "adaptive_heun")])
 def test_a_callback_may_change_the_state(sampler):
     """What it returns is where sampling goes on from; changing what it is given does nothing."""
     options = {"seeds": range(2), "num_steps": 6, "sampler": sampler}
@@ -363,6 +377,106 @@ def test_two_batches_remember_nothing_of_each_other():
         assert relative_error(halves, whole) < 1e-4
 
 
+def adaptive(tolerance, noise, **options):
+    """States at 0, and evaluations of each."""
+    seen = []
+    x = sample(
+        denoiser,
+        noise=noise,
+        sampler=AdaptiveHeun(tolerance),
+        sigma_min=0.05,
+        dtype=torch.float64,
+        callback=seen.append,
+        **options,
+    )
+    assert seen[-1].is_last and not any(info.is_last for info in seen[:-1])
+    return x, seen[-1].evaluations
+
+
+def test_adaptive_steps_are_as_exact_as_asked():
+    """A hundredth of the tolerance is a hundredth of the error, for ten times the work."""
+    noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    exactly = denoiser(exact(noise * 80, 80.0, 0.05), 0.05)
+    errors, counts = [], []
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        x, evaluations = adaptive(tolerance, noise)
+        errors.append((x - exactly).abs().max().item())
+        counts.append(evaluations)
+        assert errors[-1] < 15 * tolerance
+    assert errors[2] < errors[0] / 30
+    ratio = counts[2].double().mean() / counts[0].double().mean()
+    assert 3 < ratio < 12
+    # Images take steps of their own: those near the saddle between both modes more of them.
+    assert counts[0].max() > 1.5 * counts[0].min()
+
+
+def test_adaptive_steps_are_each_images_own():
+    """An image is the same whatever the batch, and so are its evaluations."""
+    noise = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    weight = {"guide": lambda x, s, c: 0.9 * denoiser(x, s), "interval": (0.2, 5.0)}
+    weight["guidance"] = lambda sigma: 1.5 + sigma / 10
+    for options in ({}, weight):
+        together, counts = adaptive(1e-2, noise, **options)
+        for i in range(5):
+            alone, count = adaptive(1e-2, noise[i : i + 1], **options)
+            assert torch.allclose(alone, together[i], atol=1e-10) and count == counts[i]
+
+
+KINDS_AT_ANY_LEVEL = [
+    lambda: APG(1.7, momentum=0),
+    lambda: Rescaled(1.7),
+    lambda: FrequencyDecoupled(1.7, low=1.2, interval=(0.3, 20.0)),
+    lambda: Linear([table({0.3: 2.0, 3.0: 1.2})], [(0.1, 10.0)]),
+    lambda: Linear([torch.tensor([1.2, 1.5, 1.9])]),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS_AT_ANY_LEVEL)
+def test_adaptive_steps_with_any_kind(kind):
+    """On every way, in one batch and one by one; the weights of images stay with them."""
+    labels = torch.eye(5)[[3, 1, 4]]
+    options = {"seeds": [5, 6, 7], "class_labels": labels, "guidance": kind()}
+    options |= {"sampler": AdaptiveHeun(0.2)}
+    found = {
+        way: sample(*nets(tiny(), tiny(seed=1)), **options)
+        for way, nets in WAYS.items()
+        if way != "callables"
+    }
+    for way in ("engine", "recorded"):
+        assert relative_error(found[way], found["sample"]) < 2e-4, way
+    alone = sample(tiny(), tiny(seed=1), batch_size=1, **options)
+    assert relative_error(alone, found["sample"]) < 2e-4
+
+
+def test_adaptive_steps_say_what_they_cannot_do(monkeypatch):
+    options = {"seeds": [0, 1], "sampler": "adaptive_heun"}
+    for kind in (APG(1.7), Reused(Linear([1.7])), CFGPlusPlus(0.5)):
+        with pytest.raises(ValueError, match="guidance must not follow the steps where each image"):
+            sample(tiny(), tiny(seed=1), kind, **options)
+    for wrong in ("adaptive_heun:tolerance=2", "adaptive_heun:tolerance=x"):
+        with pytest.raises(ValueError, match="must be adaptive_heun:tolerance=X with X above 0"):
+            sample(tiny(), seeds=[0], sampler=wrong)
+    exactly = sample(tiny(), seeds=[0], sampler=AdaptiveHeun(0.5))
+    assert torch.equal(sample(tiny(), seeds=[0], sampler="adaptive_heun:tolerance=0.5"), exactly)
+    monkeypatch.setattr("autoguide_fast.samplers.adaptive._MOST_ROUNDS", 20)
+    with pytest.raises(FloatingPointError, match="tolerance must be within reach, got 1e-12"):
+        adaptive(1e-12, torch.ones(1, 1, dtype=torch.float64))
+
+
+def test_a_changed_state_is_gone_on_with():
+    """A callback's state counts in adaptive steps, and the slope of the old one does not."""
+    noise = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    options = {"noise": noise, "sampler": AdaptiveHeun(0.01), "dtype": torch.float64}
+
+    def mirrored(info):
+        return -info.x if info.step == 0 else None
+
+    x = sample(denoiser, sigma_min=0.05, callback=mirrored, **options)
+    assert torch.allclose(
+        x, sample(denoiser, sigma_min=0.05, **options | {"noise": -noise}), atol=0.1
+    )
+
+
 def test_non_finite_values_are_found():
     broken = tiny(0)
 
@@ -372,6 +486,8 @@ def test_non_finite_values_are_found():
     bad.img_channels, bad.img_resolution = 2, 8
     with pytest.raises(FloatingPointError, match="output of the model must be finite"):
         sample(bad, seeds=[0], num_steps=8, sampler="dpmpp_2m")
+    with pytest.raises(FloatingPointError, match=r"output of the model must be finite, .* in step"):
+        sample(bad, seeds=[0], sampler="adaptive_heun")
     with pytest.raises(FloatingPointError, match="output of the guide must be finite"):
         sample(broken, bad, 1.5, seeds=[0], num_steps=8, sampler="unipc")
 

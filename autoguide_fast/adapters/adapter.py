@@ -105,6 +105,8 @@ class Adapter(torch.nn.Module, abc.ABC):
         self.encoder = encoder
         self.check = check
 
+    takes_sigmas = True  # one level for each image, too
+
     @property
     def input_dtype(self) -> torch.dtype:
         """Type of `x` and `sigma` that this is to be fed."""

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import not_finite, present_device
+from ..arguments import present_device
 from ..as_built import blank, differences
 from ..encoders import ENCODERS, encoder
 from ..files import reason, remedy, write_atomically
+from ..net_arguments import not_finite
 from ..net_config import NetConfig, least_weights
 from ..networks import Precond
 from ..toy import ToyModel

@@ -190,7 +190,7 @@ class Comparison:
         from .. import sample
 
         def advance(info: StepInfo) -> None:
-            if bar is not None and info.step == info.num_steps - 1:
+            if bar is not None and info.is_last:
                 bar.update(len(info.indices))
 
         start = time.perf_counter()

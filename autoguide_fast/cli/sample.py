@@ -140,7 +140,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "--sampler",
         metavar="NAME",
         help="heun, or one that evaluates once a step: euler, euler_ancestral, adams_bashforth, "
-        "dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, unipc (default: heun)",
+        "dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, unipc; or adaptive_heun[:tolerance=X], "
+        "whose steps each image has for itself (default: heun)",
     )
     add(
         "--schedule",

@@ -31,13 +31,20 @@ class CpuNets:
         self._results: dict[str, Tensor] = {}
 
     def outputs(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        roles: Sequence[str],
+        rows: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`; float32, and still to be preconditioned."""
         check_call(x)
-        level = sigma.item()
         assert self.sigma_data is not None
-        scale = c_in(sigma.to(torch.float32), self.sigma_data).item()
+        scales = c_in(sigma.to(torch.float32), self.sigma_data)
+        scale = 1.0 if sigma.ndim else scales.item()
+        if sigma.ndim:
+            x = x * scales.view(-1, *[1] * (x.ndim - 1))
         for role in roles:
             net = self.nets[role]
             result = self._results.get(role)
@@ -45,12 +52,15 @@ class CpuNets:
                 result = self._results[role] = torch.empty_like(
                     x, dtype=torch.float32, memory_format=torch.contiguous_format
                 )
-            net.evaluate(x, scale, self._rows(role, level, class_labels), result)
+            net.evaluate(x, scale, self._rows(role, sigma, class_labels), result)
         return [self._results[role] for role in roles]
 
-    def _rows(self, role: str, level: float, class_labels: Tensor | None) -> Tensor:
-        """The modulations of one level, `[N or 1, modulations]`."""
+    def _rows(self, role: str, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
+        """The modulations of one level, or of one for each image, `[N or 1, modulations]`."""
         net = self.nets[role]
+        if sigma.ndim:
+            return net.modulations_of_images(sigma, class_labels)
+        level = sigma.item()
         if class_labels is self.class_labels:
             if role not in self._modulations:
                 levels = torch.tensor(self._levels, dtype=torch.float32, device="cpu")

@@ -45,19 +45,26 @@ class Embedding:
             float32 `[levels, rows, modulations]`, in the order of the plan; one row where the net
             has no labels or got none.
         """
-        c_noise = preconditioning.c_noise(levels.to(torch.float32))
-        emb = F.linear(ops.mp_fourier(c_noise, self.freqs, self.phases), self.noise)[:, None]
-        if self.label is not None:
-            if class_labels is None:
-                class_labels = levels.new_zeros(1, self.label_dim)
-            labels = F.linear(class_labels.to(torch.float32), self.label)[None]
-            shape = (len(levels), *labels.shape[1:])
-            emb = ops.mp_sum(emb.expand(shape), labels.expand(shape), t=self.label_balance)
-        return F.linear(ops.mp_silu(emb.contiguous()), self.blocks) + 1
+        return self._blocks(self._noise(levels)[:, None], self._labels(class_labels))
 
     def of_images(self, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
         """Like `modulations`, for noise levels `[1 or N]` and labels `[1 or N]`: `[1 or N, :]`."""
-        rows = self.modulations(sigma, class_labels)
-        if rows.shape[1] == 1:
-            return rows[:, 0]
-        return rows[0] if len(rows) == 1 else rows.diagonal().T.contiguous()
+        return self._blocks(self._noise(sigma), self._labels(class_labels))
+
+    def _noise(self, levels: Tensor) -> Tensor:
+        c_noise = preconditioning.c_noise(levels.to(torch.float32))
+        return F.linear(ops.mp_fourier(c_noise, self.freqs, self.phases), self.noise)
+
+    def _labels(self, class_labels: Tensor | None) -> Tensor | None:
+        if self.label is None:
+            return None
+        if class_labels is None:
+            class_labels = self.label.new_zeros(1, self.label_dim)
+        return F.linear(class_labels.to(torch.float32), self.label)
+
+    def _blocks(self, emb: Tensor, labels: Tensor | None) -> Tensor:
+        """The modulations of the sum of both, whose shapes broadcast."""
+        if labels is not None:
+            emb, labels = torch.broadcast_tensors(emb, labels)
+            emb = ops.mp_sum(emb, labels, t=self.label_balance)
+        return F.linear(ops.mp_silu(emb.contiguous()), self.blocks) + 1

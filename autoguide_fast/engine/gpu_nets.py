@@ -27,13 +27,25 @@ class GpuNets:
         self.sigma_data: float | None = engine.pair["model"].sigma_data
 
     def outputs(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        roles: Sequence[str],
+        rows: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`; of the maps' type, and still to be preconditioned."""
         check_call(x)
-        engine, count = self.engine, len(x)
+        engine, images = self.engine, len(x)
+        count = images
+        if rows is not None:  # filled up to a power of two: each size is a recording
+            count = 1 << max(0, images - 1).bit_length()
+            fill = torch.arange(count, device=x.device).clamp_max(max(0, images - 1))
+            x = x[fill]
+            sigma = sigma[fill] if sigma.ndim else sigma
+            if class_labels is not None and len(class_labels) != 1:
+                class_labels = class_labels[fill]
         key = "outputs", count, x.dtype, tuple(roles)
-        level = sigma.reshape(1).to(torch.float32)
         with engine.exclusive():
             outputs = engine.recording(
                 key,
@@ -41,6 +53,6 @@ class GpuNets:
                 roles,
             )
             modulations = {
-                role: engine.pair[role].modulations(level, class_labels, count) for role in roles
+                role: engine.pair[role].modulations_at(sigma, class_labels, count) for role in roles
             }
-            return [raw.clone() for raw in outputs.run(x, sigma, modulations)]
+            return [raw[:images].clone() for raw in outputs.run(x, sigma, modulations)]

@@ -208,11 +208,16 @@ class ModuleNets(EagerNets):
         self.run_both: Callable[[Callable[[], None], Callable[[], None]], None] | None = None
 
     def outputs(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, roles: Sequence[str]
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        roles: Sequence[str],
+        rows: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`."""
-        if len(roles) != 2:
-            return super().outputs(x, sigma, class_labels, roles)
+        if len(roles) != 2 or sigma.ndim or rows is not None:
+            return super().outputs(x, sigma, class_labels, roles, rows)
         if not self._are_one_net(roles, class_labels):
             if self.run_both is None:
                 return super().outputs(x, sigma, class_labels, roles)

@@ -158,6 +158,11 @@ class PreparedNet(PreparedDenoiser):
         with undisturbed("cpu"):
             return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
 
+    def modulations_of_images(self, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
+        """The blocks' modulations of images with these levels `[N]` and labels: `[N, :]`."""
+        with undisturbed("cpu"):
+            return self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
+
     def evaluate(
         self,
         x: Tensor,

@@ -123,7 +123,7 @@ class Evaluations(Stepper):
 
 
 class Outputs:
-    """What nets return at one noise level, for whatever is made of it outside of recordings.
+    """What nets return at their noise levels, for whatever is made of it outside of recordings.
 
     Args:
         recorder, pair, run_both, images, dtype: as for `Half`; all nets of `pair` are evaluated.
@@ -138,18 +138,19 @@ class Outputs:
         dtype: torch.dtype,
     ) -> None:
         nets = self.nets = Evaluations(pair, run_both, images, dtype, levels=1)
-        nets.levels[0, 0] = 2.0  # which is divided by, while warming up
+        self.scales = nets.buffer(1, images, 1, 1, 1)  # c_in of each image
+        nets.c_in = self.scales
         self.x = nets.buffer(*nets.shape)
 
         def run() -> None:
-            nets.begin()
             nets.evaluate(self.x, 0, list(pair))
 
         self._replay = recorder.record(run, warm_up=run)
 
     def run(self, x: Tensor, sigma: Tensor, modulations: Mapping[str, Tensor]) -> list[Tensor]:
-        """The nets' outputs, in buffers that hold until the next call."""
-        self.nets.levels[0, 0].copy_(sigma)
+        """The nets' outputs at `sigma`, 0-dim or `[N]`, in buffers that the next call writes to."""
+        scales = c_in(sigma.to(torch.float32), self.nets.sigma_data)
+        self.scales[0].copy_(scales.view(-1, 1, 1, 1))
         self.x.copy_(x)
         for role, rows in self.nets.modulations.items():
             rows.copy_(modulations[role])

@@ -55,6 +55,7 @@ class APG(OneGuide):
                 "most", most, "above 0", lambda v: v > 0, "None is no limit", "APG"
             )
         )
+        self.levels_may_differ = not self.momentum
         self._before: Tensor | None = None  # the momentum of the step before
         self._latest: Tensor | None = None  # that of this step
 

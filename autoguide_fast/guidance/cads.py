@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from .. import arguments
-from .combination import Images
 from .evaluation import Batch, Evaluation
-from .kind import Guidance
+from .kind import Around, Guidance
 from .several import Linear
 from .weights import AnyWeight
 
 
-class CADS(Guidance):
+class CADS(Around):
     """Condition-annealed sampling (Sadat et al., arXiv 2310.17347) beside another kind of guidance.
 
     With the time t, which falls from 1 to 0 with the steps, all nets are told
@@ -42,9 +40,7 @@ class CADS(Guidance):
         scale: float = 0.25,
         mix: float = 1.0,
     ) -> None:
-        self.guidance = guidance if isinstance(guidance, Guidance) else Linear([guidance])
-        self.num_guides = self.guidance.num_guides
-        self.always = self.guidance.always
+        super().__init__(guidance if isinstance(guidance, Guidance) else Linear([guidance]))
         share = "from 0 to 1", lambda v: 0 <= v <= 1
         self.t1 = arguments.number("t1", t1, *share, "0.6 is published", "CADS")
         self.t2 = arguments.number("t2", t2, *share, "0.9 is published", "CADS")
@@ -65,19 +61,9 @@ class CADS(Guidance):
                 f"sample: guidance must be another kind than CADS without {missing}, got CADS; it "
                 "adds noise to labels, from the images' seeds"
             )
-        run = copy.copy(self)
-        run.guidance, run._randn, run._noise = self.guidance.begin(batch), batch.randn, None
+        run = super().begin(batch)
+        run._randn, run._noise = batch.randn, None
         return run
-
-    def runs(self, step: Evaluation) -> Sequence[bool]:
-        """See `Guidance.runs`."""
-        return self.guidance.runs(step)
-
-    def combine(
-        self, denoised: Images, guides: Sequence[Images | None], x: Images, step: Evaluation
-    ) -> Images:
-        """See `Guidance.combine`."""
-        return self.guidance.combine(denoised, guides, x, step)
 
     def class_labels(self, labels: Tensor | None, step: Evaluation) -> Tensor | None:
         """See `Guidance.class_labels`."""

@@ -43,6 +43,7 @@ class CFGZero(OneGuide):
                 "CFGZero",
             )
         )
+        self.levels_may_differ = not self.zero_init
 
     def combine(
         self, denoised: Images, guides: Sequence[Images | None], x: Images, step: Evaluation

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import ops
 
 PerImage = float | Tensor  # a number, 0-dim, or `[N, 1, ...]`
+
 Images = Any  # a tensor `[N, ...]` or a `Combination` that stands for one
 
 

@@ -22,6 +22,8 @@ class MagnitudeAware(OneGuide):
         alpha: how strongly, >= 0; 8 in the paper.
     """
 
+    levels_may_differ = True
+
     def __init__(
         self,
         weight: AnyWeight = 1.5,

@@ -28,6 +28,8 @@ class FrequencyDecoupled(OneGuide):
     For images `[N, C, H, W]` with H and W of at least 2.
     """
 
+    levels_may_differ = True
+
     def __init__(
         self,
         weight: AnyWeight = 2.0,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from .. import arguments
@@ -15,6 +16,8 @@ from .evaluation import Batch, Evaluation
 from .weights import AnyWeight, Weight, checked, guides_at, of_batch, weight_at
 
 Kind = TypeVar("Kind", bound="Guidance")
+OneKind = TypeVar("OneKind", bound="OneGuide")
+AroundKind = TypeVar("AroundKind", bound="Around")
 
 
 class Guidance:
@@ -28,17 +31,22 @@ class Guidance:
     Attributes:
         num_guides: how many guides it needs, None for any number.
         always: whether `combine` is called where no guide runs, too.
+        levels_may_differ: whether the images of one evaluation may be at different noise levels, as
+            those of `samplers.AdaptiveHeun` are: True for a formula that remembers nothing and asks
+            for nothing of a step but its level.
     """
 
     num_guides: int | None = 1
     always = False
+    levels_may_differ = False
 
     def begin(self: Kind, batch: Batch) -> Kind:
-        """Called when a batch begins; returns what combines this batch, with a memory of its own.
+        """Called when a batch begins; returns what combines this batch: a copy of this.
 
-        Several batches may be under way in several threads, so nothing of one is kept in `self`.
+        Several batches may be under way in several threads, so nothing of one is kept in `self`;
+        one that remembers something begins its copy with an empty memory.
         """
-        return self
+        return copy.copy(self)
 
     def runs(self, step: Evaluation) -> Sequence[bool]:
         """Which guides have to run at this evaluation.
@@ -84,10 +92,10 @@ class OneGuide(Guidance):
         self.interval = arguments.guidance_interval(interval, name)
         self._of_batch: Weight | Tensor | None = None
 
-    def begin(self: Kind, batch: Batch) -> Kind:
+    def begin(self: OneKind, batch: Batch) -> OneKind:
         """See `Guidance.begin`."""
-        run = copy.copy(self)
-        run._of_batch = of_batch(self.weight, batch)  # type: ignore[attr-defined]
+        run = super().begin(batch)
+        run._of_batch = of_batch(self.weight, batch)
         return run
 
     def runs(self, step: Evaluation) -> Sequence[bool]:
@@ -97,6 +105,38 @@ class OneGuide(Guidance):
     def weight_at(self, step: Evaluation) -> PerImage:
         """The weight at an evaluation: a number, or float64 `[N, 1, ...]`."""
         return value_at(self._of_batch, step)
+
+
+class Around(Guidance):
+    """What the kinds that go around another one have in common: they leave it as it is.
+
+    Args:
+        guidance: the other one.
+    """
+
+    def __init__(self, guidance: Guidance) -> None:
+        self.guidance = guidance
+        self.num_guides, self.always = guidance.num_guides, guidance.always
+
+    def begin(self: AroundKind, batch: Batch) -> AroundKind:
+        """See `Guidance.begin`."""
+        run = super().begin(batch)
+        run.guidance = self.guidance.begin(batch)
+        return run
+
+    def runs(self, step: Evaluation) -> Sequence[bool]:
+        """See `Guidance.runs`."""
+        return self.guidance.runs(step)
+
+    def combine(
+        self, denoised: Images, guides: Sequence[Images | None], x: Images, step: Evaluation
+    ) -> Images:
+        """See `Guidance.combine`."""
+        return self.guidance.combine(denoised, guides, x, step)
+
+    def class_labels(self, labels: Tensor | None, step: Evaluation) -> Tensor | None:
+        """See `Guidance.class_labels`."""
+        return self.guidance.class_labels(labels, step)
 
 
 def runs_at(
@@ -111,7 +151,14 @@ def runs_at(
 def value_at(weight: Weight | Tensor | None, step: Evaluation) -> PerImage:
     """A batch's weight at an evaluation: a number, or float64 `[N, 1, ...]`."""
     assert weight is not None, "a Guidance must begin before it combines"
-    return weight if isinstance(weight, Tensor) else float(weight_at(weight, step.sigma))
+    if isinstance(weight, Tensor):
+        return weight if step.rows is None else weight[step.rows]
+    if not step.levels or not callable(weight):
+        return float(weight_at(weight, step.sigma))
+    weights = [weight_at(weight, sigma) for sigma in step.levels]
+    return (
+        torch.tensor(weights, dtype=torch.float64, device="cpu").to(step.level).view_as(step.level)
+    )
 
 
 def not_negative(name: str, value: float, caller: str) -> float:

@@ -23,6 +23,8 @@ class Rescaled(OneGuide):
         phi: how much is rescaled, from 0 (nothing) to 1; the paper takes 0.7.
     """
 
+    levels_may_differ = True
+
     def __init__(
         self,
         weight: AnyWeight = 1.5,

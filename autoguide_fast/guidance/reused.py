@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -10,10 +9,10 @@ from torch import Tensor
 from .. import arguments
 from .combination import Images, remembered
 from .evaluation import Batch, Evaluation
-from .kind import Guidance
+from .kind import Around, Guidance
 
 
-class Reused(Guidance):
+class Reused(Around):
     """Another kind of guidance, whose guide runs in every k-th step alone.
 
     In between `D0 = D1 - d`, with the difference `d` that model and guide had when it last ran.
@@ -28,22 +27,21 @@ class Reused(Guidance):
         TypeError, ValueError: of several guides, or another k.
     """
 
-    always = True
-
     def __init__(self, guidance: Guidance, every: int = 2) -> None:
         if not isinstance(guidance, Guidance) or guidance.num_guides != 1:
             raise ValueError(
                 "Reused: guidance must be a kind with one guide, got "
                 f"{type(guidance).__name__}; Linear([1.7]) is one"
             )
-        self.guidance = guidance
+        super().__init__(guidance)
+        self.always = True
         self.every = arguments.count("every", every, "2 halves the work", caller="Reused")
         self._difference: Tensor | None = None
 
     def begin(self, batch: Batch) -> Reused:
         """See `Guidance.begin`."""
-        run = copy.copy(self)
-        run.guidance, run._difference = self.guidance.begin(batch), None
+        run = super().begin(batch)
+        run._difference = None
         return run
 
     def runs(self, step: Evaluation) -> Sequence[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -28,6 +27,8 @@ class Linear(Guidance):
         intervals: of each guide, `(lo, hi)` or None: it runs where `lo < sigma <= hi` alone.
     """
 
+    levels_may_differ = True
+
     def __init__(
         self, weights: Sequence[AnyWeight], intervals: Sequence[Interval | None] | None = None
     ) -> None:
@@ -44,7 +45,7 @@ class Linear(Guidance):
 
     def begin(self, batch: Batch) -> Linear:
         """See `Guidance.begin`."""
-        run = copy.copy(self)
+        run = super().begin(batch)
         run._of_batch = [of_batch(weight, batch) for weight in self.weights]
         return run
 

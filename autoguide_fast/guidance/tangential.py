@@ -22,6 +22,8 @@ class Tangential(OneGuide):
         weight, interval: as for `OneGuide`.
     """
 
+    levels_may_differ = True
+
     def combine(
         self, denoised: Images, guides: Sequence[Images | None], x: Images, step: Evaluation
     ) -> Images:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..guided_stepper import Denoise
+from .adaptive import AdaptiveHeun
 from .dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from .euler import euler, euler_ancestral
 from .multistep import adams_bashforth
@@ -32,6 +33,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "unipc": unipc,
+    "adaptive_heun": AdaptiveHeun(),
 }
 
 
@@ -39,12 +41,21 @@ def find_sampler(sampler: str | Sampler | Any) -> Sampler | None:
     """The sampler of a name, or the function given; None for "heun", which is no such function.
 
     Raises:
-        ValueError: neither a known name nor callable.
+        TypeError, ValueError: neither a known name nor callable; another tolerance.
     """
     if callable(sampler):
         return sampler
     if sampler == "heun":
         return None
+    name, _, tolerance = str(sampler).partition(":tolerance=")
+    if name == "adaptive_heun" and tolerance:
+        try:
+            return AdaptiveHeun(float(tolerance))
+        except ValueError:
+            raise ValueError(
+                "sample: sampler must be adaptive_heun:tolerance=X with X above 0 and at most 1, "
+                f"got {sampler!r}; 0.01 is the default"
+            ) from None
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise ValueError(
             f"sample: sampler must be one of heun, {', '.join(SAMPLERS)}, or a function "
@@ -55,6 +66,7 @@ def find_sampler(sampler: str | Sampler | Any) -> Sampler | None:
 
 __all__ = [
     "SAMPLERS",
+    "AdaptiveHeun",
     "Denoise",
     "Sampler",
     "adams_bashforth",

@@ -46,8 +46,8 @@ class Progress:
 
     def on_step(self, info: StepInfo) -> None:
         """Takes a step of a batch into account, where it is this process that samples it."""
-        self._part = len(info.indices) * (info.step + 1) / info.num_steps
-        if info.step + 1 == info.num_steps:
+        self._part = len(info.indices) * min(1.0, (info.step + 1) / info.num_steps)
+        if info.is_last:
             self._part = 0.0
 
     def __enter__(self) -> Progress:
