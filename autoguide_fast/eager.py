@@ -38,9 +38,10 @@ class EagerNets:
         class_labels: Tensor | None,
         roles: Sequence[str],
         rows: Tensor | None = None,
+        embedding_noise: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`."""
-        return [self.output(role, x, sigma, class_labels, rows) for role in roles]
+        return [self.output(role, x, sigma, class_labels, rows, embedding_noise) for role in roles]
 
     def labels_of(self, role: str, class_labels: Tensor | None) -> Tensor | None:
         """What a net is told: nothing where its `label_dim` is 0."""
@@ -60,9 +61,12 @@ class EagerNets:
         sigma: Tensor,
         class_labels: Tensor | None,
         rows: Tensor | None = None,
+        embedding_noise: Tensor | None = None,
     ) -> Tensor:
         """What the net `role` returns, checked, in the type of `x`."""
         labels, cond = self.labels_of(role, class_labels), self.told(role, rows)
+        if embedding_noise is not None:
+            cond = {**(cond or {}), "embedding_noise": embedding_noise}
         net = bare(self.nets[role])
         if not sigma.ndim or isinstance(net, Precond) or getattr(net, "takes_sigmas", False):
             return self.evaluated(role, x, sigma, labels, cond)

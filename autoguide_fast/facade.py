@@ -13,6 +13,7 @@ from .engine import (
     guide_list,
     make_engine,
     of_modules,
+    undisturbed_nets,
     unsupported_reason_of,
 )
 from .generate import sample
@@ -83,7 +84,8 @@ class Engine(BaseEngine):
         | Sequence[torch.dtype | Literal["auto"]] = torch.float32,
         **options: Any,
     ) -> None:
-        self._engine = make_engine(model, guide, dtype, **options)
+        model, guides, self.disturbances = undisturbed_nets(model, guide_list(guide))
+        self._engine = make_engine(model, guides, dtype, **options)
 
     # Read-only, unlike those of the engine behind it.
     @property
@@ -105,7 +107,8 @@ class Engine(BaseEngine):
     @staticmethod
     def runs(model: Denoiser, guide: Guides = None) -> bool:
         """Whether an engine can be made of these: plain float32 `Precond`s, or other modules."""
-        return of_modules(model, guide) or unsupported_reason_of(model, guide_list(guide)) is None
+        model, guides, _ = undisturbed_nets(model, guide_list(guide))
+        return of_modules(model, guides) or unsupported_reason_of(model, guides) is None
 
     def sample(self, **options: Any) -> Tensor | Any:
         """Draw samples: `autoguide_fast.sample` with this engine's pair and the given options."""

@@ -282,7 +282,8 @@ def _stepper(
     }
     known = None if request.start is None else request.start.known(part)
     guidance = request.guidance
-    if request.sampler is None and known is None and not isinstance(guidance, Guidance):
+    fused = request.sampler is None and known is None and not request.disturbances
+    if fused and not isinstance(guidance, Guidance):
         if engine is not None:
             return engine.stepper(guidance, labels, request.steps, cond)
         guide = request.guides[0] if request.guides else None
@@ -307,7 +308,9 @@ def _stepper(
         ndim=len(shape),
         randn=None if streams is None else streams.randn,
     )
-    return GuidedStepper(nets, roles, guidance.begin(batch), labels, sigmas, request.device, known)
+    disturbing = {role: told.begin(batch) for role, told in request.disturbances.items()}
+    begun = guidance.begin(batch)
+    return GuidedStepper(nets, roles, begun, labels, sigmas, request.device, known, disturbing)
 
 
 def _watcher(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from . import ops
 from .guidance import Evaluation, Guidance
-from .guidance.combination import Basis, Combination, Images, as_tensor
+from .guidance.combination import Basis, Combination, Images, PerImage, as_tensor
+from .guidance.disturbed import Disturbing
 from .preconditioning import c_skip_and_c_out
 from .sampler import Step, Stepper
 
@@ -34,6 +35,7 @@ class Nets(Protocol):
         class_labels: Tensor | None,
         roles: Sequence[str],
         rows: Tensor | None = None,
+        embedding_noise: Tensor | None = None,
     ) -> list[Tensor]:
         """What the nets `roles` return at `x [N, ...]`, float64 `sigma` on its device.
 
@@ -42,6 +44,7 @@ class Nets(Protocol):
             sigma: one level, 0-dim, or one for each image, `[N]`.
             roles: which nets.
             rows: which images of the batch these are, int64 `[N]`; None: all of them.
+            embedding_noise: as for `Precond`.
 
         Returns:
             Tensors of the shape of `x`, of any floating type; they hold until the next call.
@@ -61,6 +64,7 @@ class GuidedStepper(Stepper):
         device: where the state lives.
         known: what is known of the images, and where: batches `[N, ...]` and a mask `[N or 1, ...]`
             that is 1 where images are sampled and 0 where they are known. None: nothing.
+        disturbing: what changes the inputs of some of the nets, by role.
     """
 
     def __init__(
@@ -72,10 +76,11 @@ class GuidedStepper(Stepper):
         sigmas: Sequence[float],
         device: torch.device,
         known: tuple[Tensor, Tensor] | None = None,
+        disturbing: Mapping[str, Disturbing] | None = None,
     ) -> None:
         self.nets, self.roles, self.guidance = nets, tuple(roles), guidance
         self.class_labels, self.sigmas, self.device = class_labels, tuple(sigmas), device
-        self.known = known
+        self.known, self.disturbing = known, disturbing or {}
         self._one = torch.ones([], dtype=torch.float64, device=device)
         self.outputs = []
 
@@ -98,11 +103,16 @@ class GuidedStepper(Stepper):
         roles = ["model", *(role for role, on in zip(self.roles[1:], runs, strict=True) if on)]
         labels = self.guidance.class_labels(_part(self.class_labels, at.rows), at)
         level = at.level.flatten() if at.levels else at.level
-        outputs = self.nets.outputs(x, level, labels, roles, at.rows)
-        self.outputs += zip(roles, outputs, strict=True)
+        plain = [role for role in roles if role not in self.disturbing]
+        outputs = self.nets.outputs(x, level, labels, plain, at.rows) if plain else []
         basis = Basis(x, *(output.to(x.dtype) for output in outputs))
         state = basis.image({0: 1.0})
-        images = dict(zip(roles, self._images(basis, at), strict=True))
+        own = self._preconditioning(at)
+        images = {role: self._image(basis, 0, i + 1, own) for i, role in enumerate(plain)}
+        self.outputs += zip(plain, outputs, strict=True)
+        for role in roles:
+            if role in self.disturbing:
+                images[role] = self._disturbed(role, basis, at, labels)
         found: Images = images["model"]
         if any(runs) or self.guidance.always:
             guides = [images.get(role) for role in self.roles[1:]]
@@ -114,17 +124,35 @@ class GuidedStepper(Stepper):
             result = torch.lerp(given, result, mask)
         return result
 
-    def _images(self, basis: Basis, at: Evaluation) -> list[Combination]:
-        """What each net says, as combinations of `x`, the first term, and the nets' outputs."""
-        count = len(basis.terms)
-        if self.nets.sigma_data is None:
-            return [basis.image({i: 1.0}) for i in range(1, count)]
-        c_skip, c_out = (
-            c_skip_and_c_out(at.level, self.nets.sigma_data)
-            if at.levels
-            else _c_skip_and_c_out(at.sigma, self.nets.sigma_data)
+    def _disturbed(
+        self, role: str, basis: Basis, at: Evaluation, labels: Tensor | None
+    ) -> Combination:
+        """What a net says that is given other inputs, as a combination; adds terms for it."""
+        given = self.disturbing[role].inputs(basis.terms[0], at, labels)
+        held = [basis.terms[i].clone() for i in range(1, len(basis.terms))]
+        (output,) = self.nets.outputs(
+            given.x, given.level, given.class_labels, [role], None, given.embedding_noise
         )
-        return [basis.image({0: c_skip, i: c_out}) for i in range(1, count)]
+        basis.terms[1:] = held
+        self.outputs.append((role, output))
+        basis.terms += [given.x, output.to(given.x.dtype)]
+        last = len(basis.terms) - 1
+        place = replace(at, sigma=given.sigma, level=given.level)
+        return self._image(basis, last - 1, last, self._preconditioning(place))
+
+    def _preconditioning(self, at: Evaluation) -> tuple[PerImage, PerImage] | None:
+        """c_skip and c_out, for nets whose outputs need them."""
+        if self.nets.sigma_data is None:
+            return None
+        if at.levels:
+            return c_skip_and_c_out(at.level, self.nets.sigma_data)
+        return _c_skip_and_c_out(at.sigma, self.nets.sigma_data)
+
+    def _image(
+        self, basis: Basis, x: int, output: int, own: tuple[PerImage, PerImage] | None
+    ) -> Combination:
+        """What a net says, as a combination of the terms that it was given and returned."""
+        return basis.image({output: 1.0} if own is None else {x: own[0], output: own[1]})
 
     def _check(self, result: object, x: Tensor) -> None:
         if not isinstance(result, Tensor) or (result.shape, result.dtype) != (x.shape, x.dtype):
@@ -232,6 +260,11 @@ class Denoise:
                 "sample: guidance must not follow the steps where each image has its own, as in "
                 f"adaptive_heun, got {type(guidance).__name__}; take another kind or sampler, or "
                 "set levels_may_differ of a kind that remembers nothing"
+            )
+        if (rows is not None or len(set(levels)) > 1) and stepper.disturbing:
+            raise ValueError(
+                "sample: sampler must have one step for all images for disturbed nets, whose noise "
+                "is of a step, got one in which each image has its own; take another"
             )
         if not self._evaluations:
             stepper.outputs.clear()

@@ -212,9 +212,16 @@ class UNet(torch.nn.Module):
             )
         self.out_conv = MPConv(width, config.img_channels, kernel=[3, 3])
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Embedding `[N or 1, emb_channels]` of `c_noise [N or 1]` and labels (or None)."""
+    def embed(
+        self, c_noise: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Embedding `[N or 1, emb_channels]` of `c_noise [N or 1]` and labels (or None).
+
+        `noise` is added to that of the noise level.
+        """
         emb = self.emb_noise(self.emb_fourier(c_noise))
+        if noise is not None:
+            emb = emb + noise
         if self.emb_label is not None:
             # A one-hot row times sqrt(label_dim) has unit magnitude.
             assert class_labels is not None
@@ -222,9 +229,11 @@ class UNet(torch.nn.Module):
             emb = ops.mp_sum(emb, self.emb_label(labels), t=self.label_balance)
         return ops.mp_silu(emb)
 
-    def modulations(self, c_noise: Tensor, class_labels: Tensor | None) -> list[Tensor]:
+    def modulations(
+        self, c_noise: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+    ) -> list[Tensor]:
         """All blocks' modulations, in the order of the blocks; independent of the images."""
-        emb = self.embed(c_noise, class_labels)
+        emb = self.embed(c_noise, class_labels, noise)
         modules = [*self.enc.values(), *self.dec.values()]
         return [m.modulation(emb) for m in modules if isinstance(m, Block)]
 
@@ -350,6 +359,7 @@ class Precond(torch.nn.Module):
         sigma: Tensor | float,
         class_labels: Tensor | None = None,
         return_logvar: bool = False,
+        embedding_noise: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Denoise `x`.
 
@@ -360,6 +370,8 @@ class Precond(torch.nn.Module):
                 level for the whole batch is embedded once.
             class_labels: one-hot (or soft) labels `[N or 1, label_dim]`; None stands for all zeros.
             return_logvar: also return u(sigma), `[N or 1, 1, 1, 1]`.
+            embedding_noise: float32 `[N or 1, emb_channels]`, added to the embedding of the noise
+                level (`guidance.disturbed`).
 
         Returns:
             float32 `[N, C, H, W]`, and u(sigma) if asked for.
@@ -369,7 +381,7 @@ class Precond(torch.nn.Module):
         `torch.func`; graph-capturable in evaluation mode when `sigma` is a tensor on the device.
         """
         x, sigma = self._inputs(x, sigma)
-        raw = self._raw(x, sigma, class_labels)
+        raw = self._raw(x, sigma, class_labels, embedding_noise)
         denoised = preconditioning.denoised(x, raw, sigma, self.sigma_data)
         if not return_logvar:
             return denoised
@@ -446,14 +458,20 @@ class Precond(torch.nn.Module):
 
         return hub.push_to_hub(self, name, private, message, token, **info)
 
-    def _raw(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _raw(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        embedding_noise: Tensor | None = None,
+    ) -> Tensor:
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
         dtype = self.run_dtype or dtype
         labels = self._labels(x, class_labels, torch.float32)
         c_in = preconditioning.c_in(sigma, self.sigma_data)
         c_noise = preconditioning.c_noise(sigma.flatten())
         # Embedded in float32: in bfloat16 neighbouring noise levels would become one.
-        modulations = [m.to(dtype) for m in self.unet.modulations(c_noise, labels)]
+        modulations = [m.to(dtype) for m in self.unet.modulations(c_noise, labels, embedding_noise)]
         return self.unet.run((c_in * x).to(dtype), modulations).float()
 
     def _inputs(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:

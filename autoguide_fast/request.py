@@ -13,7 +13,17 @@ from . import arguments, checkpoints, image_arguments, net_arguments
 from .arrays import Array
 from .encoders import Decoder, LatentEncoder
 from .engine import BaseEngine, unsupported_reason_of
-from .guidance import Denoiser, Guidance, Weight, guide_roles, module_of
+from .guidance import (
+    Denoiser,
+    Disturbance,
+    Guidance,
+    Weight,
+    guide_of_model,
+    guide_roles,
+    is_of_model,
+    module_of,
+    undisturbed_net,
+)
 from .guidance_request import (
     GuidanceLike,
     Interval,
@@ -48,6 +58,7 @@ class Request:
             otherwise what combines.
         sampler: what integrates, or None for Heun's method.
         start: what sampling begins from besides noise, or None.
+        disturbances: of the nets whose inputs are changed, by role.
         interval: where a weight applies; None everywhere, or where `guidance` knows it.
         steps: all steps, on `device`.
         num_images, batch_size: how many, and how many at a time.
@@ -69,6 +80,7 @@ class Request:
     guidance: Weight | Guidance
     sampler: Sampler | None
     start: Start | None
+    disturbances: dict[str, Disturbance]
     interval: Interval | None
     steps: tuple[Step, ...]
     num_images: int
@@ -165,7 +177,13 @@ def checked(
     # What each argument says by itself.
     arguments.state_dtype(dtype)
     engine = model if isinstance(model, BaseEngine) else None
-    named = _by_role(model, guide)
+    named, disturbances = _by_role(model, guide), {}
+    if engine is not None:
+        disturbances = dict(engine.disturbances)
+    for role, net in named.items():
+        named[role], disturbance = undisturbed_net(net)
+        if disturbance is not None:
+            disturbances[role] = disturbance
 
     def noise_levels(nets: Mapping[str, object]) -> Tensor:
         if sigmas is not None:
@@ -217,6 +235,11 @@ def checked(
         noise = image_arguments.tensor_of_noise(noise)
     names = {role: _described(net, role) for role, net in named.items()}
     nets, device = _nets(named, device, noise)
+    for role, text in named.items():
+        if is_of_model(text):
+            nets[role], told_else = undisturbed_net(guide_of_model(text, nets["model"]))
+            if told_else is not None:
+                disturbances[role] = told_else
     image_arguments.array_kind(array, device)
     guides = list(nets.values())[1:]
     for role, net in list(nets.items())[1:]:
@@ -270,6 +293,7 @@ def checked(
         guidance=combined,
         sampler=integrate,
         start=begin,
+        disturbances=disturbances,
         interval=one_interval,
         steps=tuple(plan_steps(levels, weight, one_interval, churn, device)),
         num_images=num_images,
@@ -397,7 +421,9 @@ def _nets(
     """The nets as callables on one device, which is returned too; loads names and paths."""
     nets: dict[str, Path | Denoiser] = {}
     for role, net in named.items():
-        if isinstance(net, (str, os.PathLike)):
+        if is_of_model(net) and role != "model":
+            nets[role] = nets["model"]  # made of it when it is loaded
+        elif isinstance(net, (str, os.PathLike)):
             alone = role != "model" and isinstance(net, str)  # a bundled net means its guide there
             net = (checkpoints.bundled_guide(net) if alone else None) or net
             nets[role] = checkpoints.find(net, f"sample: {role}")
@@ -431,8 +457,12 @@ def _nets(
                 f"sample: {role} must be on {device}, got one on {place}; move it there with "
                 f".to({str(device)!r}), or pass device={str(place)!r}"
             )
-    loaded = {
-        role: checkpoints.load(net, device) if isinstance(net, Path) else net
-        for role, net in nets.items()
-    }
+    loaded: dict[str, Denoiser] = {}
+    for role, found_net in nets.items():
+        if role != "model" and is_of_model(named[role]):
+            loaded[role] = loaded["model"]
+        else:
+            loaded[role] = (
+                checkpoints.load(found_net, device) if isinstance(found_net, Path) else found_net
+            )
     return loaded, device

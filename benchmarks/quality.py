@@ -50,6 +50,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "MagnitudeAware": {"guidance": guidance.MagnitudeAware(2.0, alpha=2.0)},
     "FrequencyDecoupled": {"guidance": guidance.FrequencyDecoupled(WEIGHT, low=1.3)},
     "Feedback": {"guidance": guidance.Feedback(0.35, temperature=0.02)},
+    "attention the identity": {"guide": "self:attn_temperature=0", "guidance": 1.1},
+    "a block left out": {"guide": "self:left_out=dec.8x8_block0", "guidance": 1.1},
+    "input noise": {"guide": "self:input_noise=0.1", "guidance": 1.3},
+    "random labels": {"guide": "self:random_labels", "guidance": 1.1},
+    "embedding noise": {"guide": "self:embedding_noise=0.3", "guidance": 1.3},
     "CFGPlusPlus, Euler": {"guidance": guidance.CFGPlusPlus(0.25), "sampler": "euler"},
 }
 

@@ -312,6 +312,10 @@ def test_ways_to_guide_and_to_sample(tmp_path):
             {"guidance": CFGPlusPlus(0.5), "sampler": "euler"},
         ),
         "schedule": (["--schedule", "flow"], {"schedule": "flow"}),
+        "self": (
+            ["--guide", "self:random_labels", "--guidance", "1.2"],
+            {"guide": "self:random_labels", "guidance": 1.2},
+        ),
         "several": (
             [
                 "--guide",

@@ -117,8 +117,9 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "--guide",
         nargs="+",
         metavar="NET",
-        help="the net to guide away from, or several at once (default: the guide that a bundled "
-        "model comes with)",
+        help="the net to guide away from, or several at once; self:OPTION,... is the model itself, "
+        "weakened or told something else: left_out=BLOCK+BLOCK, attn_temperature=X, input_noise=X, "
+        "embedding_noise=X, random_labels (default: the guide that a bundled model comes with)",
     )
     add(
         "--interval",

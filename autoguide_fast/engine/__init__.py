@@ -1,6 +1,12 @@
 """The engines: a trained pair made ready once, to be run many times, on a CPU or on a GPU."""
 
-from .base_engine import BaseEngine, Guides, guide_list, unsupported_reason_of
+from .base_engine import (
+    BaseEngine,
+    Guides,
+    guide_list,
+    undisturbed_nets,
+    unsupported_reason_of,
+)
 from .cache import cached, clear
 from .graphs import lacks_memory
 from .make import make_engine, of_modules
@@ -18,5 +24,6 @@ __all__ = [
     "lacks_memory",
     "make_engine",
     "of_modules",
+    "undisturbed_nets",
     "unsupported_reason_of",
 ]

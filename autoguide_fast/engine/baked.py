@@ -105,16 +105,25 @@ class BakedNet(PreparedDenoiser):
             rows = self.embedding.modulations(levels, labels)
         return self._by_block(rows.expand(-1, batch, -1))
 
-    def modulations_at(self, sigma: Tensor, class_labels: Tensor | None, batch: int) -> Tensor:
+    def modulations_at(
+        self,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        batch: int,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """The modulations of one evaluation, at one level, 0-dim, or at those of images `[N]`.
+
+        `noise`, `[N, emb_channels]`, is added to the embedding of the levels.
 
         Returns `[1, batch * channels of all blocks]`, as a row of `modulations`.
         """
-        if not sigma.ndim:
+        if not sigma.ndim and noise is None:
             return self.modulations(sigma.reshape(1).to(torch.float32), class_labels, batch)
         labels = None if self.unlabelled else class_labels
         with no_autocast(self.device.type):
-            return self._by_block(self.embedding.of_images(sigma, labels)[None])
+            rows = self.embedding.of_images(sigma.reshape(-1), labels, noise)
+            return self._by_block(rows[None])
 
     def image(self, batch: int) -> Tensor:
         """Return a buffer for `run`: zeros, but for the channel of ones that stands for biases."""

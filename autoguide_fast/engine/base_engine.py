@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._extension import build_info
-from ..guidance import Cond, Denoiser, Weight, bare, guide_roles
+from ..guidance import Cond, Denoiser, Disturbance, Weight, bare, guide_roles, undisturbed_net
 from ..guided_stepper import Nets
 from ..sampler import Step, Stepper
 from .prepared import device_of, unsupported_reason
@@ -30,9 +31,11 @@ class BaseEngine(abc.ABC):
         dtype: what it multiplies.
         device: where it runs.
         takes_cond: whether its nets may be told more than labels (`sample`'s `cond`).
+        disturbances: of the nets whose inputs are changed (`guidance.disturbed`), by role.
     """
 
     takes_cond = False
+    disturbances: Mapping[str, Disturbance] = MappingProxyType({})
 
     model: Denoiser
     guides: tuple[Denoiser, ...]
@@ -129,6 +132,20 @@ def guide_list(guide: Guides) -> list[Denoiser]:
     if guide is None:
         return []
     return list(guide) if isinstance(guide, (list, tuple)) else [guide]  # type: ignore[list-item]
+
+
+def undisturbed_nets(
+    model: Denoiser, guides: Sequence[Denoiser]
+) -> tuple[Denoiser, list[Denoiser], dict[str, Disturbance]]:
+    """Model and guides as they are, and what `guidance.disturbed` put around them, by role."""
+    found: dict[str, Disturbance] = {}
+    nets: list[Denoiser] = []
+    for role, net in zip(["model", *guide_roles(len(guides))], [model, *guides], strict=True):
+        plain, disturbance = undisturbed_net(net)
+        nets.append(plain)
+        if disturbance is not None:
+            found[role] = disturbance
+    return nets[0], nets[1:], found
 
 
 def dtype_list(

@@ -37,6 +37,7 @@ class CpuNets:
         class_labels: Tensor | None,
         roles: Sequence[str],
         rows: Tensor | None = None,
+        embedding_noise: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`; float32, and still to be preconditioned."""
         check_call(x)
@@ -52,14 +53,20 @@ class CpuNets:
                 result = self._results[role] = torch.empty_like(
                     x, dtype=torch.float32, memory_format=torch.contiguous_format
                 )
-            net.evaluate(x, scale, self._rows(role, sigma, class_labels), result)
+            net.evaluate(x, scale, self._rows(role, sigma, class_labels, embedding_noise), result)
         return [self._results[role] for role in roles]
 
-    def _rows(self, role: str, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _rows(
+        self,
+        role: str,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        embedding_noise: Tensor | None,
+    ) -> Tensor:
         """The modulations of one level, or of one for each image, `[N or 1, modulations]`."""
         net = self.nets[role]
-        if sigma.ndim:
-            return net.modulations_of_images(sigma, class_labels)
+        if sigma.ndim or embedding_noise is not None:
+            return net.modulations_of_images(sigma.reshape(-1), class_labels, embedding_noise)
         level = sigma.item()
         if class_labels is self.class_labels:
             if role not in self._modulations:

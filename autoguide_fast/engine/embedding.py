@@ -47,9 +47,17 @@ class Embedding:
         """
         return self._blocks(self._noise(levels)[:, None], self._labels(class_labels))
 
-    def of_images(self, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Like `modulations`, for noise levels `[1 or N]` and labels `[1 or N]`: `[1 or N, :]`."""
-        return self._blocks(self._noise(sigma), self._labels(class_labels))
+    def of_images(
+        self, sigma: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Like `modulations`, for noise levels `[1 or N]` and labels `[1 or N]`: `[1 or N, :]`.
+
+        `noise`, `[N, emb_channels]`, is added to the embedding of the levels.
+        """
+        emb = self._noise(sigma)
+        if noise is not None:
+            emb = emb + noise
+        return self._blocks(emb, self._labels(class_labels))
 
     def _noise(self, levels: Tensor) -> Tensor:
         c_noise = preconditioning.c_noise(levels.to(torch.float32))

@@ -33,6 +33,7 @@ class GpuNets:
         class_labels: Tensor | None,
         roles: Sequence[str],
         rows: Tensor | None = None,
+        embedding_noise: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`; of the maps' type, and still to be preconditioned."""
         check_call(x)
@@ -53,6 +54,7 @@ class GpuNets:
                 roles,
             )
             modulations = {
-                role: engine.pair[role].modulations_at(sigma, class_labels, count) for role in roles
+                role: engine.pair[role].modulations_at(sigma, class_labels, count, embedding_noise)
+                for role in roles
             }
             return [raw[:images].clone() for raw in outputs.run(x, sigma, modulations)]

@@ -214,10 +214,11 @@ class ModuleNets(EagerNets):
         class_labels: Tensor | None,
         roles: Sequence[str],
         rows: Tensor | None = None,
+        embedding_noise: Tensor | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`."""
         if len(roles) != 2 or sigma.ndim or rows is not None:
-            return super().outputs(x, sigma, class_labels, roles, rows)
+            return super().outputs(x, sigma, class_labels, roles, rows, embedding_noise)
         if not self._are_one_net(roles, class_labels):
             if self.run_both is None:
                 return super().outputs(x, sigma, class_labels, roles)

@@ -158,10 +158,13 @@ class PreparedNet(PreparedDenoiser):
         with undisturbed("cpu"):
             return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
 
-    def modulations_of_images(self, sigma: Tensor, class_labels: Tensor | None) -> Tensor:
-        """The blocks' modulations of images with these levels `[N]` and labels: `[N, :]`."""
+    def modulations_of_images(
+        self, sigma: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+    ) -> Tensor:
+        """The blocks' modulations of images: see `Embedding.of_images`."""
+        labels = None if self.unlabelled else class_labels
         with undisturbed("cpu"):
-            return self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
+            return self.embedding.of_images(sigma, labels, noise)
 
     def evaluate(
         self,

@@ -28,7 +28,7 @@ class Evaluations(Stepper):
     `outputs` stays empty, and `raws` holds what the nets return.
 
     Args:
-        pair: "model", and "guide" where it is used.
+        pair: by role, those that are evaluated.
         run_both: how both are run.
         images: how many.
         dtype: of the state.
@@ -43,7 +43,7 @@ class Evaluations(Stepper):
         dtype: torch.dtype,
         levels: int,
     ) -> None:
-        model = pair["model"]
+        model = next(iter(pair.values()))
         self.pair, self.run_both, self.sigma_data = pair, run_both, model.sigma_data
         self.channels = model.img_channels
         size = images, model.img_channels, model.img_resolution, model.img_resolution

@@ -20,12 +20,14 @@ from .denoisers import (
     unlabelled,
     unwrapped,
 )
+from .disturbed import Disturbance, Disturbed, disturbed, undisturbed_net
 from .evaluation import Batch, Evaluation
 from .feedback import Feedback
 from .frequency import FrequencyDecoupled
 from .guided import guided, guided_denoiser
 from .kind import Guidance, OneGuide
-from .names import KINDS, named_kind
+from .names import KINDS, guide_of_model, is_of_model, named_kind
+from .one_of import OneOf
 from .rescaled import Rescaled
 from .reused import Reused
 from .several import Linear, blend
@@ -43,6 +45,8 @@ __all__ = [
     "CFGZero",
     "Cond",
     "Denoiser",
+    "Disturbance",
+    "Disturbed",
     "Evaluation",
     "Feedback",
     "FrequencyDecoupled",
@@ -50,6 +54,7 @@ __all__ = [
     "Linear",
     "MagnitudeAware",
     "OneGuide",
+    "OneOf",
     "PerClass",
     "Rescaled",
     "Reused",
@@ -58,18 +63,22 @@ __all__ = [
     "Weight",
     "bare",
     "blend",
+    "disturbed",
     "dot",
     "evaluated",
+    "guide_of_model",
     "guide_roles",
     "guided",
     "guided_denoiser",
     "guides_at",
+    "is_of_model",
     "module_of",
     "named_kind",
     "norm",
     "remembered",
     "std",
     "table",
+    "undisturbed_net",
     "unlabelled",
     "unwrapped",
     "weakened",

@@ -1,18 +1,22 @@
-"""Kinds of guidance by name and options, as a command line gives them."""
+"""Kinds of guidance and guides of the model's own weights by name, as a command line has them."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any, TypeGuard
 
 from .apg import APG
 from .cfg_plus_plus import CFGPlusPlus
 from .cfg_zero import CFGZero
 from .damping import MagnitudeAware
+from .denoisers import Denoiser
+from .disturbed import disturbed
 from .feedback import Feedback
 from .frequency import FrequencyDecoupled
 from .kind import OneGuide
 from .rescaled import Rescaled
 from .tangential import Tangential
+from .weakened import weakened
 
 KINDS: dict[str, type[OneGuide]] = {
     "apg": APG,
@@ -24,6 +28,50 @@ KINDS: dict[str, type[OneGuide]] = {
     "rescaled": Rescaled,
     "tangential": Tangential,
 }
+
+
+_SELF = "self:"
+
+
+def is_of_model(net: object) -> TypeGuard[str]:
+    """Whether `net` is text that `guide_of_model` understands."""
+    return isinstance(net, str) and net.startswith(_SELF)
+
+
+def guide_of_model(text: str, model: Denoiser) -> Denoiser:
+    """The guide from the model's own weights that `text` says, as `weakened` and `disturbed` do.
+
+    Args:
+        text: "self:" and options with commas between them: `left_out=BLOCK+BLOCK`,
+            `attn_temperature=X`, `input_noise=X`, `embedding_noise=X`, `random_labels`; such as
+            "self:attn_temperature=0,input_noise=0.1".
+        model: whose weights it has.
+
+    Raises:
+        TypeError, ValueError: other options, or what this model does not have.
+    """
+    weak: dict[str, Any] = {}
+    told: dict[str, Any] = {}
+    for part in text.removeprefix(_SELF).split(","):
+        option, _, value = part.partition("=")
+        try:
+            if option == "left_out":
+                weak[option] = [name for name in value.split("+") if name]
+            elif option == "random_labels" and not value:
+                told[option] = True
+            elif option in ("input_noise", "embedding_noise"):
+                told[option] = float(value)
+            elif option == "attn_temperature":
+                weak[option] = float(value)
+            else:
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                "guide self must have left_out=BLOCK+BLOCK, attn_temperature=X, input_noise=X, "
+                f"embedding_noise=X or random_labels, got {part!r}; put commas between them"
+            ) from None
+    guide: Any = weakened(model, **weak) if weak else model  # type: ignore[arg-type]
+    return disturbed(guide, **told) if told else guide
 
 
 def named_kind(

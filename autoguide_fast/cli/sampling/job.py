@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -42,6 +43,7 @@ class Job:
 
     def __init__(self, sampling: Sampling, accept_licence: bool = False) -> None:
         from ... import checkpoints
+        from ...guidance import is_of_model
         from ...request import DEFAULT_BATCH_SIZE
 
         self.sampling = sampling
@@ -62,7 +64,8 @@ class Job:
         self.interval: Any = intervals if len(intervals) > 1 else next(iter(intervals), None)
         kind = None if sampling.kind is None else self._kind()
         for net in (sampling.model, *self.guides):
-            checkpoints.find(net, "sample: a net", accept_licence)
+            if not is_of_model(net):
+                checkpoints.find(net, "sample: a net", accept_licence)
         self._header = checkpoints.read_header(
             checkpoints.find(sampling.model, "sample: model"), "sample"
         )
@@ -237,10 +240,18 @@ class Job:
     def _loaded(self, device: str) -> list[Any]:
         """Model and guides, loaded once."""
         from ... import checkpoints
+        from ...guidance import guide_of_model, is_of_model
 
         if self._nets is None:
+            model = checkpoints.load(self.sampling.model, device)
             self._nets = [
-                checkpoints.load(net, device) for net in (self.sampling.model, *self.guides)
+                model,
+                *(
+                    guide_of_model(net, model)
+                    if is_of_model(net)
+                    else checkpoints.load(net, device)
+                    for net in self.guides
+                ),
             ]
         return self._nets
 
@@ -260,7 +271,10 @@ def identity(net: str) -> dict[str, str]:
     """A net's name and what tells it from others: its checksum, without reading it all."""
     from ... import checkpoints
     from ...files import sha256
+    from ...guidance import is_of_model
 
+    if is_of_model(net):  # with the weights of the model
+        return {"name": net, "digest": hashlib.sha256(net.encode()).hexdigest()}
     path = checkpoints.find(net, "sample: a net")
     digest = checkpoints.read_header(path, "sample").get("checksum")
     if digest is None:  # a file of an earlier version, or of another program
