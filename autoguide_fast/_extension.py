@@ -25,7 +25,8 @@ def build_info() -> dict[str, Any]:
         Keys `version`, `compiler`, `build_type`, `torch_built_with`, `torch_oldest` and
         `torch_tested` (the releases that it loads under, and the newest of them that was tried),
         `pybind11`, `cuda` (what was built or why not), `cuda_architectures`, `isa` (the
-        instruction set in use) and `isa_available` (all that this machine runs).
+        instruction set in use), `isa_available` (all that this machine runs) and `amx` ("available"
+        or why it is not).
     """
     return _C.build_info()
 

@@ -6,6 +6,7 @@ packed weight, of one type. Both come from the libraries that torch brings.
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class Ceiling:
     """Work of one kind: `run()` does `work` GB or GFLOP."""
 
     name: str
-    run: object
+    run: Callable[[], object]
     work: float
     unit: str
 

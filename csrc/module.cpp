@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "build_config.h"
+#include "cpu/amx.h"
+#include "cpu/engine_kernels.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cuda/launch.h"
@@ -21,7 +23,7 @@ namespace {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (int i = 0; i < agf::kIsas; ++i) {
+  for (int i = 0; i < static_cast<int>(agf::Isa::amx_portable); ++i) {
     if (agf::isa_available(static_cast<agf::Isa>(i))) names.push_back(agf::kIsaNames[i]);
   }
   return names;
@@ -29,11 +31,34 @@ std::vector<std::string> available_isas() {
 
 std::string isa_name() { return agf::kIsaNames[static_cast<int>(agf::isa())]; }
 
-void set_isa(const std::string& name) {
+agf::Isa isa_of(const char* function, const std::string& name) {
   for (int i = 0; i < agf::kIsas; ++i) {
-    if (name == agf::kIsaNames[i]) return agf::set_isa(static_cast<agf::Isa>(i));
+    if (name == agf::kIsaNames[i]) return static_cast<agf::Isa>(i);
   }
-  throw py::value_error("set_isa: isa must be one of build_info()['isa_available'], got " + name);
+  throw py::value_error(std::string(function) +
+                        ": isa must be one of build_info()['isa_available'], got " + name);
+}
+
+void set_isa(const std::string& name) { agf::set_isa(isa_of("set_isa", name)); }
+
+// For tests: what is one instruction on AMX.
+py::bytes tile_product(const std::string& isa_name, agf::Storage storage, const std::string& a,
+                       const std::string& b, std::string c) {
+  const char* function = "tile_product";
+  const agf::Isa isa = isa_of(function, isa_name);
+  const auto run = agf::tile_product_kernel.variants[static_cast<int>(isa)];
+  if (!agf::isa_available(isa) || !run) {
+    throw py::value_error("tile_product: isa must be amx where it is available, or amx_portable");
+  }
+  const auto bytes = static_cast<std::int64_t>(a.size() / 16);
+  if (storage == agf::Storage::f32 || bytes == 0 || bytes > 64 || bytes % 4 != 0 ||
+      a.size() % 16 != 0 || b.size() != a.size() || c.size() != 1024) {
+    throw py::value_error(
+        "tile_product: a, b and c must be [16, n, 4], [n, 16, 4] and [16, 16, 4] bytes of 1 to 16 "
+        "steps of BF16 or U8");
+  }
+  run(storage, a.data(), b.data(), c.data(), bytes);
+  return c;
 }
 
 // Lets Python compile kernels at first use: load(kernel, types, device) returns a CUfunction. Its
@@ -84,7 +109,8 @@ py::dict build_info() {
                   "pybind11"_a = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
                       PYBIND11_VERSION_MINOR),
                   "cuda"_a = AGF_CUDA_STATE, "cuda_architectures"_a = AGF_CUDA_ARCHITECTURES,
-                  "isa"_a = isa_name(), "isa_available"_a = available_isas());
+                  "isa"_a = isa_name(), "isa_available"_a = available_isas(),
+                  "amx"_a = agf::amx_refusal().empty() ? "available" : agf::amx_refusal());
 }
 
 }  // namespace
@@ -101,6 +127,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_plans(m);
   m.def("winograd_weight_matrix", &winograd_weight_matrix, py::arg("tile"),
         "Rows of the matrix that takes three taps to the points of F(tile x tile, 3x3).");
+  m.def("tile_product", &tile_product, py::arg("isa"), py::arg("storage"), py::arg("a"),
+        py::arg("b"), py::arg("c"), "For tests: c + a b, one product of AMX tiles.");
   m.def("set_kernel_loader", &set_kernel_loader, py::arg("load"),
         "Compile CUDA kernels that nvcc did not build with load(kernel, types, device).");
   m.def("set_simulator", &set_simulator, py::arg("address"),

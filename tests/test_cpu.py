@@ -20,7 +20,9 @@ TYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 def test_all_see_the_instruction_set_in_use(isa):
     assert cpu.isa() == build_info()["isa"] == isa
-    multiplies = isa == "avx512_bf16" or not X86
+    assert cpu.has_bfloat16() == (isa in ("avx512_bf16", "amx"))
+    assert cpu.has_tiles() == (isa == "amx")
+    multiplies = cpu.has_bfloat16() or not X86
     sixteen = {torch.bfloat16} if X86 else {torch.bfloat16, torch.float16}
     assert cpu.native_types() == {torch.float32, torch.float64} | (sixteen if multiplies else set())
     for dtype in TYPES:

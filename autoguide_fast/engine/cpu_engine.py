@@ -107,7 +107,7 @@ class CpuEngine(BaseEngine):
 def _chosen(dtype: torch.dtype | str) -> torch.dtype:
     """A type that plans multiply; "auto" is the fastest of those as good as float32."""
     if dtype == "auto":
-        return torch.bfloat16 if cpu.isa() == "avx512_bf16" else torch.float32
+        return torch.bfloat16 if cpu.has_bfloat16() else torch.float32
     if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_TYPES:
         raise ValueError(
             f"Engine: dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto', got "

@@ -220,8 +220,13 @@ def _suits_winograd(source: Feature, weight: Tensor) -> bool:
     if taps != 9 or source.storage == Storage.U8 or min(inputs, outputs) < 32:
         return False
     if source.storage == Storage.BF16:
-        return source.size % 2 == 0
+        return source.size % 2 == 0 and not _prefers_direct()
     return source.size % 4 == 0 and source.size >= 8
+
+
+def _prefers_direct() -> bool:
+    """Whether products in bf16 are so fast that fewer of them do not pay for transforms: AMX's."""
+    return cpu.has_tiles()
 
 
 def _suits_large_tiles(size: int, shape: torch.Size) -> bool:

@@ -16,6 +16,11 @@ extern CpuKernel<void(const SplitHeads&, const ExecutionContext&)> split_heads_k
 extern CpuKernel<void(const Attend&, const ExecutionContext&)> attend_kernel;
 extern CpuKernel<void(const Store&, const ExecutionContext&)> store_kernel;
 
+// c [16, 16] += a [16, n] b [n, 16] of elements of four bytes, which are one float32 or int32 of c
+// and `bytes` / n of the factors: a product of AMX tiles, for the variants that have them alone.
+extern CpuKernel<void(Storage, const char* a, const char* b, char* c, int64_t bytes)>
+    tile_product_kernel;
+
 // Input channels whose weights Winograd's convolution in float32 transforms at a time.
 constexpr int64_t kWinogradInputs = 128;
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/amx.h"
 #include "cpu/engine_kernels.h"
 #include "cpu/kernels.h"
 
@@ -36,10 +37,12 @@ bool processor_runs(Isa isa) {
       return processor_runs(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::avx512_bf16:
       return processor_runs(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
+    case Isa::amx: return processor_runs(Isa::avx512_bf16) && amx_refusal().empty();
+    case Isa::amx_portable:
     case Isa::baseline: return true;
   }
 #endif
-  return isa == Isa::baseline;
+  return isa == Isa::baseline || isa == Isa::amx_portable;
 }
 
 std::atomic<Isa> current{Isa::baseline};  // threads may be in operators when it is set
@@ -62,7 +65,7 @@ void set_isa(Isa isa) {
 }
 
 void choose_isa() {
-  for (int i = 0; i < kIsas; ++i) {
+  for (int i = 0; i < static_cast<int>(Isa::amx_portable); ++i) {
     if (isa_available(static_cast<Isa>(i))) current = static_cast<Isa>(i);
   }
 }

@@ -40,5 +40,6 @@ decltype(winograd_bf16_kernel) winograd_bf16_kernel;
 decltype(split_heads_kernel) split_heads_kernel;
 decltype(attend_kernel) attend_kernel;
 decltype(store_kernel) store_kernel;
+decltype(tile_product_kernel) tile_product_kernel;
 
 }  // namespace agf
