@@ -33,15 +33,31 @@ def load_digits(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         ValueError: `split` is none of the three.
     """
-    if split not in ("train", "heldout", "all"):
-        raise ValueError(
-            f"load_digits: split must be 'train', 'heldout' or 'all', got {split!r}; pick one"
-        )
     from sklearn.datasets import load_digits as load_source
 
     source = load_source()
     images = np.rint(source.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = source.target.astype(np.int64)
+    return of_split(images, labels, split, "load_digits")
+
+
+def of_split(
+    images: np.ndarray, labels: np.ndarray, split: str, function: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images and labels of one split, in their order.
+
+    Args:
+        images: `[N, C, H, W]`. labels: int64 `[N]`, from 0 on.
+        split: 'train', 'heldout' (a random `HELDOUT_SHARE` of every class) or 'all'.
+        function: which a message names.
+
+    Raises:
+        ValueError: `split` is none of the three.
+    """
+    if split not in ("train", "heldout", "all"):
+        raise ValueError(
+            f"{function}: split must be 'train', 'heldout' or 'all', got {split!r}; pick one"
+        )
     if split != "all":
         keep = _heldout_mask(labels) == (split == "heldout")
         images, labels = images[keep], labels[keep]
@@ -52,7 +68,7 @@ def _heldout_mask(labels: np.ndarray) -> np.ndarray:
     """Mark a random `HELDOUT_SHARE` of every class."""
     random = np.random.RandomState(SPLIT_SEED)
     mask = np.zeros(len(labels), dtype=bool)
-    for label in range(NUM_CLASSES):
+    for label in range(labels.max() + 1):
         members = random.permutation(np.flatnonzero(labels == label))
         mask[members[: round(HELDOUT_SHARE * len(members))]] = True
     return mask

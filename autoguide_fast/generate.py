@@ -123,6 +123,9 @@ def sample(
             `[N]` numbers are one for each image, `guidance.PerClass` one for each class. For
             several guides a list with any of these for each. An object of `guidance.Guidance` is
             another way of guiding, such as `guidance.APG`. None: that of a preset, otherwise 1.
+            A net that was distilled from a pair (`guidance_range` of its options) takes the weight,
+            one or `[N]`, as its input, and no guide runs; with a guide beside it, it is the net at
+            w = 1 that is guided.
         class_labels: one class for all images, a sequence or int tensor or array `[N]` of classes,
             or one-hot or soft rows `[N, label_dim]`. None draws each image's class from its seed,
             where the model has labels (its attribute `label_dim`). A callable that does not tell

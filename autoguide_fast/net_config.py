@@ -10,6 +10,8 @@ Fits = Callable[[object], bool]
 
 # Options that weaken a net, and their values for one as it was trained.
 WEAKENING = {"left_out": (), "attn_temperature": 1.0}
+# Options that nets of the reference implementation do not have, and their values for one of those.
+BEYOND_REFERENCE = {**WEAKENING, "guidance_range": ()}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class NetConfig:
     use_fp16: bool = False
     left_out: Sequence[str] = ()
     attn_temperature: float = 1.0
+    guidance_range: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         options = {name: _plain(value) for name, value in vars(self).items()}
@@ -56,12 +59,13 @@ class NetConfig:
     def as_dict(self) -> dict[str, Any]:
         """The options by name, ready for JSON, which has lists for tuples.
 
-        What weakens a net is among them only where it does, as few nets are stored so.
+        What nets of the reference implementation do not have is among them only where it is set, as
+        few nets are stored so.
         """
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if name not in WEAKENING or value != WEAKENING[name]
+            if name not in BEYOND_REFERENCE or value != BEYOND_REFERENCE[name]
         }
 
     @property
@@ -145,6 +149,15 @@ def _is_positive(value: object) -> bool:
     return _is_number(value) and value > 0
 
 
+def _is_range_around_1(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(_is_number(v) and abs(v) < math.inf for v in value)
+        and value[0] <= 1 < value[1]
+    )
+
+
 _Rule = tuple[Callable[[Any], bool], str, str]
 _WIDTH: _Rule = (_is_width, "be a positive integer", "raise it")
 _COUNT: _Rule = (lambda v: _is_integer(v) and v >= 0, "be an integer >= 0", "0 means none")
@@ -188,6 +201,11 @@ _RULES: dict[str, _Rule] = {
         lambda v: _is_number(v) and (v == 0 or 1 <= v < math.inf),
         "be 0, or 1 or more",
         "1 is attention as it was trained",
+    ),
+    "guidance_range": (
+        lambda v: v == [] or _is_range_around_1(v),
+        "be empty, or [lowest, highest] guidance weight around 1",
+        "[1, 3] is usual, [] is a net without such an input",
     ),
     "use_fp16": (lambda v: isinstance(v, bool), "be True or False", "pass one of them"),
 }

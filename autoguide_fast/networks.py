@@ -148,6 +148,11 @@ class UNet(torch.nn.Module):
         self.emb_label: MPConv | None = None
         if config.label_dim:
             self.emb_label = MPConv(config.label_dim, config.emb_channels, kernel=[])
+        self.emb_guidance: MPConv | None = None
+        if config.guidance_range:
+            self.emb_guidance_fourier = MPFourier(config.noise_channels)
+            self.emb_guidance = MPConv(config.noise_channels, config.emb_channels, kernel=[])
+            self.emb_guidance_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
 
         # Blocks are known by the part that they are in and their name there.
         left_out, last = set(config.left_out), f"dec.{config.img_resolution}x"
@@ -213,11 +218,15 @@ class UNet(torch.nn.Module):
         self.out_conv = MPConv(width, config.img_channels, kernel=[3, 3])
 
     def embed(
-        self, c_noise: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+        self,
+        c_noise: Tensor,
+        class_labels: Tensor | None,
+        noise: Tensor | None = None,
+        c_guidance: Tensor | None = None,
     ) -> Tensor:
-        """Embedding `[N or 1, emb_channels]` of `c_noise [N or 1]` and labels (or None).
+        """Embedding `[N or 1, emb_channels]` of `c_noise`, labels, `c_guidance` (or None).
 
-        `noise` is added to that of the noise level.
+        `c_noise` and `c_guidance` are `[N or 1]`; `noise` is added to that of the noise level.
         """
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if noise is not None:
@@ -227,19 +236,35 @@ class UNet(torch.nn.Module):
             assert class_labels is not None
             labels = class_labels * class_labels.shape[1] ** 0.5
             emb = ops.mp_sum(emb, self.emb_label(labels), t=self.label_balance)
+        if self.emb_guidance is not None:
+            # The guidance weight as an input (arXiv 2210.03142, section 3.1). At a gain of 0 the
+            # net is the one that it was made from.
+            assert c_guidance is not None
+            features = self.emb_guidance_fourier(c_guidance)
+            emb = emb + self.emb_guidance(features, gain=self.emb_guidance_gain)
         return ops.mp_silu(emb)
 
     def modulations(
-        self, c_noise: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+        self,
+        c_noise: Tensor,
+        class_labels: Tensor | None,
+        noise: Tensor | None = None,
+        c_guidance: Tensor | None = None,
     ) -> list[Tensor]:
         """All blocks' modulations, in the order of the blocks; independent of the images."""
-        emb = self.embed(c_noise, class_labels, noise)
+        emb = self.embed(c_noise, class_labels, noise, c_guidance)
         modules = [*self.enc.values(), *self.dec.values()]
         return [m.modulation(emb) for m in modules if isinstance(m, Block)]
 
-    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        class_labels: Tensor | None,
+        c_guidance: Tensor | None = None,
+    ) -> Tensor:
         """`x [N, C, H, W]` scaled to unit variance -> `F [N, C, H, W]`."""
-        return self.run(x, self.modulations(c_noise, class_labels))
+        return self.run(x, self.modulations(c_noise, class_labels, c_guidance))
 
     def run(self, x: Tensor, modulations: Iterable[Tensor]) -> Tensor:
         """`forward` with its modulations at hand."""
@@ -303,6 +328,9 @@ class Precond(torch.nn.Module):
             left out; see `guidance.weakened`. The last block must stay.
         attn_temperature: what attention's scores are divided by, 1 or more; 0: each pixel attends
             to itself alone.
+        guidance_range: `[lowest, highest]` guidance weight that the net takes as an input, 1 among
+            them, and has learnt to answer as if a guide were there (arXiv 2210.03142;
+            `autoguide-fast distill`); empty for a net without.
         clip_act: bound on the activations at the end of each block, or None.
         sigma_data: standard deviation of the data.
         logvar_channels: Fourier features of the uncertainty head u(sigma) (EDM2 eq. 14-16).
@@ -360,6 +388,7 @@ class Precond(torch.nn.Module):
         class_labels: Tensor | None = None,
         return_logvar: bool = False,
         embedding_noise: Tensor | None = None,
+        guidance: Tensor | float | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Denoise `x`.
 
@@ -372,6 +401,8 @@ class Precond(torch.nn.Module):
             return_logvar: also return u(sigma), `[N or 1, 1, 1, 1]`.
             embedding_noise: float32 `[N or 1, emb_channels]`, added to the embedding of the noise
                 level (`guidance.disturbed`).
+            guidance: guidance weights, a number, 0-dim or `[N]`, of a net with a `guidance_range`;
+                None is 1, the net without guidance. A number is held against the range.
 
         Returns:
             float32 `[N, C, H, W]`, and u(sigma) if asked for.
@@ -381,7 +412,7 @@ class Precond(torch.nn.Module):
         `torch.func`; graph-capturable in evaluation mode when `sigma` is a tensor on the device.
         """
         x, sigma = self._inputs(x, sigma)
-        raw = self._raw(x, sigma, class_labels, embedding_noise)
+        raw = self._raw(x, sigma, class_labels, embedding_noise, guidance)
         denoised = preconditioning.denoised(x, raw, sigma, self.sigma_data)
         if not return_logvar:
             return denoised
@@ -389,13 +420,19 @@ class Precond(torch.nn.Module):
         logvar = self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
         return denoised, logvar
 
-    def raw(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+    def raw(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | float | None = None,
+    ) -> Tensor:
         """The network's output `F` before `c_skip` and `c_out`, float32 `[N, C, H, W]`.
 
         Arguments as in `forward`. This is what the fused sampler step takes, which computes
         `c_skip x + c_out F` on its way.
         """
-        return self._raw(*self._inputs(x, sigma), class_labels)
+        return self._raw(*self._inputs(x, sigma), class_labels, None, guidance)
 
     @classmethod
     def from_pretrained(
@@ -463,7 +500,8 @@ class Precond(torch.nn.Module):
         x: Tensor,
         sigma: Tensor,
         class_labels: Tensor | None,
-        embedding_noise: Tensor | None = None,
+        embedding_noise: Tensor | None,
+        guidance: Tensor | float | None,
     ) -> Tensor:
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
         dtype = self.run_dtype or dtype
@@ -471,7 +509,9 @@ class Precond(torch.nn.Module):
         c_in = preconditioning.c_in(sigma, self.sigma_data)
         c_noise = preconditioning.c_noise(sigma.flatten())
         # Embedded in float32: in bfloat16 neighbouring noise levels would become one.
-        modulations = [m.to(dtype) for m in self.unet.modulations(c_noise, labels, embedding_noise)]
+        c_guidance = self._c_guidance(x, guidance)
+        embedded = self.unet.modulations(c_noise, labels, embedding_noise, c_guidance)
+        modulations = [m.to(dtype) for m in embedded]
         return self.unet.run((c_in * x).to(dtype), modulations).float()
 
     def _inputs(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -492,6 +532,30 @@ class Precond(torch.nn.Module):
                 f"for {x.shape[0]} images; pass a scalar or a tensor [N]"
             )
         return x, sigma
+
+    def _c_guidance(self, x: Tensor, guidance: Tensor | float | None) -> Tensor | None:
+        """What the embedding takes for the guidance weights, `[N or 1]`; None for a net without."""
+        limits = self.config.get("guidance_range")
+        if not limits:
+            if guidance is None:
+                return None
+            raise ValueError(
+                "Precond: guidance must be left out for a net without a guidance_range, got "
+                f"{type(guidance).__name__}; sample it with a guide, or distill the pair"
+            )
+        if isinstance(guidance, (int, float)) and not limits[0] <= guidance <= limits[1]:
+            raise ValueError(
+                f"Precond: guidance must lie in [{limits[0]:g}, {limits[1]:g}], which the net has "
+                f"learnt, got {guidance:g}; choose one there"
+            )
+        weights = 1.0 if guidance is None else guidance
+        w = torch.as_tensor(weights, dtype=torch.float32, device=x.device).reshape(-1)
+        if w.shape[0] not in (1, x.shape[0]):
+            raise ValueError(
+                f"Precond: guidance must hold one weight or one per image, got {w.shape[0]} for "
+                f"{x.shape[0]} images; pass a scalar or a tensor [N]"
+            )
+        return preconditioning.c_guidance(w)
 
     def _labels(self, x: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if self.label_dim == 0:

@@ -22,6 +22,11 @@ def c_noise(sigma: Tensor) -> Tensor:
     return sigma.log() / 4
 
 
+def c_guidance(guidance: Tensor) -> Tensor:
+    """`(w - 1) / 4`, which the embedding of a net with a guidance weight for an input takes."""
+    return (guidance - 1) / 4
+
+
 def c_skip_and_c_out(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
     """`sd^2 / (sigma^2 + sd^2)` and `sigma sd / sqrt(sigma^2 + sd^2)`."""
     total = sigma**2 + sigma_data**2

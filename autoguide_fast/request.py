@@ -24,6 +24,7 @@ from .guidance import (
     module_of,
     undisturbed_net,
 )
+from .guidance_input import guidance_input, guidance_range
 from .guidance_request import (
     GuidanceLike,
     Interval,
@@ -223,6 +224,12 @@ def checked(
     image_arguments.array_kind(array, device)
 
     # The networks, and what they say.
+    learnt: tuple[float, ...] = ()
+    as_input = None
+    if guide is None and needs_guide(guidance):
+        learnt = guidance_range(model)
+    if learnt:  # one net for two: the weight is its input, and no guide runs
+        as_input, guidance = guidance_input(guidance, interval, learnt), 1.0
     if engine is not None:
         _check_engine(engine, guide, device)
         device = engine.device
@@ -275,6 +282,13 @@ def checked(
     if compute_dtype is not None:
         _check_compute_dtype(compute_dtype, engine, nets["model"], run)
     told = _conditioning(nets, engine, cond, guide_cond, num_images, device)
+    if as_input is not None:
+        if len(as_input) not in (1, num_images):
+            raise ValueError(
+                f"sample: guidance must be one weight for each of {num_images} images, got "
+                f"{len(as_input)}; pass as many, or one number"
+            )
+        told["model"] = {**told["model"], "guidance": as_input.to(device, torch.float32)}
     encoder = net_arguments.decoder(nets["model"], raw, shape)
     if isinstance(encoder, LatentEncoder):
         encoder.load()

@@ -41,7 +41,8 @@ def draw_gains(net: Net, mean: float = 0.8, std: float = 0.2) -> Net:
 class TextbookPrecond(torch.nn.Module):
     """The same function as a `networks.Precond`, with the same parameters, unfused.
 
-    Called like the network it is made from: `(x, sigma, class_labels=None, return_logvar=False)`.
+    Called like the network it is made from: `(x, sigma, class_labels=None, return_logvar=False,
+    guidance=1.0)`.
     Shares the parameters, so training the one trains the other. Float64 parameters compute in
     float64. Differentiable; compilable as a full graph. Inductor of torch 2.13 computes wrong
     gradients for it on a CPU unless `torch._inductor.config.layout_optimization` is off; its
@@ -69,14 +70,20 @@ class TextbookPrecond(torch.nn.Module):
         sigma: Tensor | float,
         class_labels: Tensor | None = None,
         return_logvar: bool = False,
+        guidance: Tensor | float = 1.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if x.is_meta:  # which autocast does not know
-            return self._denoise(x, sigma, class_labels, return_logvar)
+            return self._denoise(x, sigma, class_labels, return_logvar, guidance)
         with torch.autocast(x.device.type, enabled=False):  # which changes types
-            return self._denoise(x, sigma, class_labels, return_logvar)
+            return self._denoise(x, sigma, class_labels, return_logvar, guidance)
 
     def _denoise(
-        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None, return_logvar: bool
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None,
+        return_logvar: bool,
+        guidance: Tensor | float,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if self.training:
             self.normalize_weights()
@@ -97,6 +104,7 @@ class TextbookPrecond(torch.nn.Module):
             (c_in * x).to(run),
             c_noise.to(run),
             class_labels if class_labels is None else class_labels.to(run),
+            torch.as_tensor(guidance, dtype=run, device=x.device).reshape(-1),
         ).to(dtype)
         if not return_logvar:
             return denoised
@@ -111,7 +119,9 @@ class TextbookPrecond(torch.nn.Module):
             if isinstance(module, MPConv):
                 module.weight.copy_(normalize_reference(module.weight))
 
-    def _unet(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _unet(
+        self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None, guidance: Tensor
+    ) -> Tensor:
         # EDM2 fig. 21.
         unet = self.net.unet
         emb = _layer(unet.emb_noise, _fourier(unet.emb_fourier, c_noise))
@@ -119,6 +129,9 @@ class TextbookPrecond(torch.nn.Module):
             assert class_labels is not None  # see `_denoise`
             label = _layer(unet.emb_label, class_labels * class_labels.shape[1] ** 0.5)
             emb = mp_sum_reference(emb, label, t=unet.label_balance)
+        if unet.emb_guidance is not None:
+            features = _fourier(unet.emb_guidance_fourier, preconditioning.c_guidance(guidance))
+            emb = emb + unet.emb_guidance_gain * _layer(unet.emb_guidance, features)
         emb = mp_silu_reference(emb)
 
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)

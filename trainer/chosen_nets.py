@@ -17,8 +17,6 @@ from autoguide_fast.networks import Precond
 from . import pair
 from .options import TrainOptions
 
-UNLABELLED = "unlabelled"  # a role's net is the main net without its label
-
 
 @dataclass(frozen=True)
 class NetChoice:

@@ -6,13 +6,12 @@ import argparse
 import dataclasses
 import math
 import os
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .interruption import EXIT_CODE, patient_terminal
-from .options import DEVICES, PRECISIONS, TrainOptions
+from .option_flags import GROUPS, add_option, value_type
+from .options import TrainOptions
 from .presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -44,72 +43,10 @@ exit code: 0 finished; 75 stopped by Ctrl-C, SIGTERM or SIGHUP, saved, go on wit
 error
 """
 
-# Option of TrainOptions -> (flag's metavar, help). The defaults come from the dataclass.
-_GROUPS: dict[str, dict[str, tuple[str, str]]] = {
-    "data": {
-        "data": ("DATA", "'digits' or 'photos', which are bundled, or a folder or ZIP file"),
-        "split": ("S", "of what is bundled: 'train' holds a part out, 'all' does not"),
-        "resolution": ("N", "that the data must have; 0: any"),
-        "img_channels": ("N", "that the data must have; 0: any"),
-        "label_dropout": (
-            "P",
-            "share of images whose label is dropped; without its label the net is then its own "
-            "guide for CFG: guide=unlabelled(net)",
-        ),
-    },
-    "network": {
-        "channels": ("N", "base width"),
-        "channel_mult": ("M", "width of each level, in multiples of the base width"),
-        "noise_channels": ("M", "width of the Fourier features, likewise; 0: as the first level"),
-        "emb_channels": ("M", "width of the embedding, likewise; 0: as the widest level"),
-        "num_blocks": ("N", "encoder blocks per level"),
-        "attn_resolutions": ("R", "resolutions with self-attention"),
-        "channels_per_head": ("N", "width of an attention head; narrower levels have none"),
-        "label_balance": ("T", "weight of the label in the embedding"),
-        "concat_balance": ("T", "weight of the encoder's map in a concatenation"),
-        "res_balance": ("T", "weight of the residual branch"),
-        "attn_balance": ("T", "weight of attention"),
-        "clip_act": ("A", "bound on activations; 0: none"),
-        "logvar_channels": ("N", "Fourier features of the uncertainty"),
-        "dropout": ("P", "dropout probability in the residual branches"),
-        "sigma_data": ("S", "standard deviation that the data are taken to have"),
-    },
-    "training": {
-        "duration": ("N", "length of the run in images; a multiple of the batch"),
-        "batch": ("N", "images per step, of all processes together"),
-        "microbatch": ("N", "images per pass and process, to save memory; 0: all of its share"),
-        "lr": ("A", "reference learning rate alpha_ref"),
-        "decay": ("T", "steps after which the rate falls as 1/sqrt(t); 0: never"),
-        "rampup": ("N", "images over which the rate rises from 0"),
-        "betas": ("B", "of Adam"),
-        "eps": ("E", "of Adam"),
-        "P_mean": ("M", "mean of ln sigma"),
-        "P_std": ("S", "standard deviation of ln sigma"),
-        "precision": ("P", f"of the U-Net: {', '.join(PRECISIONS)}; weights stay fp32"),
-        "loss_scale": ("S", "where the scaling of the loss begins with fp16"),
-        "seed": ("N", "of first weights, data order, noise and dropout"),
-    },
-    "execution": {
-        "device": ("D", f"that trains: {', '.join(DEVICES)}; each process has a GPU of its own"),
-        "shard": (
-            "",
-            "split weights, moments and averages among the processes, where one cannot "
-            "hold them (FSDP2)",
-        ),
-        "compile": ("", "run the net through torch.compile"),
-        "graph": ("", "record a step as CUDA graphs and replay them, on a GPU; not with --shard"),
-    },
-    "averages": {
-        "ema": ("S", "sigma_rel of each average that is tracked"),
-        "snapshots": ("N", "how often the averages are stored, evenly over the run"),
-    },
-}
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` and what goes with it to the command line."""
-    from . import diagnose, ema_command, evaluate, judge, plot, search
+    from . import diagnose, distill, ema_command, evaluate, judge, plot, search, tune
     from .toy import cli as toy
 
     parser = subparsers.add_parser(
@@ -173,10 +110,10 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     )
     add("--quiet", action="store_true", help="no progress bar")
     fields = {f.name: f for f in dataclasses.fields(TrainOptions)}
-    for title, options in _GROUPS.items():
+    for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         for name, (metavar, text) in options.items():
-            _add_option(group, name, fields[name].default, metavar, text)
+            add_option(group, name, fields[name].default, metavar, text)
         if title == "data":
             group.add_argument(
                 "--no-labels",
@@ -193,43 +130,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
                 help="mirror half of the images left to right",
             )
     parser.set_defaults(run=run)
-    for module in (search, judge, evaluate, diagnose, ema_command, plot, toy):
+    for module in (distill, tune, search, judge, evaluate, diagnose, ema_command, plot, toy):
         module.add_command(subparsers)
-
-
-def _add_option(
-    group: argparse._ArgumentGroup, name: str, default: Any, metavar: str, text: str
-) -> None:
-    """Adds one option; None stands for "not given", so that presets and --resume can tell."""
-    if isinstance(default, bool):
-        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
-        return
-    several = isinstance(default, tuple)
-    shown = " ".join(map(str, default)) if several else default
-    group.add_argument(
-        "--" + name.lower().replace("_", "-"),
-        dest=name,
-        type=_value_type(default),
-        nargs="+" if several else None,
-        metavar=metavar,
-        help=f"{text} (default: {shown})",
-    )
-
-
-def _value_type(default: Any) -> Callable[[str], Any]:
-    kind = type(default[0]) if isinstance(default, tuple) else type(default)
-    return _integer if kind is int else kind
-
-
-def _integer(text: str) -> int:
-    """Parses `4096`, `200k`, `1.5M`, `8Mi`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]i?|Ki)?", text)
-    value = float(match[1]) * _UNITS["Ki" if match[2] == "ki" else match[2] or ""] if match else 0.5
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number, perhaps with k, M, G, Ki, Mi or Gi, got {text!r}"
-        )
-    return int(value)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -323,7 +225,7 @@ def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | None]:
     """
     from . import pair
 
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainOptions)}
+    given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(TrainOptions)}
     given = {name: value for name, value in given.items() if value is not None}
     chosen = preset(arguments.preset) if arguments.preset else {}
     resumed = arguments.resume and arguments.out
@@ -347,7 +249,7 @@ def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | None]:
 def _changes(pairs: list[str]) -> dict:
     """Options from `name=value`, lists as `1,2`."""
     fields = {f.name: f.default for f in dataclasses.fields(TrainOptions)}
-    for shared in ("duration", "batch", "data", *_GROUPS["execution"]):
+    for shared in ("duration", "batch", "data", *GROUPS["execution"]):
         fields.pop(shared)
     changes: dict = {}
     for text in pairs:
@@ -363,9 +265,9 @@ def _changes(pairs: list[str]) -> dict:
             if isinstance(default, bool):
                 changes[name] = {"true": True, "false": False}[value.lower()]
             elif isinstance(default, tuple):
-                changes[name] = tuple(_value_type(default)(v) for v in value.split(","))
+                changes[name] = tuple(value_type(default)(v) for v in value.split(","))
             else:
-                changes[name] = _value_type(default)(value)
+                changes[name] = value_type(default)(value)
         except (ValueError, KeyError, argparse.ArgumentTypeError):
             raise ValueError(
                 f"train: guide_set must give {name} a value like {default}, got {value!r}; correct "

@@ -57,6 +57,16 @@ def _block(seed: int, position: int, shape: tuple[int, ...], latents: bool) -> l
     ]
 
 
+def draw_uniform(seed: int, nimg: int, offset: int, count: int) -> torch.Tensor:
+    """Numbers of [0, 1), float32 [count], for the same images as those of `draw`."""
+    first, last = offset // _BLOCK, (offset + count - 1) // _BLOCK
+    blocks = []
+    for k in range(first, last + 1):
+        generator = torch.Generator().manual_seed(stream(seed, nimg + k * _BLOCK, 2))
+        blocks.append(torch.rand(_BLOCK, generator=generator, dtype=torch.float32, device="cpu"))
+    return torch.cat(blocks)[offset - first * _BLOCK :][:count]
+
+
 def stream(seed: int, *position: int) -> int:
     """Seed of the random stream used at one position of one run."""
     sequence = np.random.SeedSequence([seed, *position])

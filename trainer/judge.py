@@ -18,7 +18,8 @@ from autoguide_fast.files import write_atomically
 from autoguide_fast.guidance import Unlabelled
 from autoguide_fast.metrics.names import FEATURES
 
-from .chosen_nets import UNLABELLED, NetChoice, of_folder, of_run
+from .chosen_nets import NetChoice, of_folder, of_run
+from .options import UNLABELLED
 from .workers import map_jobs
 from .yardstick import NAMES, Data, classes_of, net_names, yardstick
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -41,6 +42,8 @@ class EDM2Loss:
         sigma: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        guidance: torch.Tensor | None = None,
+        teacher: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Loss of each element, [N, C, H, W] in the dtype of `images`; differentiable.
 
@@ -51,6 +54,9 @@ class EDM2Loss:
             sigma: noise levels [N, 1, 1, 1]; default: drawn.
             noise: standard normal, shaped as `images`; default: drawn.
             generator: the source of what is drawn; default: the global one.
+            guidance: weights [N] for a net that takes them as an input.
+            teacher: gives what the net is to return instead of `y`, from noisy images, sigma,
+                labels and guidance; default: the images themselves.
         """
         if sigma is None:
             normal = torch.randn(
@@ -65,6 +71,9 @@ class EDM2Loss:
                 images.shape, dtype=images.dtype, generator=generator, device=images.device
             )
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        denoised, logvar = net(images + sigma * noise, sigma, class_labels, return_logvar=True)
+        noisy = images + sigma * noise
+        target = images if teacher is None else teacher(noisy, sigma, class_labels, guidance)
+        told = {} if guidance is None else {"guidance": guidance}
+        denoised, logvar = net(noisy, sigma, class_labels, return_logvar=True, **told)
         logvar = logvar.reshape(-1, 1, 1, 1)
-        return (weight / logvar.exp()) * (denoised - images) ** 2 + logvar
+        return (weight / logvar.exp()) * (denoised - target) ** 2 + logvar

@@ -12,6 +12,9 @@ from autoguide_fast.net_config import WEAKENING, NetConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
+# In the place of a guide: the main net itself, without its label.
+UNLABELLED = "unlabelled"
+
 DEVICES = ("auto", "cpu", "cuda")
 
 # What a run calls options of the network otherwise than `NetConfig`; which of them are None for 0;
@@ -31,9 +34,12 @@ _NOT_OF_THE_RUN = (
     *WEAKENING,
 )
 
+# Of those that are empty, what they hold.
+_KINDS = {"guidance_range": float, "teacher": str}
+
 # May differ when a run is resumed: its length, how a step is cut into passes, what runs it, and
-# where the data lie, since `Trainer` compares what they hold.
-_FREE = ("duration", "data", "microbatch", "device", "shard", "compile", "graph")
+# where the data and a teacher's nets lie, since `Trainer` compares what they hold.
+_FREE = ("duration", "data", "teacher", "microbatch", "device", "shard", "compile", "graph")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class TrainOptions:
     Network: as in `autoguide_fast.networks.Precond`, where `channels` is model_channels and
     `noise_channels`, `emb_channels` are the widths of Fourier features and embedding in multiples
     of it (0: as there).
+    Distillation: `teacher` names main net and guide, which this net is to stand for; it is empty
+    where a net learns from data. `guidance_range` is the net's, as of the networks.
     Loss: ln sigma ~ N(P_mean, P_std^2).
     Time: `duration` and `batch` in images; a process takes its share of a batch in passes of
     `microbatch` images (0: in one); `snapshots` counts the moments, evenly spread, at which the
@@ -83,6 +91,8 @@ class TrainOptions:
     logvar_channels: int = 128
     dropout: float = 0.0
     sigma_data: float = 0.5
+    guidance_range: tuple[float, ...] = ()
+    teacher: tuple[str, ...] = ()
     P_mean: float = -0.4
     P_std: float = 1.0
     duration: int = 204_800
@@ -163,6 +173,14 @@ class TrainOptions:
             self._refuse("precision", f"be one of {', '.join(PRECISIONS)}", "fp32 suits any CPU")
         if self.device not in DEVICES:
             self._refuse("device", f"be one of {', '.join(DEVICES)}", "auto takes what is there")
+        if len(self.teacher) not in (0, 2):
+            self._refuse("teacher", "name a main net and its guide", "or leave it out")
+        if bool(self.teacher) != bool(self.guidance_range):
+            self._refuse(
+                "guidance_range",
+                "be two weights with a teacher, and empty without one",
+                "`autoguide-fast distill` sets both",
+            )
         if self.shard and self.compile:
             self._refuse("shard", "be off with compile", "leave out one of the two")
         if self.shard and self.graph:
@@ -171,7 +189,7 @@ class TrainOptions:
     def _check_kind(self, name: str, default: Any) -> None:
         """Raises ValueError where an option is of another kind than its default, or not finite."""
         several = isinstance(default, tuple)
-        kind = type(default[0] if several else default)
+        kind = _KINDS.get(name) or type(default[0] if several else default)
         values = getattr(self, name)
         if several:
             if not isinstance(values, tuple | list):
@@ -263,6 +281,28 @@ class TrainOptions:
         if mine["duration"] < before["duration"]:
             changed.append("duration")
         return {k: before[k] for k in changed}, {k: mine[k] for k in changed}
+
+
+def options_of_net(config: dict) -> dict:
+    """The options of a run for a net like one with these options (`Precond.config`).
+
+    Raises:
+        ValueError: a run cannot make such a net.
+    """
+    config = NetConfig(**config)
+    for name, value in WEAKENING.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"train: {name} must be {value!r} for a net that is trained, got "
+                f"{getattr(config, name)!r}; name the net itself, not a weakened one"
+            )
+    names = {field.name for field in dataclasses.fields(TrainOptions)}
+    found = {"labelled": config.label_dim > 0, "resolution": config.img_resolution}
+    for name, value in vars(config).items():
+        option = _NET_NAMES.get(name, name)
+        if option in names:
+            found[option] = (value or 0) if option in _NONE_IF_0 else value
+    return found
 
 
 def refuse_changes(

@@ -13,11 +13,11 @@ import numpy as np
 from autoguide_fast.cli.arguments import integer_ranges, positive_integer
 
 from .image_sources import SampledImages, Sampling
+from .options import UNLABELLED
 
 if TYPE_CHECKING:
     import torch
 
-UNLABELLED = "unlabelled"  # for --guide: the model itself, without its label
 DTYPES = ("auto", "float32", "bfloat16", "int8", "float16", "float8_e4m3fn")
 DEFAULT_BATCH = 64
 _ROUNDING = {
@@ -133,7 +133,9 @@ def sampled_images(arguments: argparse.Namespace, device: str, repeats: int) -> 
     agreed = arguments.accept_licence
     model, about = load_net(arguments.model, arguments.ema, "--model", device, agreed)
     guide, about_guide = None, None
-    if guidance != 1:
+    # A net with the weight for an input has its guide within.
+    within = arguments.guide is None and "guidance_range" in model.config
+    if guidance != 1 and not within:
         guide, about_guide = _guide(arguments, model, device)
     options: dict[str, Any] = {
         "guidance": guidance,

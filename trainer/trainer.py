@@ -20,7 +20,8 @@ from . import sharding
 from .capture import CudaStepRecorder, Recorded, StepRecorder
 from .data import Dataset, Loader, dropped_labels
 from .devices import choose_device, compile_net
-from .draws import draw, stream
+from .distillation import Distillation
+from .draws import draw, draw_uniform, stream
 from .ema import PowerFunctionEMA
 from .loss import EDM2Loss
 from .optimizer import (
@@ -48,13 +49,15 @@ class Inputs:
     """What one pass is computed from, on the device.
 
     images: clean, float32 [n, C, H, W], channels-last; labels: one-hot float32 [n, label_dim], or
-    None; sigma: float32 [n, 1, 1, 1]; noise: standard normal, shaped as the images.
+    None; sigma: float32 [n, 1, 1, 1]; noise: standard normal, shaped as the images; guidance:
+    weights, float32 [n], of a net that takes them, or None.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     sigma: torch.Tensor
     noise: torch.Tensor
+    guidance: torch.Tensor | None = None
 
     def copy_(self, other: Inputs) -> None:
         """Takes over the values of others, in place."""
@@ -120,6 +123,10 @@ class Trainer:
         self.label_dim = dataset.num_classes if options.labelled else 0
         self.sharded = options.shard and self.processes.count > 1
         self.net = make_net(options, dataset, channels_last=not self.sharded)
+        self.teacher: Distillation | None = None
+        if options.teacher:
+            self.teacher = Distillation(options, self.device)
+            self.teacher.start(self.net)
         if self.sharded:
             sharding.shard(self.net, self.device, self.processes.count)
         else:
@@ -217,7 +224,11 @@ class Trainer:
             labels = self._put(labels)
         images = images.contiguous(memory_format=torch.channels_last)
         sigma = (drawn.level * o.P_std + o.P_mean).exp()
-        return Inputs(images, labels, self._put(sigma), self._put(drawn.noise))
+        guidance = None
+        if self.teacher is not None:
+            uniform = draw_uniform(o.seed, self.nimg, offset, len(images))
+            guidance = self._put(self.teacher.weights(uniform))
+        return Inputs(images, labels, self._put(sigma), self._put(drawn.noise), guidance)
 
     def dropped(self, start: int, count: int) -> np.ndarray:
         """Which images of the stream are shown without their label, bool [count]."""
@@ -282,7 +293,13 @@ class Trainer:
         """
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(
-                self.model, inputs.images, inputs.labels, sigma=inputs.sigma, noise=inputs.noise
+                self.model,
+                inputs.images,
+                inputs.labels,
+                sigma=inputs.sigma,
+                noise=inputs.noise,
+                guidance=inputs.guidance,
+                teacher=self.teacher,
             )
             # The processes' gradients are averaged, so each share counts `count` times.
             factor = self.processes.count / self.options.batch
@@ -341,6 +358,8 @@ class Trainer:
             "optimizer": moments(self.optimizer),
             "ema": self.ema.state_dict(),
         }
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.identity()
         with self.processes.together():
             return sharding.gather(state, self.processes.first)
 
@@ -376,6 +395,13 @@ class Trainer:
                     "by numbers, which the version that began it took in the order 0, 1, 10, 11, "
                     "2; add a dataset.json with those classes, or choose another --out"
                 )
+        if self.teacher is not None:
+            refuse_changes(
+                {"teacher": state.get("teacher")},
+                {"teacher": self.teacher.identity()},
+                "the nets of the teacher",
+                "name those that the run began with, wherever they lie now",
+            )
         self.close()
         self._record_anew()
         self.nimg, self.seconds = state["nimg"], state["seconds"]

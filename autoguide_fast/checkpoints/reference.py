@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..as_built import blank
 from ..encoders import STABILITY_VAE, LatentEncoder, PixelEncoder
-from ..net_config import WEAKENING
+from ..net_config import BEYOND_REFERENCE
 from ..networks import Block, Precond, UNet
 from ..nn import MPConv, MPFourier
 from .pickle_reader import Recorded, Refused, shown
@@ -211,7 +211,7 @@ def _arguments(recorded: Recorded, known: Collection[str]) -> dict[str, Any]:
 def _options(net: Recorded, num_tensors: int) -> dict[str, Any]:
     """The options of a `Precond`, from the recorded arguments and attributes."""
     parameters = inspect.signature(Precond).parameters
-    known = {k: p.default for k, p in parameters.items() if k not in WEAKENING}
+    known = {k: p.default for k, p in parameters.items() if k not in BEYOND_REFERENCE}
     options = dict(_arguments(net, known))
     for name in ("sigma_data", "use_fp16"):  # which the reference reads from its attributes
         if name in net.state:

@@ -222,6 +222,18 @@ _FIELDS = [field.name for field in dataclasses.fields(Sampling)]
 _ALSO_REPEATED = ("model", "guide")  # which may have moved meanwhile
 
 
+def _with_preset(given: dict) -> dict:
+    """The options that are given; where the model is the file of a preset, above what that says."""
+    from .. import checkpoints
+
+    if not given.get("model", "").endswith(".json"):
+        return given
+    found = checkpoints.read_preset(given.pop("model"), "sample")
+    for several in ("guide", "guidance"):
+        found[several] = None if found[several] is None else [found[several]]
+    return {name: value for name, value in found.items() if value is not None} | given
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Sample and write the files; returns 0, or 130 if Ctrl-C came."""
     from .sampling import manifest, processes, run_job
@@ -229,7 +241,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in _FIELDS if hasattr(arguments, name)}
     with processes.speaking_once():
         if arguments.from_manifest is None:
-            expected, samplings = None, [Sampling(**given)]
+            expected, samplings = None, [Sampling(**_with_preset(given))]
         else:
             others = [name for name in given if name not in _ALSO_REPEATED]
             if others:

@@ -95,14 +95,22 @@ class BakedNet(PreparedDenoiser):
         """Memory of the weights."""
         return sum(b.nbytes for b in self.unet.buffers()) + self.embedding.bytes
 
-    def modulations(self, levels: Tensor, class_labels: Tensor | None, batch: int) -> Tensor:
+    def modulations(
+        self,
+        levels: Tensor,
+        class_labels: Tensor | None,
+        batch: int,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """The blocks' modulations for noise levels `[L]` and labels `[N or 1, label_dim]`.
+
+        `guidance` holds weights `[N or 1]` of a net that takes them, or is None.
 
         Returns `[L, batch * channels of all blocks]`: block after block, each `[batch, channels]`.
         """
         labels = None if self.unlabelled else class_labels
         with no_autocast(self.device.type):
-            rows = self.embedding.modulations(levels, labels)
+            rows = self.embedding.modulations(levels, labels, guidance)
         return self._by_block(rows.expand(-1, batch, -1))
 
     def modulations_at(
@@ -111,18 +119,21 @@ class BakedNet(PreparedDenoiser):
         class_labels: Tensor | None,
         batch: int,
         noise: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """The modulations of one evaluation, at one level, 0-dim, or at those of images `[N]`.
 
-        `noise`, `[N, emb_channels]`, is added to the embedding of the levels.
+        `noise`, `[N, emb_channels]`, is added to the embedding of the levels; `guidance` as for
+        `modulations`.
 
         Returns `[1, batch * channels of all blocks]`, as a row of `modulations`.
         """
         if not sigma.ndim and noise is None:
-            return self.modulations(sigma.reshape(1).to(torch.float32), class_labels, batch)
+            level = sigma.reshape(1).to(torch.float32)
+            return self.modulations(level, class_labels, batch, guidance)
         labels = None if self.unlabelled else class_labels
         with no_autocast(self.device.type):
-            rows = self.embedding.of_images(sigma.reshape(-1), labels, noise)
+            rows = self.embedding.of_images(sigma.reshape(-1), labels, noise, guidance)
             return self._by_block(rows[None])
 
     def image(self, batch: int) -> Tensor:
@@ -147,14 +158,19 @@ class BakedNet(PreparedDenoiser):
         return self.unet.run_blocks(image, rows)[:, : self.img_channels]
 
     def __call__(
-        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """See `PreparedDenoiser.__call__`."""
-        check_call(x, sigma, class_labels)
+        check_call(x, sigma, class_labels, guidance)
         with torch.no_grad(), no_autocast(self.device.type):
             x = x.to(torch.float32)
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
-            rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
+            labels = None if self.unlabelled else class_labels
+            rows = self.embedding.of_images(sigma, labels, None, guidance)
             modulations = self._by_block(rows.expand(len(x), -1)[None])[0]
             sigma = sigma.reshape(-1, 1, 1, 1)
             image = self.image(len(x))
@@ -193,6 +209,8 @@ def _baked(unet: UNet, dtype: torch.dtype, **float8_options: int) -> UNet:
     unet.add_module("out_conv", BakedConv(weight, maps))
     unet.register_parameter("out_gain", None)
     del unet.emb_fourier, unet.emb_noise, unet.emb_label
+    if unet.emb_guidance is not None:
+        del unet.emb_guidance_fourier, unet.emb_guidance, unet.emb_guidance_gain
     return unet
 
 

@@ -54,7 +54,7 @@ class CpuEngine(BaseEngine):
     ) -> Stepper:
         """See `BaseEngine.stepper`."""
         guide = self.guides[0] if self.guides else None
-        return CpuStepper(self.model, guide, guidance, class_labels, steps)
+        return CpuStepper(self.model, guide, guidance, class_labels, steps, cond)
 
     def nets(
         self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
@@ -62,7 +62,7 @@ class CpuEngine(BaseEngine):
         """See `BaseEngine.nets`."""
         roles = guide_roles(len(self.guides))
         prepared = {"model": self.model} | dict(zip(roles, self.guides, strict=True))
-        return CpuNets(prepared, class_labels, sigmas)
+        return CpuNets(prepared, class_labels, sigmas, cond)
 
     def close(self) -> None:
         """Release the arena; it may run again."""

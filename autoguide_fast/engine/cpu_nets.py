@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..guidance import Cond, told_guidance
 from ..preconditioning import c_in
 from .prepared import PreparedNet, check_call
 
@@ -16,6 +17,7 @@ class CpuNets:
         nets: by role, all of one `sigma_data`.
         class_labels: `[N or 1, label_dim]`, or None: those of most evaluations.
         sigmas: noise levels of most evaluations, whose modulations are computed here all at once.
+        cond: by role, the guidance weights of a net that takes them as an input.
     """
 
     def __init__(
@@ -23,8 +25,10 @@ class CpuNets:
         nets: Mapping[str, PreparedNet],
         class_labels: Tensor | None,
         sigmas: Sequence[float],
+        cond: Mapping[str, Cond] | None = None,
     ) -> None:
         self.nets, self.class_labels = nets, class_labels
+        self._guidance = {role: told_guidance(cond, role) for role in nets}
         self.sigma_data: float | None = nets["model"].sigma_data
         self._levels = [sigma for sigma in dict.fromkeys(sigmas) if sigma > 0]
         self._modulations: dict[str, dict[float, Tensor]] = {}
@@ -53,27 +57,32 @@ class CpuNets:
                 result = self._results[role] = torch.empty_like(
                     x, dtype=torch.float32, memory_format=torch.contiguous_format
                 )
-            net.evaluate(x, scale, self._rows(role, sigma, class_labels, embedding_noise), result)
+            told = self._modulation(role, sigma, class_labels, rows, embedding_noise)
+            net.evaluate(x, scale, told, result)
         return [self._results[role] for role in roles]
 
-    def _rows(
+    def _modulation(
         self,
         role: str,
         sigma: Tensor,
         class_labels: Tensor | None,
+        rows: Tensor | None,
         embedding_noise: Tensor | None,
     ) -> Tensor:
         """The modulations of one level, or of one for each image, `[N or 1, modulations]`."""
-        net = self.nets[role]
+        net, guidance = self.nets[role], self._guidance[role]
+        if guidance is not None and rows is not None and len(guidance) > 1:
+            guidance = guidance[rows]
         if sigma.ndim or embedding_noise is not None:
-            return net.modulations_of_images(sigma.reshape(-1), class_labels, embedding_noise)
+            levels = sigma.reshape(-1)
+            return net.modulations_of_images(levels, class_labels, embedding_noise, guidance)
         level = sigma.item()
-        if class_labels is self.class_labels:
+        if class_labels is self.class_labels and rows is None:
             if role not in self._modulations:
                 levels = torch.tensor(self._levels, dtype=torch.float32, device="cpu")
-                rows = net.modulations(levels, class_labels)
+                rows = net.modulations(levels, class_labels, self._guidance[role])
                 self._modulations[role] = dict(zip(self._levels, rows, strict=True))
             if level in self._modulations[role]:
                 return self._modulations[role][level]
         levels = torch.tensor([level], dtype=torch.float32, device="cpu")
-        return net.modulations(levels, class_labels)[0]
+        return net.modulations(levels, class_labels, guidance)[0]

@@ -1,11 +1,11 @@
 """The CPU engine's stepper: prepared nets and the fused half step in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..guidance import Weight
+from ..guidance import Cond, Weight, told_guidance
 from ..preconditioning import c_in
 from ..sampler import Step, Stepper, step_weights
 from .prepared import PreparedNet, check_call
@@ -19,6 +19,7 @@ class CpuStepper(Stepper):
         guidance: the weight w, a number or a function of the noise level.
         class_labels: `[N or 1, label_dim]`, or None.
         steps: those that will be run; their modulations are computed here, all at once.
+        cond: by role, the guidance weights of a net that takes them as an input.
 
     All tensors are allocated in the first step and written again in those after it: what `first`
     returns holds until the next step, what `second` returns until the one after that. What the
@@ -32,6 +33,7 @@ class CpuStepper(Stepper):
         guidance: Weight,
         class_labels: Tensor | None,
         steps: Sequence[Step],
+        cond: Mapping[str, Cond] | None = None,
     ) -> None:
         self.nets = {"model": model}
         if any(s.guided or s.guided_next for s in steps):
@@ -44,7 +46,10 @@ class CpuStepper(Stepper):
         levels = levels[:-1].to(torch.float32)
         self.c_in = c_in(levels, self.sigma_data).tolist()
         with torch.inference_mode():
-            rows = [net.modulations(levels, class_labels) for net in self.nets.values()]
+            rows = [
+                net.modulations(levels, class_labels, told_guidance(cond, role))
+                for role, net in self.nets.items()
+            ]
             self.modulations = [list(level) for level in zip(*rows, strict=True)]
         self.plans = [net.lowered.plan.number for net in self.nets.values()]
         self.weights = [net.lowered.weights for net in self.nets.values()]

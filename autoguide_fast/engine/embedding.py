@@ -22,6 +22,12 @@ class Embedding:
         if unet.emb_label is not None:
             # A one-hot row times sqrt(label_dim) has unit magnitude.
             self.label = ops.mp_weight(unet.emb_label.weight.detach(), net.label_dim**0.5)
+        self.guidance: Tensor | None = None
+        if unet.emb_guidance is not None:
+            fourier, gain = unet.emb_guidance_fourier, unet.emb_guidance_gain.detach()
+            self.guidance_freqs = fourier.freqs.clone()
+            self.guidance_phases = fourier.phases.clone()
+            self.guidance = ops.mp_weight(unet.emb_guidance.weight.detach(), gain)
         rows = []
         for block in (*unet.enc.values(), *unet.dec.values()):
             if isinstance(block, Block):
@@ -32,32 +38,42 @@ class Embedding:
     @property
     def bytes(self) -> int:
         """Memory of its weights."""
-        return sum(w.nbytes for w in (self.noise, self.label, self.blocks) if w is not None)
+        weights = self.noise, self.label, self.guidance, self.blocks
+        return sum(w.nbytes for w in weights if w is not None)
 
-    def modulations(self, levels: Tensor, class_labels: Tensor | None) -> Tensor:
+    def modulations(
+        self, levels: Tensor, class_labels: Tensor | None, guidance: Tensor | None = None
+    ) -> Tensor:
         """Numbers near 1 by which the embedding scales channels (EDM2 fig. 21).
 
         Args:
             levels: noise levels `[levels]`.
             class_labels: `[rows, label_dim]`; None stands for all zeros.
+            guidance: guidance weights `[rows or 1]` of a net that takes them; None is 1.
 
         Returns:
-            float32 `[levels, rows, modulations]`, in the order of the plan; one row where the net
-            has no labels or got none.
+            float32 `[levels, rows, modulations]`, in the order of the plan; one row where neither
+            labels nor weights have more.
         """
-        return self._blocks(self._noise(levels)[:, None], self._labels(class_labels))
+        return self._blocks(
+            self._noise(levels)[:, None], self._labels(class_labels), self._weights(guidance)
+        )
 
     def of_images(
-        self, sigma: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+        self,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        noise: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
-        """Like `modulations`, for noise levels `[1 or N]` and labels `[1 or N]`: `[1 or N, :]`.
+        """Like `modulations`, for levels, labels, weights `[1 or N]` each: `[1 or N, :]`.
 
         `noise`, `[N, emb_channels]`, is added to the embedding of the levels.
         """
         emb = self._noise(sigma)
         if noise is not None:
             emb = emb + noise
-        return self._blocks(emb, self._labels(class_labels))
+        return self._blocks(emb, self._labels(class_labels), self._weights(guidance))
 
     def _noise(self, levels: Tensor) -> Tensor:
         c_noise = preconditioning.c_noise(levels.to(torch.float32))
@@ -70,9 +86,20 @@ class Embedding:
             class_labels = self.label.new_zeros(1, self.label_dim)
         return F.linear(class_labels.to(torch.float32), self.label)
 
-    def _blocks(self, emb: Tensor, labels: Tensor | None) -> Tensor:
-        """The modulations of the sum of both, whose shapes broadcast."""
+    def _weights(self, guidance: Tensor | None) -> Tensor | None:
+        if self.guidance is None:
+            return None
+        if guidance is None:
+            guidance = self.guidance.new_ones(1)
+        c_guidance = preconditioning.c_guidance(guidance.to(torch.float32))
+        features = ops.mp_fourier(c_guidance, self.guidance_freqs, self.guidance_phases)
+        return F.linear(features, self.guidance)
+
+    def _blocks(self, emb: Tensor, labels: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """The modulations of the sum of all, whose shapes broadcast."""
         if labels is not None:
             emb, labels = torch.broadcast_tensors(emb, labels)
             emb = ops.mp_sum(emb, labels, t=self.label_balance)
+        if guidance is not None:
+            emb = emb + guidance
         return F.linear(ops.mp_silu(emb.contiguous()), self.blocks) + 1

@@ -105,13 +105,13 @@ class GpuEngine(BaseEngine):
         cond: Mapping[str, Cond] | None = None,
     ) -> Stepper:
         """See `BaseEngine.stepper`."""
-        return GpuStepper(self, guidance, class_labels, steps)
+        return GpuStepper(self, guidance, class_labels, steps, cond)
 
     def nets(
         self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
     ) -> Nets:
         """See `BaseEngine.nets`; a recording for each set of nets that is evaluated."""
-        return GpuNets(self)
+        return GpuNets(self, cond)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:

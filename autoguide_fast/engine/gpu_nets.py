@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..guidance import Cond, told_guidance
 from .prepared import check_call
 from .recordings import Outputs
 
@@ -22,8 +23,8 @@ class GpuNets:
     it is launched operator by operator.
     """
 
-    def __init__(self, engine: Recorded) -> None:
-        self.engine = engine
+    def __init__(self, engine: Recorded, cond: Mapping[str, Cond] | None = None) -> None:
+        self.engine, self.cond = engine, cond
         self.sigma_data: float | None = engine.pair["model"].sigma_data
 
     def outputs(
@@ -38,7 +39,7 @@ class GpuNets:
         """See `guided_stepper.Nets.outputs`; of the maps' type, and still to be preconditioned."""
         check_call(x)
         engine, images = self.engine, len(x)
-        count = images
+        count, fill = images, None
         if rows is not None:  # filled up to a power of two: each size is a recording
             count = 1 << max(0, images - 1).bit_length()
             fill = torch.arange(count, device=x.device).clamp_max(max(0, images - 1))
@@ -54,7 +55,16 @@ class GpuNets:
                 roles,
             )
             modulations = {
-                role: engine.pair[role].modulations_at(sigma, class_labels, count, embedding_noise)
+                role: engine.pair[role].modulations_at(
+                    sigma, class_labels, count, embedding_noise, self._guidance(role, rows, fill)
+                )
                 for role in roles
             }
             return [raw[:images].clone() for raw in outputs.run(x, sigma, modulations)]
+
+    def _guidance(self, role: str, rows: Tensor | None, fill: Tensor | None) -> Tensor | None:
+        """The guidance weights of the images, where the net takes them."""
+        weights = told_guidance(self.cond, role)
+        if weights is None or rows is None or len(weights) == 1:
+            return weights
+        return weights[rows.to(weights.device)][fill]

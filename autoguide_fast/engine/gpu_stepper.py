@@ -1,14 +1,14 @@
 """The GPU engine's stepper: loads recordings, runs them, hands out copies of what they wrote."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..guidance import Weight
+from ..guidance import Cond, Weight, told_guidance
 from ..sampler import Step, Stepper, heun, step_weights
 from .baked import BakedNet
 from .graphs import CudaGraphs, lacks_memory
@@ -54,12 +54,19 @@ class GpuStepper(Stepper):
         guidance: the weight w, a number or a function of the noise level.
         class_labels: `[N or 1, label_dim]`, or None.
         steps: those that will be run.
+        cond: by role, the guidance weights of a net that takes them as an input.
     """
 
     def __init__(
-        self, engine: Recorded, guidance: Weight, class_labels: Tensor | None, steps: Sequence[Step]
+        self,
+        engine: Recorded,
+        guidance: Weight,
+        class_labels: Tensor | None,
+        steps: Sequence[Step],
+        cond: Mapping[str, Cond] | None = None,
     ) -> None:
         self.engine, self.steps, self.class_labels = engine, steps, class_labels
+        self.cond = cond
         guided = any(s.guided or s.guided_next for s in steps)
         self.roles = _roles(guided)
         weights = torch.tensor(step_weights(guidance, steps), dtype=torch.float64, device="cpu")
@@ -153,7 +160,10 @@ class GpuStepper(Stepper):
         labels = self.class_labels
         if labels is not None and len(labels) > 1:
             labels = labels[rows]
-        return self.engine.pair[role].modulations(levels, labels, count)
+        weights = told_guidance(self.cond, role)
+        if weights is not None and len(weights) > 1:
+            weights = weights[rows]
+        return self.engine.pair[role].modulations(levels, labels, count, weights)
 
     def _kept_rows(self, role: str, rows: slice, count: int) -> Tensor:
         key = role, rows.start, count

@@ -94,6 +94,7 @@ class PreparedDenoiser(abc.ABC):
         self.img_resolution, self.img_channels = options["img_resolution"], options["img_channels"]
         self.label_dim = 0 if self.unlabelled else options["label_dim"]
         self.sigma_data = float(options["sigma_data"])
+        self.guidance_range = tuple(options.get("guidance_range", ()))
 
     @staticmethod
     def source(net: Denoiser) -> Precond:
@@ -102,7 +103,11 @@ class PreparedDenoiser(abc.ABC):
 
     @abc.abstractmethod
     def __call__(
-        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Denoise `x [N, C, H, W]` at `sigma` (0-dim or [N]), as `Precond.forward` does.
 
@@ -140,31 +145,46 @@ class PreparedNet(PreparedDenoiser):
         return self.lowered.weights.nbytes + self.embedding.bytes
 
     def __call__(
-        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """See `PreparedDenoiser.__call__`."""
-        check_call(x, sigma, class_labels)
+        check_call(x, sigma, class_labels, guidance)
         with torch.no_grad(), no_autocast("cpu"):
             x = x.to(torch.float32)
             sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
-            rows = self.embedding.of_images(sigma, None if self.unlabelled else class_labels)
+            labels = None if self.unlabelled else class_labels
+            rows = self.embedding.of_images(sigma, labels, None, guidance)
             sigma = sigma.reshape(-1, 1, 1, 1)
             raw = torch.empty_like(x, memory_format=torch.contiguous_format)
             self.evaluate(x / magnitude(sigma, self.sigma_data), 1.0, rows, raw)
             return denoised(x, raw, sigma, self.sigma_data)
 
-    def modulations(self, levels: Tensor, class_labels: Tensor | None) -> Tensor:
-        """The blocks' modulations for these levels and labels, `[levels, N or 1, modulations]`."""
+    def modulations(
+        self, levels: Tensor, class_labels: Tensor | None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """The blocks' modulations for these levels and labels, `[levels, N or 1, modulations]`.
+
+        `guidance` holds weights `[N or 1]` of a net that takes them, or is None.
+        """
+        labels = None if self.unlabelled else class_labels
         with undisturbed("cpu"):
-            return self.embedding.modulations(levels, None if self.unlabelled else class_labels)
+            return self.embedding.modulations(levels, labels, guidance)
 
     def modulations_of_images(
-        self, sigma: Tensor, class_labels: Tensor | None, noise: Tensor | None = None
+        self,
+        sigma: Tensor,
+        class_labels: Tensor | None,
+        noise: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """The blocks' modulations of images: see `Embedding.of_images`."""
         labels = None if self.unlabelled else class_labels
         with undisturbed("cpu"):
-            return self.embedding.of_images(sigma, labels, noise)
+            return self.embedding.of_images(sigma, labels, noise, guidance)
 
     def evaluate(
         self,

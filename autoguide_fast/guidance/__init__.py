@@ -17,6 +17,7 @@ from .denoisers import (
     evaluated,
     guide_roles,
     module_of,
+    told_guidance,
     unlabelled,
     unwrapped,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "remembered",
     "std",
     "table",
+    "told_guidance",
     "undisturbed_net",
     "unlabelled",
     "unwrapped",

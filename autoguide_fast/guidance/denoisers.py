@@ -22,6 +22,11 @@ class Denoiser(Protocol):
 Cond = Mapping[str, Tensor]
 
 
+def told_guidance(cond: Mapping[str, Cond] | None, role: str) -> Tensor | None:
+    """The guidance weights `[N or 1]` that the net `role` takes as an input, or None."""
+    return (cond or {}).get(role, {}).get("guidance")
+
+
 def guide_roles(count: int) -> list[str]:
     """What the guides are called, in messages too: "guide", or "guide 1" and so forth."""
     return ["guide"] if count == 1 else [f"guide {i + 1}" for i in range(count)]

@@ -1,4 +1,4 @@
-"""The datasets that training reads: files anywhere, the bundled digits and photos."""
+"""The datasets that training reads: files anywhere, and those that come with packages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Protocol
 
 import numpy as np
 
+from autoguide_fast.digits import load_digits
+from autoguide_fast.mnist import load_mnist
+
 from .digest import digest
 from .photos import PhotosData
 from .pictures import decode
 from .sources import Source, open_source
 
-BUNDLED = ("digits", "photos")
+BUNDLED = ("digits", "photos", "mnist")
 
 
 class Dataset(Protocol):
@@ -98,23 +101,26 @@ class FilesData:
         return decode(self.source.read(index), self.source.where(index))
 
 
-class DigitsData:
-    """The handwritten digits that scikit-learn ships, as `autoguide_fast.digits` splits them."""
+class LabelledDigits:
+    """Handwritten digits in memory, of one split.
 
-    name, resolution, channels, num_classes, encoder_name = "digits", 8, 1, 10, "pixels"
+    Args:
+        name: what messages call them.
+        images: uint8 [N, 1, H, H]. labels: int64 [N].
+    """
+
+    channels, num_classes, encoder_name = 1, 10, "pixels"
     classes = tuple("0123456789")
 
-    def __init__(self, split: str = "train") -> None:
-        from autoguide_fast.digits import load_digits
-
-        images, labels = load_digits(split)
-        self.images, self.labels = images.numpy(), labels.numpy()
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray) -> None:
+        self.name, self.images, self.labels = name, images, labels
+        self.resolution = images.shape[-1]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [n, 1, 8, 8] and labels int64 [n]."""
+        """Images uint8 [n, 1, H, H] and labels int64 [n]."""
         return self.images[indices], self.labels[indices]
 
     def digest(self) -> str:
@@ -122,19 +128,22 @@ class DigitsData:
         return digest(self.images, self.labels)
 
 
-def open_bundled(name: str | os.PathLike, split: str = "train") -> DigitsData | PhotosData:
-    """Opens one of `BUNDLED`; raises ValueError where it has no such split."""
-    return DigitsData(split) if name == "digits" else PhotosData(split)
+def open_bundled(name: str | os.PathLike, split: str = "train") -> LabelledDigits | PhotosData:
+    """Opens one of `BUNDLED`; raises ValueError where it has no such split, or no package."""
+    if name == "photos":
+        return PhotosData(split)
+    images, labels = load_digits(split) if name == "digits" else load_mnist(split)
+    return LabelledDigits(str(name), images.numpy(), labels.numpy())
 
 
 def open_dataset(
     source: str | os.PathLike, split: str = "train"
-) -> DigitsData | PhotosData | FilesData:
+) -> LabelledDigits | PhotosData | FilesData:
     """Opens training data, as the package's docstring describes them.
 
     Args:
-        source: 'digits' or 'photos', which are bundled, or a path: see `open_source`. A path of
-            such a name is written ./digits.
+        source: 'digits', 'photos' or 'mnist', which come with packages, or a path: see
+            `open_source`. A path of such a name is written ./digits.
         split: 'train', 'heldout' or 'all' of what is bundled. Files have no split.
 
     Raises:
