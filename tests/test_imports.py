@@ -17,6 +17,7 @@ ROOMS = [
     ("autoguide_fast/adapters", "autoguide_fast/diagnosis"),
     (
         "autoguide_fast/generate",
+        "autoguide_fast/guidance_input",
         "autoguide_fast/guidance_request",
         "autoguide_fast/request",
         "autoguide_fast/start",
