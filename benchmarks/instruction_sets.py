@@ -5,7 +5,8 @@
 A row is one evaluation of a net of `pairs.py`: its time, and the speed of its convolutions alone,
 counted as direct ones, beside the ceiling of that type in the same rounds. Each round takes every
 way once; figures are medians over rounds, shares of the ceiling medians of the ratios within them.
-Ways that this processor lacks are left out.
+"As planned" takes Winograd's way wherever the engine would on that instruction set. Ways that this
+processor lacks are left out.
 """
 
 from __future__ import annotations

@@ -119,6 +119,9 @@ def test_denormals_infinities_and_signs():
     assert first([(2.0**-64, 2.0**-63)]) == 0  # a denormal product
     assert first([(2.0**-63, 2.0**-63)]) == 2.0**-126
     assert first([], 2.0**-130) == 0  # a denormal sum
+    # 2^-126 less 2^-152 rounds to 2^-126, less 2^-150 to a denormal number.
+    assert first([(2.0**-63, 2.0**-63), (0, 0), (-(2.0**-76), 2.0**-76)]) == 2.0**-126
+    assert first([(2.0**-63, 2.0**-63), (0, 0), (-(2.0**-75), 2.0**-75)]) == 0
     # One rounding for product and sum: 1 + 2^-24 is a tie, and 2^-30 more is not.
     near = float(bfloat16(0x3F81))  # 1 + 2^-7
     assert first([(1, 1), (0, 0), (2.0**-24, near)]) == 1 + 2.0**-23

@@ -40,7 +40,6 @@ bool allowed() {
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
-#endif
 
 // Small integers, which every order of summation adds exactly: what is tried is that tiles are
 // loaded, multiplied and stored at all, not how the processor rounds.
@@ -63,10 +62,11 @@ bool multiplies_as_expected(Storage storage) {
   expected(storage, a, b, c[1], 64);
   return std::memcmp(c[0], c[1], sizeof(c[0])) == 0;
 }
+#endif
 
 std::string refusal() {
 #if defined(__x86_64__) && defined(__linux__)
-  if (!processor_has_tiles()) return "the processor has none";
+  if (!processor_has_tiles() || !isa_available(Isa::avx512_bf16)) return "the processor has none";
   if (!tile_product_kernel.variants[static_cast<int>(Isa::amx)]) {
     return "the compiler that built this knows none";
   }
