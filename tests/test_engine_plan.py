@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import relative_error
 
+from autoguide_fast import cpu
 from autoguide_fast._C import (
     Attend,
     BlockPrologue,
@@ -151,7 +152,8 @@ def test_large_tiles_cost_less_than_int8(channels, images, threads, isa):
         for mixed in (True, False)
     )
     assert error < of_int8
-    assert 2 * (once - expected).std() < error < 6 * (once - expected).std()
+    roundings = error / (once - expected).std()
+    assert roundings < 6 and (roundings > 2) != cpu.has_tiles()  # AMX's are direct
 
 
 @pytest.mark.parametrize("tile", [2, 4])
