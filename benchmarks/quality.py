@@ -78,10 +78,11 @@ def sampler_rows() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def distilled_rows(student: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The main net alone, the pair, and the net that was made of it, at the same weights."""
-    yield "main net alone", {"guidance": 1.0}
+    steps = {"num_steps": 16}
+    yield "main net alone", {**steps, "guidance": 1.0}
     for w in DISTILLED_WEIGHTS:
-        yield f"pair, w = {w:g}", {"guidance": w}
-        yield f"student, w = {w:g}", {"model": student, "guidance": w}
+        yield f"pair, w = {w:g}", {**steps, "guidance": w}
+        yield f"student, w = {w:g}", {**steps, "model": student, "guidance": w}
 
 
 def measured(options: dict[str, Any], images: int, repeat: int) -> dict[str, float]:
@@ -89,7 +90,7 @@ def measured(options: dict[str, Any], images: int, repeat: int) -> dict[str, flo
     measure = yardstick("digits")
     first = FIRST_SEED + repeat * images
     options = {"model": "digits", **options}
-    autoguide_fast.sample(**options, seeds=[0], num_steps=2)  # makes the engine
+    autoguide_fast.sample(**{**options, "num_steps": 2}, seeds=[0])  # makes the engine
     began = time.process_time()
     samples = autoguide_fast.sample(
         **options,

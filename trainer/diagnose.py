@@ -21,7 +21,6 @@ examples:
   autoguide-fast diagnose --model runs/a/nets/main.safetensors --guide small=s.safetensors
       early=e.safetensors --data img64.zip --heldout img64-val.zip --images 2000 --out found.json
 """
-_BUNDLED = ("digits", "photos")
 
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
@@ -120,11 +119,12 @@ def _guides(values: list[str]) -> dict[str, str]:
 
 def _datasets(data: str, heldout: str | None) -> dict:
     from .data import open_dataset
+    from .data.datasets import BUNDLED
 
     sets = {"training": open_dataset(data)}
     if heldout is not None:
         sets["held out"] = open_dataset(heldout)
-    elif data in _BUNDLED:
+    elif data in BUNDLED:
         sets["held out"] = open_dataset(data, "heldout")
     return sets
 

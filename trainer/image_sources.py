@@ -57,7 +57,7 @@ class FileImages:
     Of a folder of `autoguide-fast sample` its grid is left out, and classes are read from names.
 
     Args:
-        path: a folder, a ZIP file, 'digits' or 'photos'.
+        path: a folder, a ZIP file, or one of `BUNDLED`.
         split: of what is bundled.
         workers: threads that decode.
 

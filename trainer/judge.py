@@ -107,8 +107,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add(
         "--data",
         metavar="DATA",
-        help="'digits', 'photos', a folder or a ZIP file of pictures (default: what --pair was "
-        "trained on, otherwise digits)",
+        help="'digits', 'photos', 'mnist', a folder or a ZIP file of pictures (default: what "
+        "--pair was trained on, otherwise digits)",
     )
     add(
         "--heldout",

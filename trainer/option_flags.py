@@ -13,7 +13,7 @@ from .options import DEVICES, PRECISIONS, TrainOptions
 # Option of TrainOptions -> (flag's metavar, help). The defaults come from the dataclass.
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "data": {
-        "data": ("DATA", "'digits' or 'photos', which are bundled, or a folder or ZIP file"),
+        "data": ("DATA", "'digits', 'photos' or 'mnist', or a folder or ZIP file"),
         "split": ("S", "of what is bundled: 'train' holds a part out, 'all' does not"),
         "resolution": ("N", "that the data must have; 0: any"),
         "img_channels": ("N", "that the data must have; 0: any"),

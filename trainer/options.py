@@ -46,7 +46,7 @@ _FREE = ("duration", "data", "teacher", "microbatch", "device", "shard", "compil
 class TrainOptions:
     """Options of one run; the defaults train a small labelled net on the digits.
 
-    Data: `data` is 'digits', 'photos' or a path; `split` concerns the bundled two; `resolution` and
+    Data: `data` is 'digits', 'photos', 'mnist' or a path, which has no `split`; `resolution` and
     `img_channels` are what the data must have (0: whatever they have); `labelled` False leaves the
     labels out; `flip` mirrors half of the images; `label_dropout` is the share of images whose
     label is dropped, so that a net without its label is a guide for itself (CFG).

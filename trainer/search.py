@@ -57,12 +57,12 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `search` to the command line."""
     parser = subparsers.add_parser(
         "search",
-        help="find guide, EMA lengths and guidance weight for trained nets",
-        description="Searches, on the data that the nets were trained on, for the main net's EMA "
-        "length without guidance and then for the guide, its training time, its EMA length and the "
-        "weight, by coordinate descent on the distance to the training images. Of nets in "
-        "files only the weight is searched for. Writes the nets and every evaluation. A search "
-        "that was stopped goes on when the command is repeated.",
+        help="superseded by tune: guide, EMA lengths and weight by coordinate descent",
+        description="Superseded by `autoguide-fast tune`. Searches, on the data that the nets were "
+        "trained on, for the main net's EMA length without guidance and then for the guide, its "
+        "training time, its EMA length and the weight, by coordinate descent on the distance to "
+        "the training images. Of nets in files only the weight is searched for. Writes the nets "
+        "and every evaluation. A search that was stopped goes on when the command is repeated.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,8 +80,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add(
         "--data",
         metavar="DATA",
-        help="'digits', 'photos', a folder or a ZIP file of pictures (default: what the main run "
-        "was trained on)",
+        help="'digits', 'photos', 'mnist', a folder or a ZIP file of pictures (default: what the "
+        "main run was trained on)",
     )
     add(
         "--features",

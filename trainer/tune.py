@@ -122,9 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
         jobs = [
             _Job(task, str(arguments.out), arguments.trials, i) for i in range(arguments.workers)
         ]
-        if left > 0:
+        if left > 0 and arguments.workers == 1:
+            _try(trials, study, arguments.trials)
+        elif left > 0:
             map_jobs(work, jobs, arguments.workers)
-        tune_report.write(arguments.out, trials, _opened(arguments.out, task, trials.about()))
+        tune_report.write(arguments.out, trials, study)
     return 0
 
 
@@ -178,7 +180,7 @@ def _first(trials: Trials) -> list[dict[str, float]]:
     """
     from autoguide_fast import diagnose
 
-    images, labels = trials.real_images()
+    images, labels = trials.real
     chosen = np.sort(np.random.RandomState(0).permutation(len(images))[:DIAGNOSED])
     found = []
     for number, guide in enumerate(trials.guides):
@@ -207,14 +209,18 @@ class _Job:
 
 def work(job: _Job) -> None:
     """Tries until all trials are done, beside other processes that do the same."""
-    trials = Trials(job.task)
     study = _opened(Path(job.out), job.task, None, job.number)
+    _try(Trials(job.task), study, job.trials)
+
+
+def _try(trials: Trials, study: optuna.Study, count: int) -> None:
+    """Tries until so many trials of the study are done, by whomever."""
 
     def enough(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if len(_finished(study)) >= job.trials:
+        if len(_finished(study)) >= count:
             study.stop()
 
-    if len(_finished(study)) < job.trials:
+    if len(_finished(study)) < count:
         study.optimize(lambda trial: _objective(trials, trial), callbacks=[enough])
 
 

@@ -112,11 +112,12 @@ class Trials:
         """The real images, by which samples are measured."""
         if self.task.reference is not None:
             return ReferenceFile(self.task.reference)
-        images, _ = self.real_images()
+        images, _ = self.real
         parts = [self.detector(part).cpu().numpy() for part in images.split(64)]
         return ReferenceArrays({self.detector.name: torch.cat([*map(torch.as_tensor, parts)])})
 
-    def real_images(self) -> Labelled:
+    @functools.cached_property
+    def real(self) -> Labelled:
         """Training images and labels."""
         return yardstick(Data(self.task.data, command="tune")).load("train")
 

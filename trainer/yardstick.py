@@ -33,8 +33,8 @@ Labelled = tuple[torch.Tensor, torch.Tensor | None]
 class Data:
     """What to judge by, as it was asked for.
 
-    data: 'digits', 'photos', or a folder or ZIP file of pictures. heldout: such of images that were
-    not trained on; None takes those of what is bundled, and of files none. features: one of
+    data: 'digits', 'photos', 'mnist', or a folder or ZIP file of pictures. heldout: such of images
+    that were not trained on; None takes those of what is bundled, and of files none. features: of
     `metrics.names.FEATURES`, or None for pixels, at two scales where the images are larger.
     detector_file: of `features`. command: which messages name.
     """

@@ -13,6 +13,8 @@ BUNDLED = {
     "digits-uncond": None,
     "photos": "photos-guide",
     "photos-guide": None,
+    "mnist": "mnist-guide",
+    "mnist-guide": None,
 }
 
 

