@@ -122,7 +122,9 @@ def sample(
             float for a float; called for the levels of the schedule; `guidance.table` makes one).
             `[N]` numbers are one for each image, `guidance.PerClass` one for each class. For
             several guides a list with any of these for each. An object of `guidance.Guidance` is
-            another way of guiding, such as `guidance.APG`. None: that of a preset, otherwise 1.
+            another way of guiding, such as `guidance.APG`. The path of a file that `diagnose`
+            wrote, for these same nets, is the weight that it found by noise level; "auto" such a
+            file beside the model's. None: that of a preset, otherwise 1.
             A net that was distilled from a pair (`guidance_range` of its options) takes the weight,
             one or `[N]`, as its input, and no guide runs; with a guide beside it, it is the net at
             w = 1 that is guided.

@@ -1,5 +1,6 @@
 """Guidance and intervals as `sample` takes them, checked against the guides that there are."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from .engine import BaseEngine
 from .guidance import AnyWeight, Guidance, Linear, Weight
 from .guidance.weights import checked as checked_weight
 
-GuidanceLike = AnyWeight | Sequence[AnyWeight] | Guidance
+GuidanceLike = AnyWeight | Sequence[AnyWeight] | Guidance | str | os.PathLike
 Interval = tuple[float, float]
 
 

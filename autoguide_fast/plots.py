@@ -24,6 +24,7 @@ _LABEL_SIZE = 14  # pixels
 
 # Okabe and Ito's palette, told apart by people with any colour vision and in print.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+_COLOURS = (BLUE, ORANGE, "#007A5A", "#8F4A78", GREY)  # dark enough to be read on white
 
 
 def to_image(image: ArrayLike) -> Image.Image:
@@ -111,6 +112,53 @@ def training_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> 
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
+
+
+def weights_over_sigma(
+    axes: Axes, sigmas: Sequence[float], sets: Mapping[str, Any], guide: int = 0
+) -> None:
+    """Draw the best weight of one guide over the noise level, with its bootstrap interval.
+
+    Args:
+        axes: where to.
+        sigmas: noise levels.
+        sets: by the name of a set of samples `weights`, `low` and `high`, `[levels][guides]`, with
+            None where there is no weight, as `Diagnosis.as_dict` has them.
+        guide: which of the guides.
+    """
+    axes.axhline(1, color=GREY, lw=1, ls=(0, (4, 3)))
+    for (label, values), colour in zip(sets.items(), _COLOURS * len(sets), strict=False):
+        low, middle, high = (
+            [float("nan") if row[guide] is None else row[guide] for row in values[end]]
+            for end in ("low", "weights", "high")
+        )
+        axes.plot(sigmas, middle, "-o", color=colour, ms=4, lw=1.6, label=label)
+        axes.fill_between(sigmas, low, high, color=colour, alpha=0.2, lw=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("noise level σ")  # noqa: RUF001
+    axes.set_ylabel("best guidance weight w")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def diagnosis_picture(path: Path | str, found: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
+    """Write a PNG of a diagnosis: for each guide, the best weight over the noise level.
+
+    Args:
+        path: the file.
+        found: what `Diagnosis.as_dict` returns.
+        sets: its sets of samples, of which each is a line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    guides = found["guides"]
+    figure = Figure(figsize=(5.2 * len(guides), 3.8), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    for i, axes in enumerate(figure.subplots(1, len(guides), squeeze=False)[0]):
+        weights_over_sigma(axes, found["sigmas"], sets, i)
+        axes.set_title(f"guide {guides[i]}, with 95 % intervals", fontsize=11)
+    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def labelled_grid(

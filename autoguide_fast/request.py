@@ -24,6 +24,7 @@ from .guidance import (
     module_of,
     undisturbed_net,
 )
+from .guidance.saved import SavedWeights, weights_of
 from .guidance_input import guidance_input, guidance_range
 from .guidance_request import (
     GuidanceLike,
@@ -237,6 +238,13 @@ def checked(
         named["guide"] = own
     if isinstance(guide, (list, tuple)) and len(guide) == 1:  # its weight may be listed
         guidance, interval = listed_one(guidance), listed_one(interval)
+    saved = None
+    if isinstance(guidance, (str, os.PathLike)):
+        saved = _saved(guidance, model)
+        functions = saved.functions()
+        guidance = functions if len(functions) > 1 else functions[0]
+        if len(named) - 1 != len(functions):
+            saved.check(model, list(named.values())[1:])
     combined = requested_guidance(guidance, interval, list(named)[1:], engine)
     if noise is not None:
         noise = image_arguments.tensor_of_noise(noise)
@@ -249,6 +257,8 @@ def checked(
                 disturbances[role] = told_else
     image_arguments.array_kind(array, device)
     guides = list(nets.values())[1:]
+    if saved is not None:
+        saved.check(nets["model"], guides)
     for role, net in list(nets.items())[1:]:
         net_arguments.nets_agree(nets["model"], net, role)
     if any(isinstance(net, (str, os.PathLike)) for net in named.values()):
@@ -343,6 +353,19 @@ def _by_role(model: Net | BaseEngine, guide: Net | Sequence[Net] | None) -> dict
 def _own_guide(model: Net | BaseEngine) -> str | None:
     """The guide that a model by name brings."""
     return checkpoints.bundled_guide(model) if isinstance(model, (str, os.PathLike)) else None
+
+
+def _saved(guidance: str | os.PathLike, model: Net | BaseEngine) -> SavedWeights:
+    """The weights that a file says, or that lie beside the model's."""
+    if isinstance(model, BaseEngine):
+        raise ValueError(
+            f"sample: guidance must be no name or path for an Engine, got {str(guidance)!r}; pass "
+            "the nets themselves, or guidance.saved_weights(path).functions()[0]"
+        )
+    file = None
+    if isinstance(model, (str, os.PathLike)):
+        file = checkpoints.find(model, "sample: model")
+    return weights_of(guidance, file)
 
 
 def _check_engine(

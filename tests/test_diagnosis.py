@@ -11,6 +11,7 @@ from autoguide_fast import load, sample
 from autoguide_fast.cli import main
 from autoguide_fast.diagnosis import BANDS, diagnose
 from autoguide_fast.digits import load_digits
+from autoguide_fast.toy import fractal
 
 STD = 0.7  # of the Gaussian data
 SIGMAS = (0.2, 1.0, 4.0)
@@ -69,7 +70,7 @@ def test_the_weights_are_a_schedule_for_sampling():
     same = diagnose(shrinking(0.6), shrinking(0.6), gaussian(), sigmas=SIGMAS)
     assert same.schedule()(1.0) == 1  # a guide that says what the model says
     two = diagnose(shrinking(0.6), {"a": shrinking(0.4), "b": shrinking(0.2)}, gaussian())
-    with pytest.raises(ValueError, match="there must be one guide, got a, b; diagnose each"):
+    with pytest.raises(ValueError, match="there must be one guide, got a, b; schedules"):
         two.schedule()
 
 
@@ -112,6 +113,38 @@ def test_bands_see_their_own_frequencies():
     assert np.isnan(found.weights(band="fine")).sum() == 0
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (1, 3, 6, 4), (1, 2)])
+def test_samples_of_any_shape(shape):
+    y = STD * torch.randn(500, *shape, generator=torch.Generator().manual_seed(0))
+    found = diagnose(shrinking(0.6), shrinking(0.4), y, sigmas=[1.0])
+    low, high = found.interval()
+    assert low - 0.1 < 3 < high + 0.1 and found.weights() == pytest.approx(3.0, abs=0.5)
+    # Bands are parts of the whole, whatever they are of.
+    plain = diagnose(shrinking(0.6), shrinking(0.4), y.flatten(1), sigmas=[1.0])
+    assert plain.weights() == pytest.approx(found.weights())
+    assert plain.bands == () and found.bands == (BANDS if len(shape) > 1 else ())
+    with pytest.raises(ValueError, match="band must be None for vectors"):
+        plain.weights(band="fine")
+    if found.bands:
+        assert np.isfinite(found.weights(band="coarse")).all()
+
+
+def test_points_of_the_toy():
+    data = fractal("A")
+    points = data.sample(2000, torch.Generator().manual_seed(0))
+
+    def blurred(width):  # the perfect denoiser of a wider distribution
+        def denoiser(x, sigma, class_labels=None):
+            level = float((sigma**2 + width**2) ** 0.5)
+            return x + sigma**2 * data.score(x, level)
+
+        return denoiser
+
+    found = diagnose(blurred(0.1), blurred(0.15), points, sigmas=[0.05, 0.2])
+    low, _ = found.interval()
+    assert (low > 1).all() and (found.gain() > 0).all()
+
+
 def test_lengths_are_the_images():
     y = gaussian(50)
     found = diagnose(lambda x, s, c=None: 0 * x, shrinking(0.4), y, sigmas=[1.0])
@@ -135,6 +168,17 @@ def test_the_bundled_guide_helps_on_what_was_trained_on(digits):
     assert (low[:2] > 1).all()
     assert (digits.weights("heldout") < digits.weights("training")).all()
     assert "nearer to the data" in digits.summary()
+
+
+def test_the_verdict_is_in_words(digits):
+    assert digits.predicted_gain("training") == pytest.approx(digits.gain("training").mean())
+    text = digits.verdict()
+    assert f"{100 * digits.predicted_gain():.2f} % (training)" in text
+    assert "heldout asks for less guidance than training at sigma 0.1" in text
+    better = diagnose(shrinking(0.8), shrinking(0.9), gaussian(), sigmas=SIGMAS)
+    assert "all below 1" in better.verdict()
+    same = diagnose(shrinking(0.6), shrinking(0.6), gaussian(20), sigmas=SIGMAS)
+    assert same.verdict().startswith("Nothing tells that guidance helps")
 
 
 def test_an_engine_and_the_nets_agree(digits):
@@ -168,7 +212,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     options = ["--images", "64", "--sigmas", "0.2", "1", "--quiet", "--out", str(out)]
     assert main(["diagnose", *guides, *options]) == 0
     printed = capsys.readouterr().out
-    assert "training, 64 images" in printed and "held out, 64 images" in printed
+    assert "training, 64 samples" in printed and "held out, 64 samples" in printed
     assert json.loads(out.read_text())["guides"] == ["digits-guide", "none"]
 
 
@@ -219,6 +263,7 @@ BAD = {
     "seed": ({"seed": -1}, "diagnose: seeds must"),
     "sigma": ({"sigmas": [0.0]}, "sigmas must be noise levels"),
     "no_sigma": ({"sigmas": []}, "sigmas must hold at least one"),
+    "name": ({"images": {"auto": torch.zeros(2, 1, 8, 8)}}, "images must have other names than"),
     "guide": ({"guide": 3}, "guide guide must be a name, a path or a callable"),
     "no_guide": ({"guide": {}}, "guide must be a net or a dict"),
     "shape": ({"images": torch.zeros(2, 3, 8, 8)}, r"images must be \[N, 1, 8, 8\]"),

@@ -43,6 +43,7 @@ MODEL, SEEDS = NeverCalled(), range(3)
 NOISE = torch.zeros(3, 2, 8, 8)
 
 VALUE_ERRORS = {
+    "guidance_string": ({"guidance": "2"}, r"guidance must be a number, .* got '2'"),
     "unknown_model": (
         {"model": "digitz"},
         r"model must be a bundled name \(digits, digits-guide, digits-uncond, photos, "
@@ -181,7 +182,6 @@ TYPE_ERRORS = {
     "seeds_mask": ({"seeds": torch.ones(3, dtype=torch.bool)}, "seeds must be a sequence"),
     "seeds_set": ({"seeds": {1, 2}}, "seeds must be a sequence of whole numbers, got set"),
     "seeds_generator": ({"seeds": torch.Generator()}, "whole numbers, got Generator"),
-    "guidance_string": ({"guidance": "2"}, "guidance must be a number, got '2'"),
     "interval_string": ({"interval": "12"}, r"interval must be a pair \(lo, hi\)"),
     "labels_of_strings": ({"class_labels": ["0", "1", "2"]}, "class_labels must be integers"),
     "labels_ragged": ({"class_labels": [[0], [1, 2]]}, "class_labels must be integers or a tensor"),

@@ -78,12 +78,12 @@ def guidance_weights(text: str) -> tuple[float, ...]:
     return weights
 
 
-def check_output_file(path: Path | None, command: str) -> None:
-    """Raise ValueError where `--out` is no file in a folder that is there; None is no file."""
+def check_output_file(path: Path | None, command: str, option: str = "--out") -> None:
+    """Raise ValueError where an option is no file in a folder that is there; None is no file."""
     if path is not None and (not path.parent.is_dir() or path.is_dir()):
         raise ValueError(
-            f"{command}: --out must be a file in an existing folder, got {path}; make the folder "
-            "first, and name the file"
+            f"{command}: {option} must be a file in an existing folder, got {path}; make the "
+            "folder first, and name the file"
         )
 
 

@@ -39,6 +39,9 @@ examples:
   autoguide-fast sample --guide digits-uncond --guidance 1.5 --seeds 7 --classes 0-9 \\
       --out seven/
 
+  # weights by noise level, as `autoguide-fast diagnose` found them for these nets
+  autoguide-fast sample --model digits --guidance auto --seeds 0-63 --out auto/
+
   # your own nets, with noise added along the way
   autoguide-fast sample --model main.safetensors --guide guide.safetensors --guidance 2 \\
       --seeds 0-9999 --churn 40 --batch-size 256 --out images/
@@ -107,11 +110,12 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument_group("guidance").add_argument
     add(
         "--guidance",
-        type=float,
+        type=_weight,
         nargs="+",
         metavar="W",
-        help="guidance weight, one for each guide; 1 is no guidance and never runs the guide "
-        "(default: that of a preset, otherwise 1)",
+        help="guidance weight, one for each guide; 1 is no guidance and never runs the guide; or "
+        "a file that `diagnose` wrote for these nets, with weights by noise level; or auto, for "
+        "the file beside the model's (default: that of a preset, otherwise 1)",
     )
     add(
         "--guide",
@@ -216,6 +220,14 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         help="no progress bar",
     )
     parser.set_defaults(run=run)
+
+
+def _weight(text: str) -> float | str:
+    """A number, or the name of a file or "auto"."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 _FIELDS = [field.name for field in dataclasses.fields(Sampling)]

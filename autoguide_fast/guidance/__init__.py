@@ -31,6 +31,7 @@ from .names import KINDS, guide_of_model, is_of_model, named_kind
 from .one_of import OneOf
 from .rescaled import Rescaled
 from .reused import Reused
+from .saved import AUTO, SavedWeights, fingerprint, saved_weights, weights_of
 from .several import Linear, blend
 from .tangential import Tangential
 from .weakened import weakened
@@ -38,6 +39,7 @@ from .weights import AnyWeight, PerClass, Weight, guides_at, table, weight_at
 
 __all__ = [
     "APG",
+    "AUTO",
     "CADS",
     "KINDS",
     "AnyWeight",
@@ -59,6 +61,7 @@ __all__ = [
     "PerClass",
     "Rescaled",
     "Reused",
+    "SavedWeights",
     "Tangential",
     "Unlabelled",
     "Weight",
@@ -67,6 +70,7 @@ __all__ = [
     "disturbed",
     "dot",
     "evaluated",
+    "fingerprint",
     "guide_of_model",
     "guide_roles",
     "guided",
@@ -77,6 +81,7 @@ __all__ = [
     "named_kind",
     "norm",
     "remembered",
+    "saved_weights",
     "std",
     "table",
     "told_guidance",
@@ -85,4 +90,5 @@ __all__ = [
     "unwrapped",
     "weakened",
     "weight_at",
+    "weights_of",
 ]

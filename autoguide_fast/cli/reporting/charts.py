@@ -7,7 +7,9 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...plots import BLUE, CURVES, GREY, ORANGE, training_curve
+from ...diagnosis import sets_of
+from ...plots import CURVES, training_curve
+from ...plots import weights_over_sigma as draw_weights_over_sigma
 from .blocks import Figure, data_uri
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 _SIZE = 4.6, 3.3  # inches
 _STYLE: Any = {"svg.hashsalt": "autoguide_fast", "font.size": 11, "font.family": "DejaVu Sans"}
-_COLOURS = (BLUE, ORANGE, "#007A5A", "#8F4A78", GREY)  # dark enough to be read on white
 
 
 def chart(draw: Callable[[Axes], object], alt: str, caption: str) -> Figure:
@@ -56,24 +57,10 @@ def training_curves(rows: Sequence[dict]) -> list[Figure]:
 
 def weights_over_sigma(found: dict[str, Any], guide: int) -> Figure:
     """The best weight of one guide over the noise level, of a diagnosis as `diagnose` saves it."""
-    sigmas, name = found["sigmas"], found["guides"][guide]
-    sets = {key: value for key, value in found.items() if isinstance(value, dict)}
-
-    def draw(axes: Axes) -> None:
-        axes.axhline(1, color=GREY, lw=1, ls=(0, (4, 3)))
-        for (label, values), colour in zip(sets.items(), _COLOURS * len(sets), strict=False):
-            low, middle, high = (
-                [float("nan") if row[guide] is None else row[guide] for row in values[end]]
-                for end in ("low", "weights", "high")
-            )
-            axes.plot(sigmas, middle, "-o", color=colour, ms=4, lw=1.6, label=label)
-            axes.fill_between(sigmas, low, high, color=colour, alpha=0.2, lw=0)
-        axes.set_xscale("log")
-        axes.set_xlabel("noise level σ")  # noqa: RUF001
-        axes.set_ylabel("best guidance weight w")
-        axes.grid(alpha=0.3)
-        axes.legend()
-
+    name, sets = found["guides"][guide], sets_of(found)
+    draw = functools.partial(
+        draw_weights_over_sigma, sigmas=found["sigmas"], sets=sets, guide=guide
+    )
     peaks = [
         f"{label} at most {max(known):.3g}"
         for label, values in sets.items()

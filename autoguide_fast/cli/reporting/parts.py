@@ -10,6 +10,7 @@ from typing import Any
 
 from ... import plots
 from ...checkpoints.run_folder import LOG, SAMPLES, is_run_folder, read_log, stored_options
+from ...diagnosis import sets_of
 from ..pictures import open_pictures
 from ..sampling import manifest
 from . import charts
@@ -205,7 +206,7 @@ def _spread(metric: dict[str, Any]) -> str:
 
 def _diagnosis(path: Path, found: dict[str, Any]) -> Section:
     made = Section("Guidance weight over noise level", str(path))
-    sets = {name: value for name, value in found.items() if isinstance(value, dict)}
+    sets = sets_of(found)
     guides: Sequence[str] = found["guides"]
     made.blocks.append(
         Charts([charts.weights_over_sigma(found, guide) for guide in range(len(guides))])

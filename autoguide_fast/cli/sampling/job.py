@@ -14,7 +14,7 @@ from .options import Sampling
 if TYPE_CHECKING:
     import numpy as np
 
-    from ...guidance import Guidance
+    from ...guidance import Guidance, SavedWeights
 
 _CHUNK = 64  # images whose classes are drawn at a time
 
@@ -48,13 +48,18 @@ class Job:
 
         self.sampling = sampling
         self._nets: list[Any] | None = None
-        weights = list(sampling.guidance or [checkpoints.default_guidance(sampling.model)])
+        weights: list[Any] = list(
+            sampling.guidance or [checkpoints.default_guidance(sampling.model)]
+        )
         self.guides: list[str] = []
         if weights != [1] or sampling.kind is not None:
             named = [checkpoints.bundled_guide(net) or net for net in sampling.guide or ()]
             own = checkpoints.bundled_guide(sampling.model)
             self.guides = named or ([] if own is None else [own])
-        if len(weights) > 1 and len(weights) != len(self.guides):
+        self._saved: SavedWeights | None = None
+        if isinstance(weights[0], (str, dict)):
+            self._saved = _saved(weights[0], sampling.model)
+        elif len(weights) > 1 and len(weights) != len(self.guides):
             raise ValueError(
                 f"sample: --guidance must be one weight for each of {len(self.guides)} guides, got "
                 f"{len(weights)}; name the guides by --guide"
@@ -93,12 +98,15 @@ class Job:
         }
         if kind is not None:
             self.guidance, self.interval = kind, None
+        if self._saved is not None:
+            self.settings["guidance"] = self._saved.as_dict()
+            self.guidance = _alone(self._saved.functions())
         self._lay_out()
 
     def _kind(self) -> Guidance:
         from ...guidance import named_kind
 
-        weight = next(iter(self.sampling.guidance or ()), None)
+        weight: Any = next(iter(self.sampling.guidance or ()), None)
         try:
             return named_kind(self.sampling.kind or "", weight, self.interval)
         except ValueError as error:
@@ -208,6 +216,8 @@ class Job:
         import autoguide_fast
 
         model, *guides = self._loaded(device)
+        if self._saved is not None:
+            self._saved.check(model, guides)
         compute_dtype = self.sampling.compute_dtype
         if compute_dtype not in (None, "auto"):
             compute_dtype = getattr(torch, compute_dtype)
@@ -254,6 +264,21 @@ class Job:
                 ),
             ]
         return self._nets
+
+
+def _saved(given: str | dict[str, Any], model: str) -> SavedWeights:
+    """Weights by noise level: of a file, beside the model, or in a manifest."""
+    from ... import checkpoints
+    from ...guidance import SavedWeights, weights_of
+
+    if isinstance(given, str):
+        return weights_of(given, checkpoints.find(model, "sample: model"))
+    try:
+        return SavedWeights.from_dict(given, given["name"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"sample: --from-manifest must say the weights by noise level, got {error}; restore it"
+        ) from None
 
 
 def _alone(values: list[Any]) -> Any:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Sampling:
     """The options on which the images depend; see the help of `autoguide-fast sample`.
 
+    `guidance` may be one text, "auto" or the path of weights that `diagnose` saved, or one dict
+    with such weights, as a manifest has them.
+
     Raises ValueError for options that contradict each other.
     """
 
     model: str = "digits"
     guide: Sequence[str] | None = None
-    guidance: Sequence[float] | None = None
+    guidance: Sequence[float | str | dict[str, Any]] | None = None
     interval: Sequence[float] | None = None
     kind: str | None = None
     sampler: str = "heun"
@@ -43,6 +47,12 @@ class Sampling:
                 "--balanced must come without --classes, got both; it deals out all classes"
             )
 
+        by_level = [w for w in self.guidance or () if isinstance(w, (str, dict))]
+        if by_level and (len(self.guidance or ()) > 1 or self.kind is not None):
+            raise ValueError(
+                "--guidance must be one file or auto by itself, without numbers and --kind, got "
+                f"{' '.join(map(str, self.guidance or ()))}; it has the weights of all guides"
+            )
         if self.interval is not None and len(self.interval) % 2:
             raise ValueError(
                 f"--interval must be pairs of noise levels, got {len(self.interval)} numbers; give "

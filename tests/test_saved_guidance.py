@@ -1,0 +1,154 @@
+"""`guidance="auto"` and saved weights: what was diagnosed, for the nets that it was found for."""
+
+import json
+
+import pytest
+import torch
+from nets import tiny
+
+from autoguide_fast import Engine, checkpoints, diagnose, load, sample, unlabelled
+from autoguide_fast.cli import main
+from autoguide_fast.diagnosis import AUTO_FACTOR
+from autoguide_fast.encoders import PixelEncoder
+from autoguide_fast.guidance import fingerprint, saved_weights
+
+SIGMAS = (0.2, 1.0, 5.0)
+OPTIONS = {"class_labels": [1, 2], "seeds": [0, 1], "num_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A folder with a model, two guides, and what was found of the model and the first."""
+    folder = tmp_path_factory.mktemp("pair")
+    for seed, name in enumerate(("main", "guide", "other")):
+        checkpoints.save(tiny(seed=seed), folder / f"{name}.safetensors")
+    found = diagnosed(folder, "guide")
+    found.save(folder / "main.guidance.json")
+    return folder, found
+
+
+def diagnosed(folder, *guides):
+    generator = torch.Generator().manual_seed(5)
+    y = torch.randn(12, 2, 8, 8, generator=generator)
+    named = {name: folder / f"{name}.safetensors" for name in guides}
+    return diagnose(folder / "main.safetensors", named, y, [0, 1, 2, 3] * 3, SIGMAS)
+
+
+def test_auto_is_the_weight_that_was_found(pair):
+    folder, found = pair
+    main_net, guide = folder / "main.safetensors", folder / "guide.safetensors"
+    expected = sample(main_net, guide, found.schedule(AUTO_FACTOR), **OPTIONS)
+    assert torch.equal(sample(main_net, guide, "auto", **OPTIONS), expected)
+    assert not torch.equal(sample(main_net, **OPTIONS), expected)
+    # From a file by its name, also for nets that are loaded already.
+    nets = load(main_net), load(guide)
+    assert torch.equal(sample(*nets, folder / "main.guidance.json", **OPTIONS), expected)
+    function = saved_weights(folder / "main.guidance.json").functions()[0]
+    assert [function(s) for s in SIGMAS] == pytest.approx(
+        1 + AUTO_FACTOR * (found.weights()[:, 0] - 1)
+    )
+
+
+def test_weights_of_other_nets_are_refused(pair):
+    folder, _ = pair
+    main_net, guide = load(folder / "main.safetensors"), load(folder / "guide.safetensors")
+    file = str(folder / "main.guidance.json")
+    with pytest.raises(ValueError, match=r"guide must be the net that guidance .* was found for"):
+        sample(main_net, load(folder / "other.safetensors"), file, **OPTIONS)
+    with pytest.raises(ValueError, match="model must be the net that"):
+        sample(guide, guide, file, **OPTIONS)
+    with pytest.raises(ValueError, match=r"guide must be the 1 that guidance .* is for, got 0"):
+        sample(main_net, None, file, **OPTIONS)
+    with torch.no_grad():
+        next(guide.parameters()).mul_(1.5)  # a net that was trained on since
+    with pytest.raises(ValueError, match="guide must be the net that"):
+        sample(main_net, guide, file, **OPTIONS)
+    with pytest.raises(ValueError, match="no name or path for an Engine, got 'auto'"):
+        Engine(main_net, guide).sample(guidance="auto", **OPTIONS)
+
+
+def test_auto_without_a_diagnosis_says_how_to_make_one(pair, tmp_path):
+    folder, _ = pair
+    with pytest.raises(ValueError, match=r"without other.guidance.json beside it, .*--save"):
+        sample(folder / "other.safetensors", folder / "guide.safetensors", "auto", **OPTIONS)
+    with pytest.raises(ValueError, match="a model that is no name or path, got 'auto'"):
+        sample(
+            load(folder / "main.safetensors"), load(folder / "guide.safetensors"), "auto", **OPTIONS
+        )
+    uneven = {"sigmas": [1], "auto": {"weights": [[2, 3]]}, "nets": {"model": "", "guides": [""]}}
+    for text in ("", "{}", json.dumps(uneven)):
+        (tmp_path / "found.json").write_text(text)
+        with pytest.raises(ValueError, match="or a file that `autoguide-fast diagnose` wrote"):
+            saved_weights(tmp_path / "found.json")
+
+
+def test_several_guides_have_a_weight_each(pair, tmp_path):
+    folder, _ = pair
+    found = diagnosed(folder, "guide", "other")
+    found.save(tmp_path / "two.json")
+    nets = [folder / f"{name}.safetensors" for name in ("main", "guide", "other")]
+    expected = sample(nets[0], nets[1:], found.schedules(AUTO_FACTOR), **OPTIONS)
+    assert torch.equal(sample(nets[0], nets[1:], tmp_path / "two.json", **OPTIONS), expected)
+    with pytest.raises(ValueError, match="was found for"):
+        sample(nets[0], nets[:0:-1], tmp_path / "two.json", **OPTIONS)
+
+
+def test_a_fingerprint_is_the_nets_own():
+    net = tiny()
+    assert fingerprint(net) == fingerprint(tiny()) != fingerprint(tiny(seed=1))
+    assert fingerprint(net) != fingerprint(unlabelled(net))
+    assert fingerprint(net.double()) != fingerprint(tiny())
+    assert fingerprint(lambda x, sigma, labels: x) is None
+    assert fingerprint(load("digits")) == fingerprint(load("digits"))
+
+
+def test_callables_without_weights_take_what_was_found_for_such(tmp_path):
+    def model(x, sigma, class_labels=None):
+        return 0.5 * x
+
+    def guide(x, sigma, class_labels=None):
+        return 0.3 * x
+
+    found = diagnose(model, guide, torch.randn(20, 3), sigmas=SIGMAS)
+    assert found.nets == (None, None) and found.bands == ()
+    found.save(tmp_path / "found.json")
+    shape = {"shape": (3,), "seeds": [0, 1], "num_steps": 3}
+    assert torch.equal(
+        sample(model, guide, tmp_path / "found.json", **shape),
+        sample(model, guide, found.schedule(AUTO_FACTOR), **shape),
+    )
+
+
+def test_the_commands_go_together(tmp_path, capsys):
+    for name in ("digits", "digits-guide"):
+        net = load(name)
+        net.info = {}
+        assert isinstance(net.encoder, PixelEncoder)
+        checkpoints.save(net, tmp_path / f"{name}.safetensors")
+    roles = {"model": "digits", "guide": "digits-guide"}
+    nets = [f"--{role}={tmp_path / name}.safetensors" for role, name in roles.items()]
+    out = ["--quiet", "--steps", "2", "--seeds", "0-1"]
+    assert main(["sample", *nets, *out, "--guidance", "auto", "--out", str(tmp_path / "a")]) == 2
+    assert "--save" in capsys.readouterr().err
+    diagnosis = ["--images", "20", "--sigmas", "0.2", "1", "--quiet", "--save"]
+    plot = tmp_path / "found.png"
+    diagnosis += ["--by", "bands", "classes", "--plot", str(plot)]
+    assert main(["diagnose", *nets, *diagnosis]) == 0
+    printed = capsys.readouterr().out
+    assert "by bands" in printed and "by classes" in printed and "coarse" in printed
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert main(["sample", *nets, *out, "--guidance", "auto", "--out", str(tmp_path / "a")]) == 0
+    settings = json.loads((tmp_path / "a" / "manifest.json").read_text())["settings"]
+    saved = saved_weights(tmp_path / "digits.guidance.json")
+    assert settings["guidance"]["weights"] == [list(row) for row in saved.weights]
+    # The manifest says the weights, so the file need not be there.
+    (tmp_path / "digits.guidance.json").unlink()
+    again = ["--from-manifest", str(tmp_path / "a"), "--quiet", "--out", str(tmp_path / "b")]
+    assert main(["sample", *again]) == 0
+    one, two = ((tmp_path / x / "00000" / "000001.png").read_bytes() for x in "ab")
+    assert one == two
+    both = ["--guidance", "auto", "1.5", "--out", str(tmp_path / "c")]
+    assert main(["sample", *nets, *out, *both]) == 2
+    assert "one file or auto by itself" in capsys.readouterr().err
+    assert main(["diagnose", "--save"]) == 2
+    assert "--save must be for a net in a file of yours" in capsys.readouterr().err
