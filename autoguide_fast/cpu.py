@@ -1,6 +1,8 @@
 """The CPU's instruction set in use, and what follows from it: set and asked here, nowhere else."""
 
+import functools
 import platform
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,28 @@ _WITH_TILES = ("amx", "amx_portable")
 def isa() -> str:
     """The instruction set in use, a name of `build_info()["isa_available"]`."""
     return _isa
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    return processor_facts().get("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def processor_facts() -> dict[str, str]:
+    """What the system tells of the first processor that does not change from run to run.
+
+    Virtual machines often have a name in common: family, model and caches tell more.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {"machine": platform.machine(), "processor": platform.processor()}
+    pairs = [line.partition(":")[::2] for line in text.split("\n\n")[0].splitlines()]
+    facts = {name.strip(): value.strip() for name, value in pairs}
+    lasting = ("vendor_id", "cpu family", "model", "model name", "stepping", "cache size")
+    arm = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
+    return {name: facts[name] for name in lasting + arm if name in facts}
 
 
 def native_types() -> frozenset[torch.dtype]:

@@ -32,6 +32,9 @@ class Engine(BaseEngine):
     run on a GPU yet**). The engine is a snapshot: later changes of the nets do not reach it, and it
     does not keep them alive.
 
+    How each convolution is computed fastest on this CPU is measured when the first engine with its
+    shape is made, and kept (docs/speed.md); `info` tells. `AGF_AUTOTUNE=0` takes static rules.
+
     Other modules, such as those of `autoguide_fast.adapters`, are held as they are and run under
     `torch.compile`, or recorded on a CUDA device (`engine/module_engine.py`).
 
@@ -45,16 +48,15 @@ class Engine(BaseEngine):
         dtype: one for all nets, or a list with one for the model and each guide. Of modules that
             are no `Precond`, their own. Of others, on the CPU, what convolutions and attention
             multiply: torch.float32; torch.bfloat16, with float32 sums; torch.int8, with int32 sums
-            and constant scales (attention in bfloat16, as are 3x3 convolutions of maps of 32x32
-            pixels or more, where Winograd's larger tiles make that faster than int8 and no less
-            precise). All else is float32, as is attention on a processor that does not multiply
-            bfloat16, where int8 is all of the convolutions. On a CUDA device, the type of weights
+            and constant scales (attention in bfloat16, as are convolutions where that is faster
+            than int8; it is no less precise). All else is float32, as is attention on a processor
+            that does not multiply bfloat16. On a CUDA device, the type of weights
             and maps: torch.float32 (as precise as `torch.backends.cudnn.allow_tf32` lets it be),
             torch.float16, torch.bfloat16; torch.float8_e4m3fn for float16 whose wide convolutions
             multiply FP8, which costs quality (`engine/float8.py`). Embedding, state and steps are
             float32. "auto" takes the fastest here of those whose samples are as good as float32's:
-            float16 on a CUDA device, bfloat16 on a CPU that multiplies it (AVX-512 BF16), else
-            float32.
+            float16 on a CUDA device; on a CPU bfloat16 or float32, whichever is measured to be
+            faster for the net.
 
     Attributes:
         model, guides: the prepared denoisers, `(x, sigma, class_labels) -> D` as those that they
@@ -164,6 +166,15 @@ class Engine(BaseEngine):
         run from scratch, whatever else lies there included; `threads` has no meaning there.
         """
         return self._engine.peak_memory(batch, threads)
+
+    def info(self) -> str:
+        """What runs here, and why, as lines for people.
+
+        On the CPU: the type of each net; of each of its convolutions the algorithm, and what it was
+        taken for: milliseconds of each candidate for one image and for four on one thread, or a
+        static rule. `AGF_AUTOTUNE=0` takes static rules alone.
+        """
+        return self._engine.info()
 
     def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """Measure where the time of an evaluation goes, net by net; returns a `Profile`.

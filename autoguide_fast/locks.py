@@ -107,6 +107,31 @@ def locked(path: Path, argument: str, target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def waiting(path: Path, seconds: float) -> Iterator[None]:
+    """Keeps others that come by this way out meanwhile, and waits for those inside.
+
+    Args:
+        path: the lock's file, made if missing; it stays.
+        seconds: how long to wait at most.
+
+    Raises:
+        TimeoutError: others were inside all the time.
+        OSError: the file cannot be written, or its file system has no locks.
+    """
+    end = time.monotonic() + seconds
+    with open(path, "a", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{path} was held for {seconds:g} seconds") from None
+            time.sleep(_PAUSE)
+        yield
+
+
+@contextlib.contextmanager
 def _held(file: TextIO, path: Path) -> Iterator[None]:
     with file:
         try:

@@ -1,6 +1,7 @@
 """What all tests share: the device and instruction set under test."""
 
 import contextlib
+import os
 import signal
 
 import pytest
@@ -10,6 +11,10 @@ from fork_server import ForkServer
 
 from autoguide_fast._extension import build_info
 from autoguide_fast.cpu import set_isa
+
+# Races may end otherwise from day to day. Tests of the races themselves turn them on, with a cache
+# folder of their own; processes that tests start inherit this.
+os.environ["AGF_AUTOTUNE"] = "0"
 
 # The networks of the tests are tiny: more threads would only wait for each other. Tests that are
 # about threads set their own number.

@@ -26,7 +26,8 @@ from autoguide_fast._C import (
     winograd_weight_matrix,
 )
 from autoguide_fast.engine import arena, pack
-from autoguide_fast.engine.lower import PlanWriter
+from autoguide_fast.engine.algorithms import Algorithm, Choice, static_choice
+from autoguide_fast.engine.plan_writer import PlanWriter
 
 
 def convolve(x, weight, storage=Storage.F32, clip=(-8.0, 8.0), threads=1, mixed=False):
@@ -34,7 +35,9 @@ def convolve(x, weight, storage=Storage.F32, clip=(-8.0, 8.0), threads=1, mixed=
     images, channels, size, _ = x.shape
     reader = torch.nn.Module()
     reader.weight = F.pad(weight, (0, 0, 0, 0, 0, 1))  # nothing of the plane of ones
-    writer = PlanWriter(storage, {reader: clip}, mixed)
+    chosen = Algorithm(Storage.BF16, Winograd.F4X4)
+    choose = (lambda c: Choice(chosen, "asked for")) if mixed else static_choice
+    writer = PlanWriter(storage, {reader: clip}, choose)
     image = writer.map(size, (channels + 1,))
     writer.add(Load, "load", out=image, image_channels=channels)
     padded = writer.map(size, image.runs, border=1, reader=reader)
@@ -90,6 +93,14 @@ def test_winograd_convolution(channels, size, images, threads, isa):
     direct = F.conv2d(x, weight, padding=1)
     error = (result - expected).std()
     assert error < 6 * (direct - expected).std()
+
+
+@pytest.mark.parametrize("storage", [Storage.F32, Storage.BF16, Storage.U8])
+@pytest.mark.parametrize("size, kernel", [(4, 1), (4, 3), (8, 3)])
+def test_threads_that_share_pixels_and_channels(size, kernel, storage, isa):
+    x, weight = case(95, size, 1, kernel)
+    expected = convolve(x, weight, storage)
+    assert torch.equal(convolve(x, weight, storage, threads=12), expected)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -36,7 +36,12 @@ ROOMS = [
     ("autoguide_fast/networks", "autoguide_fast/textbook", "autoguide_fast/toy"),
     ("autoguide_fast/nn", "autoguide_fast/torch_functional"),
     ("autoguide_fast/ops",),
-    ("autoguide_fast/cpu", "autoguide_fast/_extension", "autoguide_fast/runtime_kernels"),
+    (
+        "autoguide_fast/cpu",
+        "autoguide_fast/_extension",
+        "autoguide_fast/kept_choices",
+        "autoguide_fast/runtime_kernels",
+    ),
     ("autoguide_fast/_C",),
     ("autoguide_fast/",),  # what needs nothing of the extension
 ]

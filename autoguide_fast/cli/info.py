@@ -24,7 +24,7 @@ def collect() -> dict:
     import numpy
     import torch
 
-    from .. import runtime_kernels
+    from .. import kept_choices, runtime_kernels
     from .._extension import build_info
 
     build = dict(build_info())
@@ -46,6 +46,8 @@ def collect() -> dict:
         "isa_available": build.get("isa_available"),
         "amx": build.get("amx"),
         "threads": torch.get_num_threads(),
+        "autotune": kept_choices.enabled(),
+        "cache": str(kept_choices.folder() or ""),
         "ops": registered_ops(),
         "devices": _devices(),
     }
@@ -83,6 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
         ("instruction set", f"{facts['isa']} (available: {_join(facts['isa_available'])})"),
         ("AMX", facts["amx"]),
         ("threads", facts["threads"]),
+        ("algorithms", "measured" if facts["autotune"] else "static rules (AGF_AUTOTUNE=0)"),
+        ("kept in", facts["cache"] or "no folder"),
         ("devices", devices[0]),
         *(("", device) for device in devices[1:]),
         (f"ops ({len(ops)})", ops[0] if ops else "none"),

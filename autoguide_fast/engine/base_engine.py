@@ -95,6 +95,11 @@ class BaseEngine(abc.ABC):
     def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """Measure where the time of an evaluation goes, net by net; returns a `Profile`."""
 
+    def info(self) -> str:
+        """What the engine runs, and why, as lines for people."""
+        nets = ", ".join(self.by_role)
+        return f"{nets}: {str(self.dtype).removeprefix('torch.')} on {self.device}"
+
     def __enter__(self: Kind) -> Kind:
         return self
 

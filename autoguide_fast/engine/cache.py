@@ -8,6 +8,7 @@ import torch
 
 from .. import as_built, cpu
 from ..guidance import Denoiser, bare, unwrapped
+from ..kept_choices import enabled
 from .base_engine import BaseEngine, Guides, guide_list
 from .digest import digest
 from .make import make_engine
@@ -69,7 +70,7 @@ def _kept(key: Hashable) -> BaseEngine | None:
 
 
 def _key(model: Denoiser, guide: Guides, dtype: torch.dtype | str) -> Hashable:
-    return dtype, cpu.isa(), _fingerprint(model), *map(_fingerprint, guide_list(guide))
+    return dtype, cpu.isa(), enabled(), _fingerprint(model), *map(_fingerprint, guide_list(guide))
 
 
 def _fingerprint(net: Denoiser) -> Hashable:

@@ -1,14 +1,16 @@
 """`CpuEngine`: a pair on the CPU, each evaluation a plan of fused instructions."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .. import cpu
+from .. import as_built, cpu, kept_choices
 from ..guidance import Cond, Denoiser, Weight, bare, guide_roles
 from ..guided_stepper import Nets
 from ..sampler import Step, Stepper
+from . import choice, race
 from .base_engine import BaseEngine, Guides, check_nets, dtype_list, guide_list
 from .cpu_nets import CpuNets
 from .cpu_stepper import CpuStepper
@@ -33,9 +35,13 @@ class CpuEngine(BaseEngine):
         dtype: torch.dtype | str | Sequence[torch.dtype | str] = torch.float32,
     ) -> None:
         guides = guide_list(guide)
-        dtypes = [_chosen(each) for each in dtype_list(dtype, len(guides))]
+        asked = dtype_list(dtype, len(guides))
+        for each in asked:
+            check_dtype(each)
         check_nets(model, guides)
         self.device = device_of(model)
+        self._types = [_chosen(t, net) for t, net in zip(asked, [model, *guides], strict=True)]
+        dtypes = [t for t, _ in self._types]
         self.dtype = dtypes[0]
         self._arena = Arena()
         made: list[tuple[Denoiser, PreparedNet]] = []
@@ -80,6 +86,22 @@ class CpuEngine(BaseEngine):
         state = (4 + 2 * len(nets)) * batch * image
         return sum(weights.values()) + arena + state
 
+    def info(self) -> str:
+        """See `autoguide_fast.Engine.info`."""
+        lines = [f"{cpu.processor()}, {cpu.isa()}; choices kept in {kept_choices.folder()}"]
+        told: dict[int, str] = {}
+        for (role, net), (dtype, why) in zip(self.by_role.items(), self._types, strict=True):
+            assert isinstance(net, PreparedNet)
+            lines.append(f"{role}: {str(dtype).removeprefix('torch.')} ({why})")
+            if id(net.lowered) in told:
+                lines.append(f"  the plan of the {told[id(net.lowered)]}")
+                continue
+            told[id(net.lowered)] = role
+            counts = Counter((c, chosen) for _, c, chosen in net.lowered.choices)
+            for (convolution, chosen), count in counts.items():
+                lines.append(f"  {count} x {convolution}: {chosen.algorithm} ({chosen.why})")
+        return "\n".join(lines)
+
     def profile(self, batch: int = 1, repeats: int = 20) -> Profile:
         """See `autoguide_fast.Engine.profile`; here, instruction by instruction."""
         rows: list[Row] = []
@@ -104,13 +126,39 @@ class CpuEngine(BaseEngine):
         return Profile(rows, batch, f"{torch.get_num_threads()} threads")
 
 
-def _chosen(dtype: torch.dtype | str) -> torch.dtype:
-    """A type that plans multiply; "auto" is the fastest of those as good as float32."""
-    if dtype == "auto":
-        return torch.bfloat16 if cpu.has_bfloat16() else torch.float32
-    if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_TYPES:
+def check_dtype(dtype: torch.dtype | str) -> None:
+    """Raise ValueError where plans do not multiply this type."""
+    if dtype != "auto" and (not isinstance(dtype, torch.dtype) or dtype not in STORAGE_TYPES):
         raise ValueError(
             f"Engine: dtype must be torch.float32, torch.bfloat16, torch.int8 or 'auto', got "
             f"{dtype!r}; float32 gives the reference's numbers"
         )
-    return dtype
+
+
+def _chosen(dtype: torch.dtype | str, net: Denoiser) -> tuple[torch.dtype, str]:
+    """A type that plans multiply, and why it is that one.
+
+    "auto" is the fastest of those as good as float32.
+    """
+    if dtype == "auto":
+        return choice.of_type(as_built.contents(bare(net))[0], lambda types: _measured(net, types))
+    assert isinstance(dtype, torch.dtype)
+    return dtype, "as given"
+
+
+def _measured(net: Denoiser, types: Sequence[torch.dtype]) -> dict[torch.dtype, list[float]]:
+    """Seconds of an evaluation in each of these types, by classes of batches."""
+
+    def evaluation(prepared: PreparedNet) -> Callable[[int], None]:
+        size = prepared.img_resolution
+        rows = prepared.modulations(torch.ones(1, dtype=torch.float32, device="cpu"), None)[0]
+
+        def evaluate(images: int) -> None:
+            x = torch.ones(
+                images, prepared.img_channels, size, size, dtype=torch.float32, device="cpu"
+            )
+            prepared.evaluate(x, 1.0, rows, torch.empty_like(x), threads=1)
+
+        return evaluate
+
+    return race.types({t: evaluation(PreparedNet(net, t, Arena())) for t in types})

@@ -6,237 +6,20 @@ becomes the end of the first or the entry of a block.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import cpu, ops
-from .._C import (
-    Attend,
-    BlockPrologue,
-    Convolve,
-    Load,
-    Map,
-    Plan,
-    Resample,
-    SplitHeads,
-    Storage,
-    Store,
-    Winograd,
-)
+from .. import as_built, ops
+from .._C import Attend, BlockPrologue, Load, Resample, SplitHeads, Storage, Store
 from ..networks import Block, Precond
 from ..nn import MPConv
-from . import arena, calibrate, pack
+from . import calibrate, choice, pack
+from .algorithms import Choice, Convolution, static_choice
+from .plan_writer import Bytes, Feature, Lowered, PlanWriter
 from .profile import Label
-
-
-class Feature:
-    """A feature map: channels in runs, each padded to whole panels.
-
-    Args:
-        size: height and width.
-        runs: channels of each run.
-        border: of zeros, in pixels.
-        storage: type of its values.
-        clip: of a U8 map, the range that it covers.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        runs: tuple[int, ...],
-        border: int = 0,
-        storage: Storage = Storage.F32,
-        clip: tuple[float, float] = (0.0, 0.0),
-    ) -> None:
-        self.size, self.runs, self.storage = size, runs, storage
-        self.channels = sum(map(pack.padded, runs))
-        # Of a U8 map: value = scale * (stored - zero), and 0 is exact.
-        self.scale, self.zero = 1.0, 0
-        if storage == Storage.U8:
-            low, high = clip
-            self.scale = (high - low) / 255
-            self.zero = round(-low / self.scale)
-        self.unplaced = Map(
-            height=size,
-            width=size,
-            channels=self.channels,
-            border=border,
-            storage=storage,
-            scale=self.scale,
-            zero=self.zero,
-        )
-
-    @property
-    def bytes(self) -> int:
-        return self.unplaced.bytes
-
-    def placed(self, offset: int) -> Map:
-        return self.unplaced.at(offset)
-
-
-@dataclass(eq=False)
-class Bytes:
-    """A part of the arena that is no feature map."""
-
-    bytes: int
-
-    def placed(self, offset: int) -> int:
-        return offset
-
-
-@dataclass
-class Lowered:
-    """A plan, its weights, and what the profile says of each instruction."""
-
-    plan: Plan
-    weights: Tensor
-    names: list[Label]
-    flops: list[float]  # of one image, multiplications and additions of the convolution itself
-
-
-@dataclass
-class Unplaced:
-    """An instruction before its maps have a place."""
-
-    kind: type  # of the instruction
-    fields: dict[str, Any]  # of it; `Feature`, `Bytes` and `Unplaced` where it has offsets
-
-    def parts(self) -> Iterator[Feature | Bytes]:
-        """What it needs of the arena."""
-        for value in self.fields.values():
-            if isinstance(value, Unplaced):
-                yield from value.parts()
-            elif isinstance(value, (Feature, Bytes)):
-                yield value
-
-    def placed(self, places: Mapping[Feature | Bytes, Any]) -> Any:
-        """The instruction, with each of its parts `placed`."""
-
-        def place(value: Any) -> Any:
-            if isinstance(value, Unplaced):
-                return value.placed(places)
-            return places[value] if isinstance(value, (Feature, Bytes)) else value
-
-        return self.kind(**{name: place(value) for name, value in self.fields.items()})
-
-
-@dataclass
-class PlanWriter:
-    """Collects the instructions of a plan, and places their maps in the arena at the end."""
-
-    storage: Storage
-    # Of what a convolution reads, for U8 maps.
-    ranges: dict[torch.nn.Module, tuple[float, float]] = field(default_factory=dict)
-    mixed: bool = False  # U8 maps, but BF16 for convolutions that suit large tiles
-    packer: pack.Packer = field(default_factory=pack.Packer)
-    instructions: list[Unplaced] = field(default_factory=list)
-    names: list[Label] = field(default_factory=list)
-    flops: list[float] = field(default_factory=list)
-    modulations: int = 0
-
-    def add(self, kind: type, name: Label, flops: float = 0.0, **fields: Any) -> Unplaced:
-        """Append an instruction of that kind; returns it."""
-        instruction = Unplaced(kind, fields)
-        self.instructions.append(instruction)
-        self.names.append(name)
-        self.flops.append(flops)
-        return instruction
-
-    def map(
-        self, size: int, runs: tuple[int, ...], border: int = 0, reader: MPConv | None = None
-    ) -> Feature:
-        """A map of float32, or of the plan's storage type where only `reader` reads it."""
-        if reader is None:
-            return Feature(size, runs, border)
-        if self.storage != Storage.U8:
-            return Feature(size, runs, border, self.storage)
-        if self.mixed and _suits_large_tiles(size, reader.weight.shape):
-            return Feature(size, runs, border, Storage.BF16)
-        return Feature(size, runs, border, self.storage, self.ranges[reader])
-
-    def convolve(
-        self,
-        name: Label,
-        weight: Tensor,
-        source: Feature,
-        rows: Sequence[int] | None = None,
-        factor: float = 1.0,
-        **fields: Any,
-    ) -> None:
-        """A convolution of `source` with a prepared `weight` times `factor`."""
-        rows = rows or (len(weight),)
-        taps = weight[0, 0].numel()
-        weight = pack.spread(weight * factor, rows, source.runs)
-        flops = 2.0 * sum(rows) * sum(source.runs) * taps * source.size**2
-        in_channels = source.channels
-        if source.storage == Storage.U8:
-            integers, numbers = pack.quantised(weight, source.zero)
-            numbers[0] *= source.scale
-            fields["weights"] = self.packer.add(pack.direct(integers, Storage.U8))
-            fields["dequantise"] = self.packer.add(numbers)
-        elif _suits_winograd(source, weight):
-            if source.storage == Storage.F32:
-                algorithm, packed = Winograd.F4X4, pack.winograd(weight)
-            else:  # large tiles only for U8 plans, whose maps of BF16 suit them
-                algorithm = Winograd.F2X2 if self.storage == Storage.BF16 else Winograd.F4X4
-                packed = pack.winograd_bf16(weight, int(algorithm))
-            fields |= {"winograd": algorithm, "weights": self.packer.add(packed)}
-        else:
-            if len(source.runs) == 1:  # the zeros after an image's few channels need no product
-                in_channels = math.ceil(source.runs[0] / 4) * 4
-            weight = weight[:, :in_channels]
-            fields["weights"] = self.packer.add(pack.direct(weight, source.storage))
-        self.add(Convolve, name, flops, in_=source, taps=taps, in_channels=in_channels, **fields)
-
-    def finish(self, net: Precond) -> Lowered:
-        """Place the maps and make the plan."""
-        used: dict[Feature | Bytes, tuple[int, int]] = {}
-        for i, instruction in enumerate(self.instructions):
-            for part in instruction.parts():
-                first, _ = used.get(part, (i, i))
-                used[part] = (first, i)
-        offsets, total = arena.place([(part.bytes, *span) for part, span in used.items()])
-        places = {part: part.placed(offset) for part, offset in zip(used, offsets, strict=True)}
-        weights = self.packer.block()
-        plan = Plan(
-            resolution=net.img_resolution,
-            image_channels=net.img_channels,
-            image_bytes=total,
-            weight_bytes=len(weights),
-            modulations=self.modulations,
-        )
-        for instruction in self.instructions:
-            plan.add(instruction.placed(places))
-        return Lowered(plan, weights, self.names, self.flops)
-
-
-def _suits_winograd(source: Feature, weight: Tensor) -> bool:
-    """Whether fewer products pay for transforms: F(4x4, 3x3) in float32, F(2x2, 3x3) in bf16."""
-    outputs, inputs, taps = weight.shape
-    if taps != 9 or source.storage == Storage.U8 or min(inputs, outputs) < 32:
-        return False
-    if source.storage == Storage.BF16:
-        return source.size % 2 == 0 and not _prefers_direct()
-    return source.size % 4 == 0 and source.size >= 8
-
-
-def _prefers_direct() -> bool:
-    """Whether products in bf16 are so fast that fewer of them do not pay for transforms: AMX's."""
-    return cpu.has_tiles()
-
-
-def _suits_large_tiles(size: int, shape: torch.Size) -> bool:
-    """Whether F(4x4, 3x3) in bf16 is faster than int8, and no less precise.
-
-    Its weights, `shape`, take eight times the memory of those in int8: 64 tiles or more have to
-    share them.
-    """
-    outputs, inputs, *kernel = shape
-    return kernel == [3, 3] and size % 4 == 0 and size >= 32 and min(inputs, outputs) >= 32
 
 
 def lower(net: Precond, storage: Storage = Storage.F32) -> Lowered:
@@ -246,10 +29,29 @@ def lower(net: Precond, storage: Storage = Storage.F32) -> Lowered:
         net: what is lowered.
         storage: type of what the convolutions of the blocks read.
     """
-    writer = PlanWriter(storage)
-    if storage == Storage.U8:
-        writer.ranges = calibrate.ranges(net)
-        writer.mixed = cpu.isa() == "avx512_bf16"
+    ranges = calibrate.ranges(net) if storage == Storage.U8 else {}
+    chosen = choice.of_convolutions(convolutions(net, storage))
+    writer = PlanWriter(storage, ranges, chosen.__getitem__)
+    _write(writer, net)
+    return writer.finish(net)
+
+
+def convolutions(net: Precond, storage: Storage) -> list[Convolution]:
+    """All convolutions of the plan of a net, each once."""
+    found: dict[Convolution, None] = {}
+
+    def choose(convolution: Convolution) -> Choice:
+        found[convolution] = None
+        return static_choice(convolution)
+
+    config, tensors = as_built.contents(net)
+    shapes = as_built.rebuilt(config, [t.to("meta") for t in tensors])
+    _write(PlanWriter(storage, defaultdict(lambda: (-1.0, 1.0)), choose, packer=None), shapes)
+    return list(found)
+
+
+def _write(writer: PlanWriter, net: Precond) -> None:
+    """Append all instructions of a net."""
     unet = net.unet
     size = net.img_resolution
     image = writer.map(size, (net.img_channels + 1,), border=1)
@@ -273,7 +75,6 @@ def lower(net: Precond, storage: Storage = Storage.F32) -> Lowered:
     result = writer.map(size, (net.img_channels,))
     writer.convolve(Label("out_conv"), _prepared(unet.out_conv, unet.out_gain), x, out=result)
     writer.add(Store, Label("store", "image"), in_=result, image_channels=net.img_channels)
-    return writer.finish(net)
 
 
 def _prepared(conv: MPConv, gain: float | Tensor = 1.0) -> Tensor:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._C import ALIGNMENT, LANES, Storage, winograd_weight_matrix
+from .._C import ALIGNMENT, LANES, Storage, Winograd, winograd_weight_matrix
+from .algorithms import Algorithm
 
 STEP_BYTES = 4
 DTYPES = {Storage.F32: torch.float32, Storage.BF16: torch.bfloat16, Storage.U8: torch.int8}
@@ -68,6 +69,14 @@ def winograd_bf16(weight: Tensor, tile: int) -> Tensor:
     weight = weight.double().unflatten(2, (3, 3))
     points = torch.einsum("ia,kcab,jb->kcij", g, weight, g).flatten(2)
     return direct(points, Storage.BF16)
+
+
+def weight_bytes(algorithm: Algorithm, taps: int, inputs: int, outputs: int) -> int:
+    """Of the packed weights of a convolution: transformed in bf16, else as they are."""
+    points = taps
+    if algorithm.winograd != Winograd.DIRECT and algorithm.storage == Storage.BF16:
+        points = (int(algorithm.winograd) + 2) ** 2
+    return points * inputs * outputs * algorithm.storage.bytes
 
 
 def quantised(weight: Tensor, zero: int) -> tuple[Tensor, Tensor]:

@@ -193,6 +193,7 @@ class PreparedNet(PreparedDenoiser):
         modulations: Tensor,
         result: Tensor,
         times: Tensor | None = None,
+        threads: int | None = None,
     ) -> None:
         """Write `F(c_in x)` into `result`, float32 `[N, C, H, W]`.
 
@@ -202,8 +203,9 @@ class PreparedNet(PreparedDenoiser):
             modulations: `[N or 1, modulations]`, one noise level's of what `modulations` returns.
             result: contiguous.
             times: float64, one for each instruction; grows by its seconds.
+            threads: how many run it; None: torch's.
         """
-        threads = torch.get_num_threads()
+        threads = threads or torch.get_num_threads()
         with self.arena.lock, torch.inference_mode():
             torch.ops.autoguide_fast.evaluate.default(
                 self.lowered.plan.number,

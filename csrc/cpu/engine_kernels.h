@@ -21,6 +21,10 @@ extern CpuKernel<void(const Store&, const ExecutionContext&)> store_kernel;
 extern CpuKernel<void(Storage, const char* a, const char* b, char* c, int64_t bytes)>
     tile_product_kernel;
 
+// How much of an instruction is the thread's, in units of its own: pixels, or blocks of pixels or
+// tiles times panels of outputs.
+extern CpuKernel<void(const Instruction&, const ExecutionContext&, double* amount)> amount_kernel;
+
 // Input channels whose weights Winograd's convolution in float32 transforms at a time.
 constexpr int64_t kWinogradInputs = 128;
 

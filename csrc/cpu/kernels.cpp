@@ -41,5 +41,6 @@ decltype(split_heads_kernel) split_heads_kernel;
 decltype(attend_kernel) attend_kernel;
 decltype(store_kernel) store_kernel;
 decltype(tile_product_kernel) tile_product_kernel;
+decltype(amount_kernel) amount_kernel;
 
 }  // namespace agf

@@ -187,6 +187,28 @@ void bind_plans(py::module_& m) {
           },
           "images"_a, "threads"_a, "chunk"_a,
           "Of a batch that teams of threads take through the plan `chunk` images at a time.")
+      .def_static(
+          "teams",
+          [](int64_t images, int64_t threads) {
+            if (threads < 1) {
+              throw py::value_error("Plan.teams: threads must be positive, got " +
+                                    std::to_string(threads));
+            }
+            const Teams teams(images, threads);
+            return std::pair(teams.count, teams.members);
+          },
+          "images"_a, "threads"_a, "How many teams share a batch, and how many threads each has.")
+      .def(
+          "shares",
+          [](const PlanBuilder& builder, int64_t images, int64_t threads) {
+            if (threads < 1 || images < 1) {
+              throw py::value_error("Plan.shares: images and threads must be positive, got " +
+                                    std::to_string(images) + " and " + std::to_string(threads));
+            }
+            return builder.read([&](const Plan& p) { return shares(p, images, threads); });
+          },
+          "images"_a, "threads"_a,
+          "How much of each instruction is each thread's of a team, by instruction and thread.")
       .def(py::pickle(&plan_state, &plan_of_state));
   for (const auto& [name, member] : kOptions) {
     plan.def_property_readonly(name, [member = member](const PlanBuilder& builder) {

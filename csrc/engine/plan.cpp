@@ -16,4 +16,18 @@ void Plan::add(const Instruction& instruction) {
   instructions.push_back(instruction);
 }
 
+std::vector<std::vector<double>> shares(const Plan& plan, int64_t images, int64_t threads) {
+  std::vector<std::vector<double>> amounts;
+  ExecutionContext f{};
+  f.images = images;
+  f.threads = static_cast<int>(threads);
+  for (const Instruction& i : plan.instructions) {
+    amounts.emplace_back(threads);
+    for (f.thread = 0; f.thread < f.threads; ++f.thread) {
+      amount_kernel(i, f, &amounts.back()[f.thread]);
+    }
+  }
+  return amounts;
+}
+
 }  // namespace agf

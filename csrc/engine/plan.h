@@ -122,6 +122,10 @@ struct Plan {
   }
 };
 
+// How much of each instruction each of a team's `threads` has to do for `images`, without doing it:
+// by instruction and thread, in units of the instruction's own.
+std::vector<std::vector<double>> shares(const Plan& plan, int64_t images, int64_t threads);
+
 // What one thread of one team knows while it runs a plan over its images.
 struct ExecutionContext {
   char* arena;  // of the team's first image

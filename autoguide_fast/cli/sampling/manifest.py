@@ -48,19 +48,10 @@ def environment(device: str) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "processor": _processor(),
+        "processor": cpu.processor(),
         "instruction_set": cpu.isa(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def extended(

@@ -3,6 +3,7 @@
 // and the processor multiplies it, so are queries, keys, values and weights: all are of unit
 // magnitude or below, and the sums stay in float32.
 #include "attention.h"
+#include "parts.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
@@ -23,11 +24,11 @@ void attend_stored(const Attend& a, const ExecutionContext& f) {
   constexpr int64_t size = storage_bytes(storage), step = per_step(storage);
   const SplitHeads& s = a.from;
   const int64_t pixels = s.qkv.height * s.qkv.width;
-  const int64_t blocks = (pixels + kPixels - 1) / kPixels;
+  const int64_t blocks = blocks_of(pixels);
   const int64_t key_panels = s.pixels_stride / kLanes, value_panels = s.head_stride / kLanes;
   const int64_t row_bytes = s.pixels_stride * size;
   Tile tile;
-  const Share mine(f.images * s.heads * blocks, f);
+  const Share mine = share_of(a, f);
   for (int64_t item = mine.begin; item < mine.end; ++item) {
     const int64_t block = item % blocks, head = item / blocks % s.heads;
     const int64_t image = item / blocks / s.heads;

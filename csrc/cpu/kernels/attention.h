@@ -4,6 +4,7 @@
 #include "approximate.h"
 #include "cpu/engine_kernels.h"
 #include "normalize.h"
+#include "parts.h"
 #include "storage.h"
 
 namespace agf::AGF_ISA {
@@ -48,53 +49,53 @@ void split_heads_stored(const SplitHeads& s, const ExecutionContext& f) {
   for (int part = 0; part < 3; ++part) {
     rows[part] = reinterpret_cast<float*>(f.scratch) + part * kLanes * stride;
   }
-  const Share mine(f.images * s.heads, f);
+  const Share mine = share_of(s, f);
+  const int64_t groups = s.pixels_stride / kLanes;
   for (int64_t item = mine.begin; item < mine.end; ++item) {
-    const int64_t image = item / s.heads, head = item % s.heads;
+    const int64_t first = item % groups * kLanes, head = item / groups % s.heads;
+    const int64_t image = item / groups / s.heads;
     const Head to(s, f, image, head, size);
     const char* from = f.pixel(s.qkv, image, 0, 0) + head * stride * storage_bytes(s.qkv.storage);
-    for (int64_t first = 0; first < s.pixels_stride; first += kLanes) {
-      const int64_t valid = first + kLanes <= pixels ? int64_t{kLanes} : pixels - first;
-      for (int64_t p = 0; p < kLanes; ++p) {
-        for (int part = 0; part < 3; ++part) {
-          float* row = rows[part] + p * stride;
-          if (p >= valid) {
-            std::memset(row, 0, stride * 4);
-            continue;
-          }
-          const char* stored = from + (first + p) * s.qkv.pixel_bytes() + part * part_bytes;
-          if (s.qkv.storage == Storage::f32) {
-            std::memcpy(row, stored, stride * 4);
-          } else {
-            const auto* narrow_stored = reinterpret_cast<const bf16*>(stored);
-            AGF_VECTORISE
-            for (int64_t c = 0; c < stride; ++c) row[c] = widen(narrow_stored[c]);
-          }
-          const float squares = sum_of_squares(row, static_cast<int>(stride));
-          float factor = normalize_factor(squares, static_cast<float>(s.head_channels), kEps);
-          if (part == 0) factor *= scale;
+    const int64_t valid = first + kLanes <= pixels ? int64_t{kLanes} : pixels - first;
+    for (int64_t p = 0; p < kLanes; ++p) {
+      for (int part = 0; part < 3; ++part) {
+        float* row = rows[part] + p * stride;
+        if (p >= valid) {
+          std::memset(row, 0, stride * 4);
+          continue;
+        }
+        const char* stored = from + (first + p) * s.qkv.pixel_bytes() + part * part_bytes;
+        if (s.qkv.storage == Storage::f32) {
+          std::memcpy(row, stored, stride * 4);
+        } else {
+          const auto* narrow_stored = reinterpret_cast<const bf16*>(stored);
           AGF_VECTORISE
-          for (int64_t c = 0; c < stride; ++c) row[c] *= factor;
+          for (int64_t c = 0; c < stride; ++c) row[c] = widen(narrow_stored[c]);
         }
-      }
-      Map queries;
-      queries.storage = storage;
-      for (int64_t p = 0; p < valid; ++p) {
-        put(rows[0] + p * stride, to.q + (first + p) * stride * size, stride, queries);
-      }
-      auto* k_to = reinterpret_cast<std::int32_t*>(to.k + first * stride * size);
-      for (int64_t c = 0; c < stride; c += step) {
-        for (int64_t p = 0; p < kLanes; ++p) {
-          const float* k = rows[1] + p * stride + c;
-          *k_to++ = packed<storage>(k, k + step - 1);
-        }
-      }
-      for (int64_t p = 0; p < valid; p += step) {
-        const float *v = rows[2] + p * stride, *next = rows[2] + (p + step - 1) * stride;
-        auto* v_to = reinterpret_cast<std::int32_t*>(to.v + (first + p) / step * stride * 4);
+        const float squares = sum_of_squares(row, static_cast<int>(stride));
+        float factor = normalize_factor(squares, static_cast<float>(s.head_channels), kEps);
+        if (part == 0) factor *= scale;
         AGF_VECTORISE
-        for (int64_t c = 0; c < stride; ++c) v_to[c] = packed<storage>(v + c, next + c);
+        for (int64_t c = 0; c < stride; ++c) row[c] *= factor;
       }
+    }
+    Map queries;
+    queries.storage = storage;
+    for (int64_t p = 0; p < valid; ++p) {
+      put(rows[0] + p * stride, to.q + (first + p) * stride * size, stride, queries);
+    }
+    auto* k_to = reinterpret_cast<std::int32_t*>(to.k + first * stride * size);
+    for (int64_t c = 0; c < stride; c += step) {
+      for (int64_t p = 0; p < kLanes; ++p) {
+        const float* k = rows[1] + p * stride + c;
+        *k_to++ = packed<storage>(k, k + step - 1);
+      }
+    }
+    for (int64_t p = 0; p < valid; p += step) {
+      const float *v = rows[2] + p * stride, *next = rows[2] + (p + step - 1) * stride;
+      auto* v_to = reinterpret_cast<std::int32_t*>(to.v + (first + p) / step * stride * 4);
+      AGF_VECTORISE
+      for (int64_t c = 0; c < stride; ++c) v_to[c] = packed<storage>(v + c, next + c);
     }
   }
 }
@@ -129,27 +130,26 @@ void copy_values(const Attend& a, const ExecutionContext& f) {
   const SplitHeads& s = a.from;
   const int64_t pixels = s.qkv.height * s.qkv.width;
   auto* row = reinterpret_cast<float*>(f.scratch);
-  const Share mine(f.images * s.heads, f);
+  const Share mine = share_of(a, f);
   for (int64_t item = mine.begin; item < mine.end; ++item) {
-    const int64_t image = item / s.heads, head = item % s.heads;
+    const int64_t p = item % pixels, head = item / pixels % s.heads;
+    const int64_t image = item / pixels / s.heads;
     const Head from(s, f, image, head, size);
-    PixelIterator pixel(0, s.qkv.height, s.qkv.width);
-    for (int64_t p = 0; p < pixels; ++p, pixel.next()) {
-      const char* v = from.v + p / step * s.head_stride * 4 + p % step * size;
-      for (int64_t c = 0; c < s.head_stride; ++c, v += 4) {
-        if constexpr (storage == Storage::f32) {
-          std::memcpy(row + c, v, 4);
-        } else {
-          bf16 value;
-          std::memcpy(&value, v, 2);
-          row[c] = widen(value);
-        }
+    const char* v = from.v + p / step * s.head_stride * 4 + p % step * size;
+    for (int64_t c = 0; c < s.head_stride; ++c, v += 4) {
+      if constexpr (storage == Storage::f32) {
+        std::memcpy(row + c, v, 4);
+      } else {
+        bf16 value;
+        std::memcpy(&value, v, 2);
+        row[c] = widen(value);
       }
-      put(row,
-          f.pixel(a.out, image, pixel.y, pixel.x) +
-              head * s.head_stride * storage_bytes(a.out.storage),
-          s.head_stride, a.out);
     }
+    const PixelIterator pixel(p, s.qkv.height, s.qkv.width);
+    put(row,
+        f.pixel(a.out, image, pixel.y, pixel.x) +
+            head * s.head_stride * storage_bytes(a.out.storage),
+        s.head_stride, a.out);
   }
 }
 

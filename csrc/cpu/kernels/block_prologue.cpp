@@ -4,6 +4,7 @@
 #include "cpu/engine_kernels.h"
 #include "mp_silu.h"
 #include "normalize.h"
+#include "parts.h"
 #include "storage.h"
 
 namespace agf::AGF_ISA {
@@ -31,12 +32,12 @@ void gather(const ExecutionContext& f, const Map& map, Resample resample, float 
 }
 
 void block_prologue(const BlockPrologue& e, const ExecutionContext& f) {
-  const Map& shape = e.main ? e.main : e.act ? e.act : e.raw;
+  const Map& shape = result_of(e);
   const int64_t channels = e.x.channels + (e.skip ? e.skip.channels : 0);
   float* values = reinterpret_cast<float*>(f.scratch);
-  const Share mine(f.images * shape.height, f);
-  PixelIterator at(mine.begin * shape.width, shape.height, shape.width);
-  for (int64_t i = mine.begin * shape.width; i < mine.end * shape.width; ++i, at.next()) {
+  const Share mine = share_of(e, f);
+  PixelIterator at(mine.begin, shape.height, shape.width);
+  for (int64_t i = mine.begin; i < mine.end; ++i, at.next()) {
     gather(f, e.x, e.resample, e.weight, at, values);
     if (e.skip) gather(f, e.skip, Resample::keep, e.skip_weight, at, values + e.x.channels);
     if (e.normalised) {

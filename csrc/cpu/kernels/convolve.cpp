@@ -2,17 +2,14 @@
 // panels of packed weights straight from the input map, with no matrix of patches in between.
 #include "cpu/engine_kernels.h"
 #include "epilogue.h"
-#include "tile.h"
+#include "parts.h"
 
 namespace agf::AGF_ISA {
 namespace {
 
 template <Storage storage>
 void convolve_stored(const Convolve& c, const ExecutionContext& f) {
-  const Map& result = c.out ? c.out : c.act;
-  const int64_t pixels = f.images * c.in.height * c.in.width;
-  const int64_t blocks = (pixels + kPixels - 1) / kPixels;
-  const int64_t panels = result.channels / kLanes;
+  const int64_t pixels = f.images * pixels_of(c.in);
   const int64_t tap_bytes = c.in_channels * storage_bytes(storage);
   const int64_t panel_bytes = c.taps * tap_bytes * kLanes;
   const int64_t reach = c.taps == 9 ? 1 : 0;
@@ -21,15 +18,12 @@ void convolve_stored(const Convolve& c, const ExecutionContext& f) {
     taps[t] = t / 3 * c.in.line_bytes() + t % 3 * c.in.pixel_bytes();
   }
 
-  const bool channels = split_channels(c, f, blocks, panels);
-  const Share mine(channels ? panels : blocks, f);
-  const int64_t first_block = channels ? 0 : mine.begin, last_block = channels ? blocks : mine.end;
-  const int64_t first_panel = channels ? mine.begin : 0, last_panel = channels ? mine.end : panels;
+  const Part mine = direct_part(c, f);
   Tile tile;
-  for (int64_t panel = first_panel; panel < last_panel;) {
-    const int taken = next_panels(last_panel - panel);
-    PixelIterator pixel(first_block * kPixels, c.in.height, c.in.width);
-    for (int64_t block = first_block; block < last_block; ++block) {
+  for (int64_t panel = mine.first_panel; panel < mine.last_panel;) {
+    const int taken = next_panels(mine.last_panel - panel);
+    PixelIterator pixel(mine.first_row * kPixels, c.in.height, c.in.width);
+    for (int64_t block = mine.first_row; block < mine.last_row; ++block) {
       const int64_t left = pixels - block * kPixels;
       const int valid = left < kPixels ? static_cast<int>(left) : kPixels;
       const char* at[kPixels];

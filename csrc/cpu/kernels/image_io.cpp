@@ -1,5 +1,6 @@
 // The first and the last instruction: images of any strides into the arena, the result out of it.
 #include "cpu/engine_kernels.h"
+#include "parts.h"
 #include "storage.h"
 
 namespace agf::AGF_ISA {
@@ -9,9 +10,9 @@ template <class T>
 void load_images(const Load& l, const ExecutionContext& f) {
   const auto* x = static_cast<const T*>(f.x);
   const float c_in = static_cast<float>(f.c_in);
-  const Share mine(f.images * l.out.height, f);
-  PixelIterator at(mine.begin * l.out.width, l.out.height, l.out.width);
-  for (int64_t i = mine.begin * l.out.width; i < mine.end * l.out.width; ++i, at.next()) {
+  const Share mine = share_of(l, f);
+  PixelIterator at(mine.begin, l.out.height, l.out.width);
+  for (int64_t i = mine.begin; i < mine.end; ++i, at.next()) {
     auto* out = reinterpret_cast<float*>(f.pixel(l.out, at.image, at.y, at.x));
     const T* in = x + at.image * f.x_strides[0] + at.y * f.x_strides[2] + at.x * f.x_strides[3];
     for (int64_t c = 0; c < l.out.channels; ++c) {
@@ -28,7 +29,7 @@ void load(const Load& l, const ExecutionContext& f) {
 
 void store(const Store& s, const ExecutionContext& f) {
   const int64_t pixels = s.in.height * s.in.width;
-  const Share mine(f.images * pixels, f);
+  const Share mine = share_of(s, f);
   PixelIterator at(mine.begin, s.in.height, s.in.width);
   for (int64_t i = mine.begin; i < mine.end; ++i, at.next()) {
     const auto* in = reinterpret_cast<const float*>(f.pixel(s.in, at.image, at.y, at.x));

@@ -51,14 +51,8 @@ struct UntransformedWeights {
 };
 
 void winograd(const Convolve& c, const ExecutionContext& f) {
-  const WinogradLayout layout(c);
-  const int64_t tiles = tiles_of(c, f), panels = (c.out ? c.out : c.act).channels / kLanes;
-  // By output channels where there are few tiles: each thread then transforms only its own weights,
-  // but all of the input.
-  const bool by_channels =
-      f.threads > 1 && panels >= f.threads && tiles <= layout.tiles && 2 * tiles < panels * kLanes;
   convolve_map<Float32>(
-      c, f, by_channels,
+      c, f, transforming_part(c, f),
       UntransformedWeights{reinterpret_cast<const float*>(f.weights + c.weights)});
 }
 

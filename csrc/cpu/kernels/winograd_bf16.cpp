@@ -12,10 +12,8 @@ using Large = WinogradPolicy<WinogradF4, Storage::bf16, Storage::bf16>;
 
 template <class P>
 void convolve_packed(const Convolve& c, const ExecutionContext& f) {
-  const int64_t panels = (c.out ? c.out : c.act).channels / kLanes;
   const int64_t point = c.in.pixel_bytes() * kLanes;
-  const bool by_channels = split_channels(c, f, (tiles_of(c, f) + kPixels - 1) / kPixels, panels);
-  convolve_map<P>(c, f, by_channels,
+  convolve_map<P>(c, f, packed_part(c, f),
                   PackedWeights<P>{f.weights + c.weights, point, P::kPoints * point});
 }
 

@@ -3,32 +3,24 @@
 #pragma once
 #include "cpu/engine_kernels.h"
 #include "epilogue.h"
+#include "parts.h"
 #include "winograd_tiles.h"
 
 namespace agf::AGF_ISA {
 
-// All tiles of a team's images.
-inline int64_t tiles_of(const Convolve& c, const ExecutionContext& f) {
-  return f.images * (c.in.height / c.winograd) * (c.in.width / c.winograd);
-}
-
-// A thread's part of the convolution `c`, of its panels of outputs where `by_channels`, else of its
-// tiles.
+// A thread's part of the convolution `c`.
 template <class P, class Weights>
-void convolve_map(const Convolve& c, const ExecutionContext& f, bool by_channels,
+void convolve_map(const Convolve& c, const ExecutionContext& f, const Part& mine,
                   const Weights& weights) {
   constexpr int side = P::kTile;
   const WinogradLayout layout(c);
-  const TileRange all{0, tiles_of(c, f), c.in.height / side, c.in.width / side};
-  const int64_t panels = (c.out ? c.out : c.act).channels / kLanes;
-  const Share mine(by_channels ? panels : all.count, f);
-  TileRange tiles = all;
-  if (!by_channels) tiles.first = mine.begin, tiles.count = mine.end - mine.begin;
+  if (mine.first_panel == mine.last_panel) return;
+  const TileRange tiles{mine.first_row, mine.last_row - mine.first_row, c.in.height / side,
+                        c.in.width / side};
   const PointMatrices v{f.scratch, layout.inputs};
   alignas(64) float result[side * side][kMaxPanels * kLanes];
   convolve_tiles<P>(
-      tiles, layout.tiles, c.in.channels, by_channels ? mine.begin : 0,
-      by_channels ? mine.end : panels, v, v[P::kPoints],
+      tiles, layout.tiles, c.in.channels, mine.first_panel, mine.last_panel, v, v[P::kPoints],
       [&](const PixelIterator& at, int64_t, bool) {
         return StridedWindow{f.pixel(c.in, at.image, side * at.y - 1, side * at.x - 1),
                              c.in.line_bytes(), c.in.pixel_bytes()};

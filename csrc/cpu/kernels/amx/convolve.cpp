@@ -4,6 +4,7 @@
 // takes 64 bytes of each pixel, or the largest share of a pixel's bytes that comes out even.
 #include "cpu/engine_kernels.h"
 #include "cpu/kernels/epilogue.h"
+#include "cpu/kernels/parts.h"
 #include "cpu/kernels/tile.h"
 #include "tile.h"
 
@@ -147,10 +148,9 @@ void convolve_stored(const Convolve& c, const ExecutionContext& f) {
   const int64_t panel_bytes = c.taps * c.in_channels * storage_bytes(storage) * kLanes;
   const int64_t reach = c.taps == 9 ? 1 : 0;
 
-  const bool channels = split_channels(c, f, blocks, panels);
-  const Share mine(channels ? panels : blocks, f);
-  const int64_t first_block = channels ? 0 : mine.begin, last_block = channels ? blocks : mine.end;
-  const int64_t first_panel = channels ? mine.begin : 0, last_panel = channels ? mine.end : panels;
+  const Part mine = split(blocks, panels, {1, 0}, split_channels(c, f, blocks, panels), f);
+  const int64_t first_block = mine.first_row, last_block = mine.last_row;
+  const int64_t first_panel = mine.first_panel, last_panel = mine.last_panel;
   if (first_block == last_block || first_panel == last_panel) return;
   Tiles tiles(steps.bytes);
   alignas(64) float sums[kBlock * kTileRows * kBlock * kLanes];
