@@ -17,12 +17,12 @@ constexpr int kBlock = 2;  // tiles of pixels, and panels of outputs
 // between them. Where a line has whole tiles they keep to the lines, else they also cover what
 // stands between two lines, and those results are dropped; the last one of an image then ends with
 // its last pixel, and leaves out what the one before had.
-struct TileRange {
+struct Positions {
   int64_t height, width, line;  // line: positions from one line to the next
   bool by_line;
   int64_t positions, per_image;
 
-  explicit TileRange(const Map& map)
+  explicit Positions(const Map& map)
       : height(map.height),
         width(map.width),
         line(map.width + 2 * map.border),
@@ -35,7 +35,7 @@ struct PixelTile {
   int64_t image, first;  // position
   int skipped;           // rows at its start
 
-  PixelTile(const TileRange& range, int64_t number) : image(number / range.per_image), skipped(0) {
+  PixelTile(const Positions& range, int64_t number) : image(number / range.per_image), skipped(0) {
     const int64_t start = number % range.per_image * kTileRows;
     if (range.by_line) {
       first = start / range.width * range.line + start % range.width;
@@ -48,7 +48,7 @@ struct PixelTile {
 
   // body(row, pixel) for each row that is a pixel of this tile's own.
   template <class Body>
-  AGF_INLINE void for_pixels(const TileRange& range, const Body& body) const {
+  AGF_INLINE void for_pixels(const Positions& range, const Body& body) const {
     PixelIterator at(0, range.height, range.width);
     at.image = image;
     at.y = (first + skipped) / range.line;
@@ -140,7 +140,7 @@ void to_floats(float* values, int count) {
 
 template <Storage storage>
 void convolve_stored(const Convolve& c, const ExecutionContext& f) {
-  const TileRange range(c.in);
+  const Positions range(c.in);
   const Steps steps(c);
   const int64_t count = f.images * range.per_image, blocks = (count + kBlock - 1) / kBlock;
   const int64_t panels = (c.out ? c.out : c.act).channels / kLanes;
@@ -183,7 +183,7 @@ void convolve_stored(const Convolve& c, const ExecutionContext& f) {
 
 void convolve(const Convolve& c, const ExecutionContext& f) {
   const bool narrow = c.in.storage != Storage::f32;
-  if (narrow && TileRange(c.in).positions >= kTileRows) {
+  if (narrow && Positions(c.in).positions >= kTileRows) {
     return c.in.storage == Storage::bf16 ? convolve_stored<Storage::bf16>(c, f)
                                          : convolve_stored<Storage::u8>(c, f);
   }

@@ -17,12 +17,13 @@ constexpr int kTileRows = 16, kTileBytes = 64;  // of a row, at most
 
 #if defined(AGF_TILES_IN_HARDWARE)
 
-// What LDTILECFG reads (Intel SDM, vol. 1, section 18.3).
+// What LDTILECFG reads (its table in Intel's SDM, vol. 2).
 struct TileConfiguration {
   std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
   std::uint16_t bytes[16] = {};  // of a row, for each tile
   std::uint8_t rows[16] = {};
 };
+static_assert(sizeof(TileConfiguration) == 64);
 
 // The registers of this thread from here to the end of the scope; whatever else uses tiles has to
 // configure them for itself anyway, and a thread without any costs less to switch and less power.
