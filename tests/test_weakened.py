@@ -12,8 +12,10 @@ from tolerances import BAKED, ENGINE, relative_error
 
 import autoguide_fast
 from autoguide_fast import Engine, load, sample, unlabelled
+from autoguide_fast.engine.cpu_engine import CpuEngine
 from autoguide_fast.engine.gpu_engine import GpuEngine
-from autoguide_fast.guidance import weakened
+from autoguide_fast.engine.joint import common_plan
+from autoguide_fast.guidance import APG, weakened
 from autoguide_fast.textbook import TextbookPrecond
 
 X = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -153,3 +155,60 @@ def test_bad_options(net, options, message):
         weakened(net, **options)
     with pytest.raises(TypeError, match="weakened: net must be a Precond, got Unlabelled"):
         weakened(unlabelled(net), attn_temperature=0)
+
+
+def shared(net, way):
+    """The engine of a net and its weakened guide, and the share of the guide that runs with it."""
+    guide = weakened(net, **WAYS[way])
+    engine = CpuEngine(net, guide)
+    alone = CpuEngine(net, copy.deepcopy(guide))  # whose tensors are others
+    assert not alone.joint and list(engine.joint) == ["guide"]
+    _, saved = common_plan(engine.model.lowered, engine.guides[0].lowered)
+    return engine, alone, saved
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("guidance", [1.7, APG(1.7, momentum=0)])
+def test_what_both_have_in_common_runs_once(net, way, guidance):
+    """The same numbers as from two nets, bit for bit, and as many results where a guide is off."""
+    engine, alone, saved = shared(net, way)
+    options = {"seeds": range(3), "num_steps": 4, "class_labels": LABELS, "guidance": guidance}
+    assert torch.equal(sample(engine, **options), sample(alone, **options))
+    assert 0 < saved < 1
+    joint, (model, guide) = (
+        engine.joint["guide"].lowered,
+        (
+            engine.model.lowered,
+            engine.guides[0].lowered,
+        ),
+    )
+    assert joint.weights is model.weights  # which are all that the guide has
+    assert len(joint.plan) < len(model.plan) + len(guide.plan)
+    assert sum(joint.flops) == pytest.approx(sum(model.flops) + (1 - saved) * sum(guide.flops))
+
+
+def test_late_differences_share_most(net):
+    shares = {way: shared(net, way)[2] for way in ("encoder", "inner", "decoder", "up")}
+    assert sorted(shares.values()) == list(shares.values()) and shares["up"] > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_narrow_types_share(net, dtype):
+    guide = weakened(net, left_out=[BLOCKS["decoder"]])
+    options = {"seeds": range(2), "num_steps": 3, "class_labels": 3, "guidance": 1.7}
+    engines = CpuEngine(net, guide, dtype), CpuEngine(net, copy.deepcopy(guide), dtype)
+    assert torch.equal(*(sample(engine, **options) for engine in engines))
+    assert torch.equal(sample(copy.deepcopy(engines[0]), **options), sample(engines[0], **options))
+
+
+def test_nets_with_other_tensors_share_nothing(net):
+    other = tiny(seed=1)
+    for guide in (other, unlabelled(weakened(net, attn_temperature=0)), net):
+        assert not CpuEngine(net, guide).joint
+    both = [weakened(net, left_out=[BLOCKS[way]]) for way in ("up", "decoder")]
+    options = {"seeds": range(2), "num_steps": 3, "class_labels": 3, "guidance": [1.5, 1.2]}
+    options["interval"] = [(0.1, 10.0), None]
+    apart = [copy.deepcopy(guide) for guide in both]
+    assert torch.equal(
+        sample(CpuEngine(net, both), **options), sample(CpuEngine(net, apart), **options)
+    )

@@ -14,6 +14,7 @@ from . import choice, race
 from .base_engine import BaseEngine, Guides, check_nets, dtype_list, guide_list
 from .cpu_nets import CpuNets
 from .cpu_stepper import CpuStepper
+from .joint_net import joint_net
 from .prepared import STORAGE_TYPES, Arena, PreparedNet, device_of
 from .profile import Profile, Row
 
@@ -50,6 +51,12 @@ class CpuEngine(BaseEngine):
             made.append((net, PreparedNet(net, own, self._arena, shared)))
         self.model, *others = (prepared for _, prepared in made)
         self.guides = tuple(others)
+        # Of guides of the model's own weights, by role.
+        self.joint = {
+            role: joint
+            for role, net, guide in zip(guide_roles(len(guides)), guides, others, strict=True)
+            if (joint := joint_net(model, net, self.model, guide)) is not None
+        }
 
     def stepper(
         self,
@@ -60,7 +67,8 @@ class CpuEngine(BaseEngine):
     ) -> Stepper:
         """See `BaseEngine.stepper`."""
         guide = self.guides[0] if self.guides else None
-        return CpuStepper(self.model, guide, guidance, class_labels, steps, cond)
+        joint = self.joint.get("guide")
+        return CpuStepper(self.model, guide, guidance, class_labels, steps, cond, joint)
 
     def nets(
         self, class_labels: Tensor | None, sigmas: Sequence[float], cond: Mapping[str, Cond] | None
@@ -68,7 +76,7 @@ class CpuEngine(BaseEngine):
         """See `BaseEngine.nets`."""
         roles = guide_roles(len(self.guides))
         prepared = {"model": self.model} | dict(zip(roles, self.guides, strict=True))
-        return CpuNets(prepared, class_labels, sigmas, cond)
+        return CpuNets(prepared, class_labels, sigmas, cond, self.joint)
 
     def close(self) -> None:
         """Release the arena; it may run again."""
@@ -78,8 +86,8 @@ class CpuEngine(BaseEngine):
     def peak_memory(self, batch: int, threads: int | None = None) -> int:
         """See `autoguide_fast.Engine.peak_memory`."""
         threads = threads or torch.get_num_threads()
-        nets = [self.model, *self.guides]
-        weights = {id(net.lowered): net.weight_bytes for net in nets}
+        nets = [self.model, *self.guides, *self.joint.values()]
+        weights = {net.lowered.weights.data_ptr(): net.weight_bytes for net in nets}
         arena = max(net.arena_bytes(batch, threads) for net in nets)
         image = 4 * self.model.img_channels * self.model.img_resolution**2
         # What CpuStepper holds: its state, of float32, and two outputs of each net.

@@ -18,6 +18,7 @@ class CpuNets:
         class_labels: `[N or 1, label_dim]`, or None: those of most evaluations.
         sigmas: noise levels of most evaluations, whose modulations are computed here all at once.
         cond: by role, the guidance weights of a net that takes them as an input.
+        joint: of guides that begin as the model does, the plan of both, by role.
     """
 
     def __init__(
@@ -26,13 +27,14 @@ class CpuNets:
         class_labels: Tensor | None,
         sigmas: Sequence[float],
         cond: Mapping[str, Cond] | None = None,
+        joint: Mapping[str, PreparedNet] | None = None,
     ) -> None:
-        self.nets, self.class_labels = nets, class_labels
+        self.nets, self.class_labels, self.joint = nets, class_labels, joint or {}
         self._guidance = {role: told_guidance(cond, role) for role in nets}
         self.sigma_data: float | None = nets["model"].sigma_data
         self._levels = [sigma for sigma in dict.fromkeys(sigmas) if sigma > 0]
         self._modulations: dict[str, dict[float, Tensor]] = {}
-        self._results: dict[str, Tensor] = {}
+        self._results: dict[tuple[str, ...], Tensor] = {}
 
     def outputs(
         self,
@@ -50,16 +52,22 @@ class CpuNets:
         scale = 1.0 if sigma.ndim else scales.item()
         if sigma.ndim:
             x = x * scales.view(-1, *[1] * (x.ndim - 1))
+        outputs: dict[str, Tensor] = {}
+        twin = next((role for role in roles if role in self.joint), "") if "model" in roles else ""
         for role in roles:
-            net = self.nets[role]
-            result = self._results.get(role)
-            if result is None or result.shape != x.shape:
-                result = self._results[role] = torch.empty_like(
-                    x, dtype=torch.float32, memory_format=torch.contiguous_format
-                )
+            if role in outputs:
+                continue
+            both = (role, twin) if role == "model" and twin else (role,)
+            net = self.joint[twin] if len(both) > 1 else self.nets[role]
+            shape = x.shape if len(both) == 1 else (2, *x.shape)
+            result = self._results.get(both)
+            if result is None or result.shape != shape:
+                result = torch.empty(shape, dtype=torch.float32, device="cpu")
+                self._results[both] = result
             told = self._modulation(role, sigma, class_labels, rows, embedding_noise)
             net.evaluate(x, scale, told, result)
-        return [self._results[role] for role in roles]
+            outputs |= zip(both, [result] if len(both) == 1 else result, strict=True)
+        return [outputs[role] for role in roles]
 
     def _modulation(
         self,

@@ -20,6 +20,7 @@ class CpuStepper(Stepper):
         class_labels: `[N or 1, label_dim]`, or None.
         steps: those that will be run; their modulations are computed here, all at once.
         cond: by role, the guidance weights of a net that takes them as an input.
+        joint: the plan of both, where the guide begins as the model does.
 
     All tensors are allocated in the first step and written again in those after it: what `first`
     returns holds until the next step, what `second` returns until the one after that. What the
@@ -34,11 +35,13 @@ class CpuStepper(Stepper):
         class_labels: Tensor | None,
         steps: Sequence[Step],
         cond: Mapping[str, Cond] | None = None,
+        joint: PreparedNet | None = None,
     ) -> None:
         self.nets = {"model": model}
         if any(s.guided or s.guided_next for s in steps):
             assert guide is not None
             self.nets["guide"] = guide
+        self.joint = joint if "guide" in self.nets else None
         self.sigma_data = model.sigma_data
         self.guidance = step_weights(guidance, steps)
         levels = torch.stack([level for s in steps for level in (s.level, s.level_next)])
@@ -93,16 +96,21 @@ class CpuStepper(Stepper):
         evaluation, images, threads = 2 * step.index + half, len(x), torch.get_num_threads()
         count = 2 if guided else 1  # of the nets that take part
         nets = list(self.nets.values())[:count]
-        raws = state.raws[half][:count]
-        self.outputs += zip(list(self.nets)[:count], raws, strict=True)
+        raws = state.raws[half]
+        self.outputs += zip(list(self.nets)[:count], raws, strict=False)
+        results = list(raws[:count])
+        plans, weights = self.plans[:count], self.weights[:count]
+        if guided and self.joint is not None:
+            nets, results = [self.joint], [raws]
+            plans, weights = [self.joint.lowered.plan.number], [self.joint.lowered.weights]
         arena = nets[0].arena
         with arena.lock, torch.inference_mode():
             block = arena.reserve(nets, images, threads)
             torch.ops.autoguide_fast.guided_half_step.default(
-                self.plans[:count],
-                self.weights[:count],
-                self.modulations[evaluation][:count],
-                raws,
+                plans,
+                weights,
+                self.modulations[evaluation][: len(nets)],
+                results,
                 [net.chunk(images, threads) for net in nets],
                 block,
                 threads,
@@ -124,7 +132,7 @@ class _State:
     def __init__(self, x: Tensor, nets: int) -> None:
         self.x_next, self.slope, *self._states = (torch.empty_like(x) for _ in range(4))
         self.raws = [
-            [torch.empty_like(x, dtype=torch.float32) for _ in range(nets)] for half in range(2)
+            torch.empty([nets, *x.shape], dtype=torch.float32, device="cpu") for half in range(2)
         ]
 
     def fits(self, x: Tensor) -> bool:

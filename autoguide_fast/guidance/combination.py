@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -205,11 +206,24 @@ def _tensors(value: Any) -> Any:
     return _tensor(value)
 
 
+def _on_host(factors: Sequence[PerImage], device: torch.device) -> np.ndarray | None:
+    """Coefficients as `[N or 1, M]`, where no derivative is asked for; None elsewhere.
+
+    NumPy does the same to a few numbers in a fifth of the time.
+    """
+    tensors = [f for f in factors if isinstance(f, Tensor)]
+    if device.type != "cpu" or any(f.requires_grad for f in tensors):
+        return None
+    rows = np.empty((max((f.numel() for f in tensors), default=1), len(factors)))
+    for i, f in enumerate(factors):
+        rows[:, i] = f.numpy().reshape(-1) if isinstance(f, Tensor) else f
+    return rows
+
+
 def _rows(factors: Sequence[PerImage], device: torch.device) -> Tensor:
     """Coefficients as `[N or 1, M]`, float64."""
-    on_host = device.type == "cpu" and not any(isinstance(f, Tensor) for f in factors)
-    if on_host:  # the same, in a fifth of the time
-        return torch.tensor([factors], dtype=torch.float64, device="cpu")
+    if (numbers := _on_host(factors, device)) is not None:
+        return torch.from_numpy(numbers)
     columns = [
         factor.reshape(-1).to(torch.float64)
         if isinstance(factor, Tensor)
@@ -246,9 +260,13 @@ def dot(a: Images, b: Images) -> Tensor:
         a, b = _tensor(a), _tensor(b)
         return (a.double() * b.double()).flatten(1).sum(1).reshape(shape)
     known = [basis.of(value) for value in (a, b)]  # before rows are as long as the basis
+    products = basis.products()
+    a, b = (_on_host(_factors(value), value.device) for value in known)
+    if not products.requires_grad and a is not None and b is not None:
+        found = np.einsum("nij,ni,nj->n", products.numpy()[:, :-1, :-1], a, b)
+        return torch.from_numpy(found).view(shape)
     left, right = map(_row_of, known)
-    products = basis.products()[:, :-1, :-1]
-    return (left[:, None] @ products @ right[:, :, None]).reshape(shape)
+    return (left[:, None] @ products[:, :-1, :-1] @ right[:, :, None]).reshape(shape)
 
 
 def norm(a: Images) -> Tensor:
@@ -270,7 +288,11 @@ def std(a: Images) -> Tensor:
     return variance.sqrt().reshape(len(a), *[1] * (a.ndim - 1))
 
 
+def _factors(value: Combination) -> list[PerImage]:
+    """Coefficients of all terms."""
+    return [value.coefficients.get(i, 0.0) for i in range(len(value.basis.terms))]
+
+
 def _row_of(value: Combination) -> Tensor:
     """Coefficients of all terms, `[N or 1, M]`."""
-    factors = [value.coefficients.get(i, 0.0) for i in range(len(value.basis.terms))]
-    return _rows(factors, value.device)
+    return _rows(_factors(value), value.device)

@@ -145,8 +145,9 @@ void bind_instructions(py::module_& m) {
       .def_property_readonly("value_bytes", &SplitHeads::value_bytes);
   bind_struct(m, "Attend", "softmax(q k^T / (sqrt(head_channels) temperature)) v.",
               required("from_", &Attend::from), required("out", &Attend::out));
-  bind_struct(m, "Store", "The result, to a contiguous image.", required("in_", &Store::in),
-              required("image_channels", &Store::image_channels));
+  bind_struct(m, "Store", "A result, to a contiguous image.", required("in_", &Store::in),
+              required("image_channels", &Store::image_channels),
+              optional("result", &Store::result));
 }
 
 }  // namespace

@@ -125,6 +125,7 @@ struct Checker {
     require(s.image_channels <= s.in.channels && s.image_channels == plan.image_channels &&
                 s.in.height == plan.resolution && s.in.width == plan.resolution,
             "the result must be of the image's size");
+    require(s.result >= 0 && s.result < 64, "a result must be one of a few");
   }
 };
 

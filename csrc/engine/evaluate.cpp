@@ -83,10 +83,12 @@ struct Call {
     const std::vector<int64_t> shape{images, plan.image_channels, plan.resolution, plan.resolution};
     check(sizes_of(x_tensor) == shape, function, ": x must be images of the plan's size, got ",
           shape_of(x_tensor), "; resize it");
-    check(sizes_of(result) == shape && result.is_contiguous() &&
+    std::vector<int64_t> results = shape;
+    if (plan.results > 1) results.insert(results.begin(), plan.results);
+    check(sizes_of(result) == results && result.is_contiguous() &&
               result.scalar_type() == ScalarType::Float,
-          function, ": result must be contiguous float32 of the shape of x, got ",
-          shape_of(result));
+          function, ": result must be contiguous float32 of the shape of x, for each of ",
+          plan.results, " results, got ", shape_of(result));
     check(weights.scalar_type() == ScalarType::Byte && weights.numel() == plan.weight_bytes &&
               aligned(weights),
           function, ": weights must be the plan's, on a multiple of 64 bytes, got ",
@@ -161,6 +163,7 @@ struct Call {
       f.images = std::min(net.chunk, end - first);
       f.x = x + first * x_strides[0] * (x_is_double ? 8 : 4);
       f.result = net.result + first * elements;
+      f.result_stride = images * elements;
       f.modulations = net.modulations + first * net.modulation_stride;
       double before = times ? net.clock() : 0;
       for (size_t i = 0; i < net.plan->instructions.size(); ++i) {
@@ -224,7 +227,10 @@ void guided_half_step(const std::vector<int64_t>& plans, const std::vector<Tenso
   const GuidedLevels levels{x_next ? sigma_next : sigma, sigma_next - sigma, guidance, sigma_data,
                             true};
   const void* raw = nets.front().result;
-  const void* guide_raw = count == 2 ? nets.back().result : nullptr;
+  // The guide's result is that of its own plan, or the second one of a plan of both.
+  const void* guide_raw = count == 2                       ? nets.back().result
+                          : nets.front().plan->results > 1 ? nets.front().result + at.numel()
+                                                           : nullptr;
   call.run(nets, arena, [&](int64_t begin, int64_t end) {
     if (x_next) {
       guided_heun_second_kernel(dtype, Dtype::f32, x.const_data_ptr(), at.const_data_ptr(),

@@ -13,6 +13,9 @@ void Plan::add(const Instruction& instruction) {
   const int64_t scratch =
       std::visit([](const auto& i) { return agf::scratch_bytes(i); }, instruction);
   scratch_bytes = std::max(scratch_bytes, aligned_bytes(scratch));
+  if (const auto* store = std::get_if<Store>(&instruction)) {
+    results = std::max(results, store->result + 1);
+  }
   instructions.push_back(instruction);
 }
 

@@ -97,10 +97,11 @@ struct Attend {
   Map out;
 };
 
-// The result, from the first channels of `in` to a contiguous image.
+// A result, from the first channels of `in` to a contiguous image.
 struct Store {
   Map in;
   int64_t image_channels = 0;
+  int64_t result = 0;  // which one: plans of several nets have as many
 };
 
 using Instruction = std::variant<Load, BlockPrologue, Convolve, SplitHeads, Attend, Store>;
@@ -111,6 +112,7 @@ struct Plan {
   int64_t scratch_bytes = 0;  // for each thread
   int64_t weight_bytes = 0, modulations = 0;
   int64_t resolution = 0, image_channels = 0;
+  int64_t results = 1;
 
   // Checks that every map and weight of the instruction lies within the plan, and appends it;
   // throws std::invalid_argument.
@@ -140,7 +142,8 @@ struct ExecutionContext {
   bool x_is_double;
   int64_t x_strides[4];  // in elements
   double c_in;
-  float* result;  // of the team's first image
+  float* result;          // of the team's first image
+  int64_t result_stride;  // floats from a result to the next
 
   AGF_INLINE char* pixel(const Map& map, int64_t image, int64_t y, int64_t x) const {
     return arena + image * image_bytes + map.offset + (y + map.border) * map.line_bytes() +

@@ -33,7 +33,8 @@ void store(const Store& s, const ExecutionContext& f) {
   PixelIterator at(mine.begin, s.in.height, s.in.width);
   for (int64_t i = mine.begin; i < mine.end; ++i, at.next()) {
     const auto* in = reinterpret_cast<const float*>(f.pixel(s.in, at.image, at.y, at.x));
-    float* out = f.result + at.image * s.image_channels * pixels + at.y * s.in.width + at.x;
+    float* out = f.result + s.result * f.result_stride + at.image * s.image_channels * pixels +
+                 at.y * s.in.width + at.x;
     for (int64_t c = 0; c < s.image_channels; ++c) out[c * pixels] = in[c];
   }
 }
