@@ -47,7 +47,8 @@ class StepInfo:
     @property
     def is_last(self) -> bool:
         """Whether the batch is done."""
-        return bool((torch.as_tensor(self.sigma) == 0).all())
+        sigma = self.sigma
+        return bool((sigma == 0).all()) if isinstance(sigma, Tensor) else sigma == 0
 
 
 def sample(
