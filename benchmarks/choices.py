@@ -40,7 +40,7 @@ def least(engines: list[Engine], batch: int, seconds: float = 2.0, fewest: int =
     sigma, best = torch.tensor(0.7), [float("inf")] * len(engines)
     end, rounds = time.thread_time() + seconds, 0
     while rounds < fewest or time.thread_time() < end:
-        for i, engine in enumerate(engines):
+        for i, engine in list(enumerate(engines))[:: 1 if rounds % 2 else -1]:
             before = time.thread_time()
             for net in engine.by_role.values():
                 net(x, sigma, labels)

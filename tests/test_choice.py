@@ -70,6 +70,7 @@ def never(*_):
         ({"rule": [1, 1], "other": [0.5, 1.04]}, "other"),
         ({"rule": [2], "other": [1.5], "third": [1]}, "third"),
         ({"rule": [1]}, "rule"),
+        ({"rule": [1, 1], "other": [0, 0]}, "rule"),  # a clock that hardly ticks
     ],
 )
 def test_the_static_rule_has_a_start(times, expected):

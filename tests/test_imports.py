@@ -110,7 +110,7 @@ def room(name):
 
 def test_the_source_is_read():
     """What is known to be imported is found, late, relative and in whatever form it is written."""
-    assert {"autoguide_fast.cpu", "autoguide_fast.ops.__init__"} <= IMPORTS[
+    assert {"autoguide_fast.as_built", "autoguide_fast.ops.__init__"} <= IMPORTS[
         "autoguide_fast.engine.lower"
     ]
     assert "autoguide_fast.engine.cache" in IMPORTS["autoguide_fast.engine.__init__"]
