@@ -21,7 +21,7 @@ from .algorithms import Algorithm, Convolution, candidates, static
 
 # Rounds, the first of which does not count, and seconds after which no more are begun than the
 # fewest, by the thread's own time.
-ROUNDS, SECONDS, FEWEST = 6, 0.1, 3
+ROUNDS, SECONDS, FEWEST = 10, 0.1, 3
 # Slower ones than this, in the first round, are out.
 HOPELESS = 3.0
 # Pixels of a map at most: larger ones only take more rounds of the same loops.
