@@ -10,7 +10,7 @@ from autoguide_fast import Engine, checkpoints, diagnose, load, sample, unlabell
 from autoguide_fast.cli import main
 from autoguide_fast.diagnosis import AUTO_FACTOR
 from autoguide_fast.encoders import PixelEncoder
-from autoguide_fast.guidance import fingerprint, saved_weights
+from autoguide_fast.guidance import fingerprint, saved_weights, weights_of
 
 SIGMAS = (0.2, 1.0, 5.0)
 OPTIONS = {"class_labels": [1, 2], "seeds": [0, 1], "num_steps": 3}
@@ -91,6 +91,13 @@ def test_several_guides_have_a_weight_each(pair, tmp_path):
     assert torch.equal(sample(nets[0], nets[1:], tmp_path / "two.json", **OPTIONS), expected)
     with pytest.raises(ValueError, match="was found for"):
         sample(nets[0], nets[:0:-1], tmp_path / "two.json", **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["digits", "photos"])
+def test_the_bundled_pairs_come_with_theirs(name):
+    saved = weights_of("auto", checkpoints.find(name))
+    saved.check(load(name), [load(f"{name}-guide")])
+    assert all(0.5 < weight < 2.5 for (weight,) in saved.weights)
 
 
 def test_a_fingerprint_is_the_nets_own():
