@@ -176,7 +176,7 @@ def test_the_verdict_is_in_words(digits):
     assert f"{100 * digits.predicted_gain():.2f} % (training)" in text
     assert "heldout asks for less guidance than training at sigma 0.1" in text
     better = diagnose(shrinking(0.8), shrinking(0.9), gaussian(), sigmas=SIGMAS)
-    assert "all below 1" in better.verdict()
+    assert "None is above 1" in better.verdict()
     same = diagnose(shrinking(0.6), shrinking(0.6), gaussian(20), sigmas=SIGMAS)
     assert same.verdict().startswith("Nothing tells that guidance helps")
 

@@ -170,7 +170,9 @@ class Diagnosis:
             return f"Nothing tells that guidance helps: no weight of {first} differs from 1."
         lines = [f"The best weights remove of the squared error, averaged over ln sigma: {shares}."]
         if not (low > 1).any():
-            lines.append("They are all below 1: the model is better off without guidance.")
+            lines.append(
+                "None is above 1 for certain, some are below: this guide does not help the model."
+            )
         for name in others:
             top = self.interval(name)[1]
             weaker = np.any((top < low) & (low > 1), axis=1)
