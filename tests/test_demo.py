@@ -52,6 +52,21 @@ def test_demo_prints_a_table_and_writes_a_picture(short, tmp_path, capsys):
         assert (edge == 255).all()  # no text runs out of the picture
 
 
+def test_demo_of_mnist_has_no_cfg(monkeypatch, tmp_path):
+    """On stand-ins for the digits, which another package brings."""
+    random = np.random.RandomState(0)
+    digits = torch.from_numpy(random.randint(0, 256, (60, 1, 28, 28)).astype(np.uint8))
+    labels = torch.arange(60) % 10
+    monkeypatch.setattr("autoguide_fast.mnist.load_mnist", lambda split: (digits, labels))
+    monkeypatch.setattr(demo, "NUM_STEPS", 2)
+    comparison = demo.Comparison(weights=(), data="mnist")
+    comparison.sample_all(20, progress=False)
+    assert [method.name for method in comparison.methods] == ["no guidance", "autoguidance"]
+    shown = comparison._shown(comparison.methods[1])
+    assert shown.images.shape == (20, 1, 28, 28)
+    assert "20 images per method" in " ".join(comparison.table().split())
+
+
 def test_demo_shows_the_same_seeds_and_classes_in_every_grid(short):
     comparison = demo.Comparison(weights=())
     comparison.sample_all(100, progress=False)

@@ -16,6 +16,7 @@ from autoguide_fast.trainer.yardstick import yardstick
 
 NAMES = ("digits", "digits-guide", "digits-uncond")
 PHOTOS = ("photos", "photos-guide")
+MNIST = ("mnist", "mnist-guide")
 CARD = (PRETRAINED / "README.md").read_text(encoding="utf-8")
 
 
@@ -40,7 +41,29 @@ def test_photo_files_load(name):
     assert ("recommended_guidance" in net.info) == (name == "photos")
 
 
-@pytest.mark.parametrize("pair", [NAMES[:2], PHOTOS])
+@pytest.mark.parametrize("name", MNIST)
+def test_mnist_files_load(name):
+    net = load(name)
+    assert (net.img_resolution, net.img_channels, net.label_dim) == (28, 1, NUM_CLASSES)
+    assert isinstance(net.encoder, PixelEncoder)
+    assert net.info["nimg"] > 0 and 0 < net.info["sigma_rel"] < 0.25 + 1e-9
+    assert ("recommended_guidance" in net.info) == (name == "mnist")
+
+
+def test_mnist_draws_digits():
+    """Ink on paper, in the middle, and a class that the label changes; the guide matters."""
+    w = load("mnist").info["recommended_guidance"]
+    options = {"seeds": range(10), "num_steps": 6, "class_labels": range(10)}
+    images = sample("mnist", guidance=w, **options).float()
+    assert images.shape == (10, 1, 28, 28)
+    ink = images.mean(dim=(0, 1))
+    assert 20 < images.mean() < 50  # of the training digits 33
+    assert ink[:3].mean() < 5 < 40 < ink[10:18, 10:18].mean()
+    assert ((images < 30) | (images > 225)).float().mean() > 0.8  # noise has 0.23
+    assert not torch.equal(images, sample("mnist", **options).float())
+
+
+@pytest.mark.parametrize("pair", [NAMES[:2], PHOTOS, MNIST])
 def test_main_and_guide_are_small(pair):
     size = sum((PRETRAINED / f"{name}.safetensors").stat().st_size for name in pair)
     assert size < 3e6
@@ -129,7 +152,7 @@ def test_samples_are_not_copies(samples):
         assert near.sample_distances.min() > 0.1, guidance
 
 
-@pytest.mark.parametrize("name", [*NAMES, *PHOTOS])
+@pytest.mark.parametrize("name", [*NAMES, *PHOTOS, *MNIST])
 def test_card_agrees_with_the_files(name):
     net = load(name)
     (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", CARD, flags=re.MULTILINE)
@@ -143,7 +166,9 @@ def test_card_agrees_with_the_files(name):
 
 def test_card_table_agrees_with_the_recorded_weights():
     recommended = {
-        "autoguidance": [load(name).info["recommended_guidance"] for name in ("digits", "photos")],
+        "autoguidance": [
+            load(name).info["recommended_guidance"] for name in ("digits", "photos", "mnist")
+        ],
         "CFG": [load("digits-uncond").info["recommended_guidance"]],
     }
     for method, expected in recommended.items():

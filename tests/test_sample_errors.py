@@ -47,7 +47,7 @@ VALUE_ERRORS = {
     "unknown_model": (
         {"model": "digitz"},
         r"model must be a bundled name \(digits, digits-guide, digits-uncond, photos, "
-        r"photos-guide\) or an existing file, got 'digitz'",
+        r"photos-guide, mnist, mnist-guide\) or an existing file, got 'digitz'",
     ),
     "unknown_guide": ({"guide": "no/such.file", "guidance": 2}, "guide must be a bundled name"),
     "guide_missing": ({"guidance": 2.0}, "guide must be given where guidance is not 1"),

@@ -29,7 +29,8 @@ STUDY = "tune"
 JOURNAL = "study.log"  # Optuna's storage, in the folder of the search
 DIAGNOSED = 256  # images by which the first weights are chosen
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # noise levels, likewise
-FACTORS = (1.0, 2.0, 3.0)  # of what `diagnose` finds, that are tried first
+FACTORS = (2.0, 4.0, 8.0)  # of what `diagnose` finds: around the best of the nets here
+STARTUP = 5  # trials before the optimiser draws on what it has seen
 
 _EXAMPLES = """\
 examples:
@@ -257,7 +258,11 @@ def _opened(out: Path, task: Task, about: dict | None, worker: int = 0) -> optun
     names = [name for name in (task.metric, task.variety) if name is not None]
     with _quiet():
         sampler = optuna.samplers.TPESampler(
-            seed=task.seed + worker, multivariate=True, group=True, constant_liar=True
+            seed=task.seed + worker,
+            n_startup_trials=STARTUP,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
         )
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
