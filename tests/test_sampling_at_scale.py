@@ -161,16 +161,8 @@ sys.exit(main(["sample", *sys.argv[1:]]))
 def test_torchrun_shares_the_work_and_replaces_a_process_that_dies(tmp_path, whole):
     program = tmp_path / "mortal.py"
     program.write_text(_MORTAL)
-    run = torchrun(
-        2,
-        "--out",
-        tmp_path / "out",
-        *FAST,
-        *MANY,
-        program=(program,),
-        restarts=1,
-        environment={"DEAD": str(tmp_path / "dead")},
-    )
+    options = ("--out", tmp_path / "out", *FAST, *MANY)
+    run = torchrun(2, *options, program=program, restarts=1, DEAD=str(tmp_path / "dead"))
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "dead").exists() and run.stdout.count(" images in ") == 1
     assert contents(tmp_path / "out") == whole[1]
