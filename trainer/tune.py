@@ -29,7 +29,7 @@ STUDY = "tune"
 JOURNAL = "study.log"  # Optuna's storage, in the folder of the search
 DIAGNOSED = 256  # images by which the first weights are chosen
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # noise levels, likewise
-FACTORS = (2.0, 4.0, 8.0)  # of what `diagnose` finds: around the best of the nets here
+FACTORS = (2.0, 4.0, 8.0)  # of what `diagnose` finds: weights from careful to bold
 STARTUP = 5  # trials before the optimiser draws on what it has seen
 
 _EXAMPLES = """\
