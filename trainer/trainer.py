@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -291,16 +292,11 @@ class Trainer:
         Nothing of the device is read, so that it can be recorded. The types are the run's own,
         under autocast too, which would change those of products in the backward pass.
         """
+        told: dict[str, Any] = {"sigma": inputs.sigma, "noise": inputs.noise}
+        if self.teacher is not None:
+            told |= {"guidance": inputs.guidance, "teacher": self.teacher}
         with torch.autocast(self.device.type, enabled=False):
-            loss = self.loss(
-                self.model,
-                inputs.images,
-                inputs.labels,
-                sigma=inputs.sigma,
-                noise=inputs.noise,
-                guidance=inputs.guidance,
-                teacher=self.teacher,
-            )
+            loss = self.loss(self.model, inputs.images, inputs.labels, **told)
             # The processes' gradients are averaged, so each share counts `count` times.
             factor = self.processes.count / self.options.batch
             if self.scale.dynamic:
