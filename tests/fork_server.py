@@ -54,7 +54,7 @@ class ForkServer:
         """
         files = [str(Path(self._folder.name) / name) for name in ("stdout", "stderr")]
         for file in files:
-            Path(file).unlink(missing_ok=True)
+            Path(file).write_text("")  # there even if the process is killed before it begins
         self._files = files
         request = [target, list(arguments), processes, environment, files]
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -90,7 +90,7 @@ def _child(target: str, arguments: list, environment: dict[str, str], files: lis
     try:
         os.environ.update(environment)
         for number, file in enumerate(files, 1):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+            os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
         module, _, function = target.partition(":")
         code = getattr(importlib.import_module(module), function)(*arguments) or 0
     except SystemExit as stop:
