@@ -50,7 +50,7 @@ def test_the_weight_is_an_input_of_each_image(net):
     assert error(GpuEngine(net, recorder=Tape()).model(*inputs(net), WEIGHTS), found) < 1e-5
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "adaptive_heun"])
 def test_samples_without_a_guide(net, sampler):
     options = {**DRAWN, "sampler": sampler}
     expected = torch.cat(
