@@ -26,9 +26,9 @@ from autoguide_fast.trainer.evaluations import remembering
 from autoguide_fast.trainer.tune_space import LINEAR, Task, Trials
 from autoguide_fast.trainer.yardstick import yardstick
 
-WEIGHTS = (1.2, 1.4, 1.6, 1.8, 2.0, 2.5)
-SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)  # of the run, at which the guide stood
-EMAS = (0.05, 0.10, 0.15)
+WEIGHTS = (1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.2, 2.4, 2.7)
+SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)  # of the run, at which the guide stood
+EMAS = (0.05, 0.10, 0.15, 0.20)
 MAIN_EMA, STEPS, FRESH_SEED = 0.05, 8, 60_000_000
 
 
@@ -36,10 +36,11 @@ def main() -> None:
     """Search the grid, then tune, then measure what they found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", required=True, help="a run of `train` on the digits")
-    parser.add_argument("--images", type=int, default=500, help="of each point of the grid")
-    parser.add_argument("--fresh", type=int, default=2000, help="of each repeat of the comparison")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--images", type=int, default=1000, help="of each point of the grid")
+    parser.add_argument("--fresh", type=int, default=5000, help="of each repeat of the comparison")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="how often to tune, on other seeds")
+    parser.add_argument("--trials", type=int, default=40, help="of `tune`")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
@@ -85,15 +86,9 @@ def main() -> None:
         out = kept / f"tuned{number}"
         command = ["tune", "--main", str(net), "--guide", arguments.run, "--data", "digits"]
         command += ["--images", str(arguments.images), "--fewest", str(arguments.images // 4)]
-        command += [
-            "--steps",
-            str(STEPS),
-            "--out",
-            str(out),
-            "--seed",
-            str(1_000_000 * (number + 1)),
-        ]
-        command += ["--guidance", *map(str, limits), "--trials", "13"]
+        command += ["--steps", str(STEPS), "--seed", str(1_000_000 * (number + 1))]
+        command += ["--guidance", *map(str, limits), "--trials", str(arguments.trials)]
+        command += ["--out", str(out)]
         if command_line(command):
             raise SystemExit(1)
         report = json.loads((out / "tune.json").read_text())

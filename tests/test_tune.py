@@ -134,7 +134,7 @@ def space(run_folder, **options):
 def test_choices_of_runs_kinds_and_intervals(run_folder):
     trials = space(run_folder)
     assert trials.task.rungs == [20, 40, 80]
-    fixed = {"guidance": 2.0, "main_ema": 0.07, "guide": 0, "guide0_time": 0, "guide0_ema": 0.2}
+    fixed = {"guidance": 2.0, "main_ema": 0.07, "guide": 0, "guide_time": 0, "guide_ema": 0.2}
     fixed |= {"kind": "apg", "interval_low": 0.1, "interval_high": 2.0}
     choice = trials.choose(optuna.trial.FixedTrial(fixed))
     assert choice == {
@@ -159,18 +159,39 @@ def test_choices_of_runs_kinds_and_intervals(run_folder):
     )
 
 
-def test_the_worse_half_ends_early():
-    pruner = tune._halving([50, 100])
-    study = types.SimpleNamespace(direction=optuna.study.StudyDirection.MINIMIZE)
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_worse_half_ends_early(direction):
+    """And counts as what it would have come to, as much further as the others went."""
+    sign = 1 if direction == "minimize" else -1
+    study = optuna.create_study(direction=direction)
+    for start in (1.0, 2.0, 3.0, 4.0):
+        trial = study.ask()
+        trial.report(sign * start, 50)
+        if start < 3:
+            trial.report(sign * start - 0.5, 100)
+        study.tell(trial, sign * start)
+    trial = study.ask()
+    assert tune._is_worse(trial, sign * 2.6, 50) and not tune._is_worse(trial, sign * 2.4, 50)
+    assert not tune._is_worse(trial, sign * 9.0, 100)  # too few to compare with yet
+    task = types.SimpleNamespace(images=100)
+    assert tune._rest(study, task, 50) == -0.5
 
-    def trial(value, step=50):
-        return types.SimpleNamespace(last_step=step, intermediate_values={step: value})
 
-    study.get_trials = lambda deepcopy: [trial(v) for v in (1.0, 2.0, 3.0, 4.0)]
-    assert pruner.prune(study, trial(4.0)) and not pruner.prune(study, trial(1.0))
-    study.direction = optuna.study.StudyDirection.MAXIMIZE
-    assert pruner.prune(study, trial(1.0)) and not pruner.prune(study, trial(4.0))
-    assert not pruner.prune(study, trial(9.0, step=100))  # nothing to compare with yet
+def test_every_guide_has_the_same_choices(run_folder):
+    """So that the optimiser sees one space: moments by their place in the training, EMA lengths."""
+    trials = space(run_folder, kinds=("linear",), interval=False)
+    fixed = {"guidance": 2.0, "main_ema": 0.07, "guide_time": 1, "guide_ema": 0.2}
+    study = optuna.create_study(direction="minimize")
+    found = []
+    for guide in (0, 1):
+        study.enqueue_trial({**fixed, "guide": guide})
+        trial = study.ask()
+        found.append(trials.choose(trial))
+        study.tell(trial, 0.0)
+    assert [each["guide_nimg"] for each in found] == [64, 115200]
+    assert [each["guide_ema"] for each in found] == [0.2, 0.1]  # a file has its own
+    first, second = study.get_trials()
+    assert first.distributions == second.distributions
 
 
 def test_front_of_quality_and_variety(tmp_path, monkeypatch):

@@ -30,7 +30,8 @@ JOURNAL = "study.log"  # Optuna's storage, in the folder of the search
 DIAGNOSED = 256  # images by which the first weights are chosen
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # noise levels, likewise
 FACTORS = (2.0, 4.0, 8.0)  # of what `diagnose` finds: weights from careful to bold
-STARTUP = 5  # trials before the optimiser draws on what it has seen
+STARTUP = 8  # trials before the optimiser draws on what it has seen
+FEWEST_TO_COMPARE = 4  # trials before one may end early
 
 _EXAMPLES = """\
 examples:
@@ -54,7 +55,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "tune",
         help="find how nets are best guided, on any metric",
         description="Searches for guidance weight, EMA lengths, the guide and its training time, "
-        "and where asked the kind of guidance and an interval, by Optuna's TPE. Every trial "
+        "and where asked the kind of guidance and an interval, by a Gaussian process (Optuna). Every trial "
         "draws the same seeds; trials that begin badly end after a part of the images (successive "
         "halving). The first weights are those that `diagnose` suggests. Writes the nets, "
         "preset.json for `sample --preset`, every trial and a map of them. A search that was "
@@ -181,18 +182,12 @@ def _first(trials: Trials) -> list[dict[str, float]]:
     """
     from autoguide_fast import diagnose
 
+    optuna = _optuna()
     images, labels = trials.real
     chosen = np.sort(np.random.RandomState(0).permutation(len(images))[:DIAGNOSED])
     found = []
     for number, guide in enumerate(trials.guides):
-        start = trials.start(1.0, number)
-        choice = {
-            "main_ema": start.get("main_ema", getattr(trials.main, "ema", 0.0)),
-            "guide": number,
-            "guide_nimg": guide.times[int(start.get(f"guide{number}_time", 0))],
-            "guide_ema": start.get(f"guide{number}_ema", getattr(guide, "ema", 0.0)),
-        }
-        main, net = trials.nets(choice)
+        main, net = trials.nets(trials.choose(optuna.trial.FixedTrial(trials.start(1.0, number))))
         told = labels[chosen] if labels is not None and main.label_dim else None
         best = float(np.nanmedian(diagnose(main, net, images[chosen], told, LEVELS).weights()))
         if math.isfinite(best):
@@ -236,18 +231,40 @@ def _objective(trials: Trials, trial: optuna.Trial) -> float | tuple[float, floa
         if task.variety is not None:
             continue
         trial.report(figures[task.metric], count)
-        if count < task.images and trial.should_prune():
+        if count < task.images and _is_worse(trial, figures[task.metric], count):
             print(tune_report.line(trial.number, choice, figures, count), flush=True)
-            raise _optuna().TrialPruned
+            return figures[task.metric] + _rest(trial.study, task, count)
     print(tune_report.line(trial.number, choice, figures, task.images), flush=True)
     if task.variety is not None:
         return figures[task.metric], figures[task.variety]
     return figures[task.metric]
 
 
+def _is_worse(trial: optuna.Trial, mine: float, count: int) -> bool:
+    """Whether a trial is in the worse half of all that were measured on so many images."""
+    study = trial.study
+    others = [t.intermediate_values for t in study.get_trials(deepcopy=False)]
+    values = [found[count] for found in others if count in found]
+    if len(values) < FEWEST_TO_COMPARE:
+        return False
+    median = float(np.median(values))
+    larger = study.direction == _optuna().study.StudyDirection.MAXIMIZE
+    return mine < median if larger else mine > median
+
+
+def _rest(study: optuna.Study, task: Task, count: int) -> float:
+    """By how much a figure usually changes from so many images to all: that of those that had all.
+
+    A distance falls as the images grow, by nearly as much for all choices. With this the optimiser
+    learns from trials that ended early too.
+    """
+    others = [t.intermediate_values for t in study.get_trials(deepcopy=False)]
+    changes = [found[task.images] - found[count] for found in others if task.images in found]
+    return float(np.median(changes))
+
+
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    states = _optuna().trial.TrialState
-    return study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+    return study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
 
 
 def _opened(out: Path, task: Task, about: dict | None, worker: int = 0) -> optuna.Study:
@@ -257,18 +274,18 @@ def _opened(out: Path, task: Task, about: dict | None, worker: int = 0) -> optun
     backend = optuna.storages.journal.JournalFileBackend(str(out / JOURNAL))
     names = [name for name in (task.metric, task.variety) if name is not None]
     with _quiet():
-        sampler = optuna.samplers.TPESampler(
-            seed=task.seed + worker,
+        sampler = optuna.samplers.GPSampler(
+            seed=(task.seed + worker) % 2**32,
             n_startup_trials=STARTUP,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
+            independent_sampler=optuna.samplers.QMCSampler(
+                seed=(task.seed + worker) % 2**32, warn_independent_sampling=False
+            ),
+            warn_independent_sampling=False,
         )
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name=STUDY,
             sampler=sampler,
-            pruner=_halving(task.rungs),
             directions=["maximize" if larger_is_better(name) else "minimize" for name in names],
             load_if_exists=True,
         )
@@ -299,27 +316,6 @@ def _queue_unfinished(study: optuna.Study) -> None:
             again = [*again, trial.number]
             study.set_user_attr("again", again)
             study.enqueue_trial(chosen)
-
-
-def _halving(rungs: list[int]) -> Any:
-    """Successive halving: of what has been tried with as many images, the better half goes on."""
-    optuna: Any = _optuna()
-    base: Any = optuna.pruners.BasePruner
-
-    class Halving(base):
-        def prune(self, study: Any, trial: Any) -> bool:
-            step = trial.last_step
-            if step is None:
-                return False
-            others = study.get_trials(deepcopy=False)
-            values = [t.intermediate_values[step] for t in others if step in t.intermediate_values]
-            if len(values) < 4:
-                return False
-            mine, median = trial.intermediate_values[step], float(np.median(values))
-            larger = study.direction == optuna.study.StudyDirection.MAXIMIZE
-            return mine < median if larger else mine > median
-
-    return Halving() if len(rungs) > 1 else optuna.pruners.NopPruner()
 
 
 def _optuna() -> Any:

@@ -150,12 +150,15 @@ class Trials:
         }
         if len(self.guides) > 1:
             found["guide"] = trial.suggest_categorical("guide", range(len(self.guides)))
-        guide, number = self.guides[found["guide"]], found["guide"]
-        time = 0
-        if len(guide.times) > 1:
-            time = trial.suggest_int(f"guide{number}_time", 0, len(guide.times) - 1)
-        found["guide_nimg"] = guide.times[time]
-        found["guide_ema"] = self._ema(trial, f"guide{number}_ema", guide)
+        guide, moments, time = self.guides[found["guide"]], self._moments, 0
+        if moments > 1:
+            time = trial.suggest_int("guide_time", 0, moments - 1)
+        found["guide_nimg"] = guide.times[time * len(guide.times) // moments]
+        runs = [each for each in self.guides if isinstance(each, Snapshots)]
+        if runs:
+            found["guide_ema"] = self._ema(trial, "guide_ema", runs[0])
+        if isinstance(guide, OneNet):
+            found["guide_ema"] = guide.ema
         if len(task.kinds) > 1:
             found["kind"] = trial.suggest_categorical("kind", task.kinds)
         if task.interval:
@@ -164,6 +167,14 @@ class Trials:
             if low < high:
                 found["interval"] = [round(low, 4), round(high, 3)]
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}
+
+    @property
+    def _moments(self) -> int:
+        """Among how many moments of a guide's training is chosen: those of the longest list.
+
+        What is chosen from does not depend on the guide, as the optimiser's model wants it.
+        """
+        return max(len(guide.times) for guide in self.guides)
 
     def start(self, guidance: float, guide: int = 0) -> dict[str, float]:
         """What the optimiser may begin with: a weight, and EMA lengths and time in the middle."""
@@ -177,10 +188,11 @@ class Trials:
         run = self.guides[guide]
         if isinstance(self.main, Snapshots):
             chosen["main_ema"] = 0.05
-        if isinstance(run, Snapshots):
-            chosen[f"guide{guide}_ema"] = 0.10
-        if len(run.times) > 1:
-            chosen[f"guide{guide}_time"] = run.times.index(run.nearest_time(0.4))
+        if any(isinstance(each, Snapshots) for each in self.guides):
+            chosen["guide_ema"] = 0.10
+        if self._moments > 1:
+            place = run.times.index(run.nearest_time(0.4))
+            chosen["guide_time"] = -(-place * self._moments // len(run.times))
         return chosen
 
     def _ema(self, trial: optuna.trial.BaseTrial, name: str, run: Snapshots | OneNet) -> float:
