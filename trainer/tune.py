@@ -55,10 +55,10 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "tune",
         help="find how nets are best guided, on any metric",
         description="Searches for guidance weight, EMA lengths, the guide and its training time, "
-        "and where asked the kind of guidance and an interval, by a Gaussian process (Optuna). Every trial "
-        "draws the same seeds; trials that begin badly end after a part of the images (successive "
-        "halving). The first weights are those that `diagnose` suggests. Writes the nets, "
-        "preset.json for `sample --preset`, every trial and a map of them. A search that was "
+        "and where asked the kind of guidance and an interval, by a Gaussian process (Optuna). "
+        "Every trial draws the same seeds; those that begin badly end after a part of the images "
+        "(successive halving). The first weights are those that `diagnose` suggests. Writes the "
+        "nets, preset.json for `sample --preset`, every trial and a map of them. A search that was "
         "stopped goes on when the command is repeated.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -186,7 +186,7 @@ def _first(trials: Trials) -> list[dict[str, float]]:
     images, labels = trials.real
     chosen = np.sort(np.random.RandomState(0).permutation(len(images))[:DIAGNOSED])
     found = []
-    for number, guide in enumerate(trials.guides):
+    for number in range(len(trials.guides)):
         main, net = trials.nets(trials.choose(optuna.trial.FixedTrial(trials.start(1.0, number))))
         told = labels[chosen] if labels is not None and main.label_dim else None
         best = float(np.nanmedian(diagnose(main, net, images[chosen], told, LEVELS).weights()))
