@@ -5,6 +5,7 @@ Tests start them by `ForkServer`. Run as a program, this file is the process tha
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -91,6 +92,7 @@ def _child(target: str, arguments: list, environment: dict[str, str], files: lis
         os.environ.update(environment)
         for number, file in enumerate(files, 1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+        faulthandler.enable()  # where it was, if it crashes
         module, _, function = target.partition(":")
         code = getattr(importlib.import_module(module), function)(*arguments) or 0
     except SystemExit as stop:

@@ -95,7 +95,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
         ["train", "--resume", "auto"],
         ["sample", "--seeds", "0", "--steps", "1"],
         ["ema", "reconstruct", "--ema", "0.1", "--run"],
-        ["search", "--images", "100", "--guide", "{run}", "--main"],
+        ["tune", "--images", "100", "--guide", "{run}", "--main"],
     ],
     ids=lambda arguments: arguments[0],
 )

