@@ -9,9 +9,11 @@ from typing import Any, TypeGuard
 Fits = Callable[[object], bool]
 
 # Options that weaken a net, and their values for one as it was trained.
-WEAKENING = {"left_out": (), "attn_temperature": 1.0}
+WEAKENING = {"left_out": (), "attn_temperature": 1.0, "ends_after": ""}
 # Options that nets of the reference implementation do not have, and their values for one of those.
-BEYOND_REFERENCE = {**WEAKENING, "guidance_range": ()}
+BEYOND_REFERENCE = {**WEAKENING, "guidance_range": (), "head_after": ""}
+# Options that name one block.
+_BLOCKS = ("head_after", "ends_after")
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class NetConfig:
     left_out: Sequence[str] = ()
     attn_temperature: float = 1.0
     guidance_range: Sequence[float] = ()
+    head_after: str = ""
+    ends_after: str = ""
 
     def __post_init__(self) -> None:
-        options = {name: _plain(value) for name, value in vars(self).items()}
+        options = {
+            name: value if name in _BLOCKS and isinstance(value, str) else _plain(value)
+            for name, value in vars(self).items()
+        }
         _check(options)
         for name, value in options.items():
             value = tuple(value) if isinstance(value, list) else value
@@ -122,7 +129,10 @@ def least_weights(config: NetConfig) -> int:
 
     Each block has four or more. Building a net to count them takes as long as there are layers.
     """
-    return 4 * len(config.channel_mult) * (2 * config.num_blocks + 3)
+    levels, blocks = len(config.channel_mult), config.num_blocks
+    # A decoder that ends early has at least one block at full resolution.
+    decoder = levels * (blocks + 2) - (blocks + 1 if config.ends_after else 0)
+    return 4 * (levels * (blocks + 1) + decoder)
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
@@ -206,6 +216,14 @@ _RULES: dict[str, _Rule] = {
         lambda v: v == [] or _is_range_around_1(v),
         "be empty, or [lowest, highest] guidance weight around 1",
         "[1, 3] is usual, [] is a net without such an input",
+    ),
+    **dict.fromkeys(
+        _BLOCKS,
+        (
+            lambda v: isinstance(v, str),
+            "be the name of a decoder's block",
+            "such as dec.8x8_block0",
+        ),
     ),
     "use_fp16": (lambda v: isinstance(v, bool), "be True or False", "pass one of them"),
 }

@@ -210,12 +210,33 @@ class UNet(torch.nn.Module):
                 name = f"{res}x{res}_block{i}"
                 self.dec[name] = block(f"dec.{name}", c_in, c_out, res)
                 width = c_out
-        if left_out and not left_out <= set(known) - {last}:
+        known.remove(last)
+        if not left_out <= set(known):
             raise ValueError(
                 f"Precond: left_out must name blocks but the last, got {sorted(left_out)}; the net "
-                f"has {', '.join(name for name in known if name != last)}"
+                f"has {', '.join(known)}"
             )
+        size = f"{config.img_resolution}x{config.img_resolution}_"
+        ends = [f"dec.{name}" for name in self.dec if name.startswith(size)][:-1]
+        for option in ("head_after", "ends_after"):
+            if getattr(config, option) not in ("", *ends):
+                raise ValueError(
+                    f"Precond: {option} must name a block of the decoder at full resolution but "
+                    f"the last, got {getattr(config, option)!r}; the net has {', '.join(ends)}"
+                )
+        if config.ends_after:
+            names = list(self.dec)
+            last = config.ends_after.removeprefix("dec.")
+            for name in names[names.index(last) + 1 :]:
+                del self.dec[name]
+            width = _width(self.dec[last])
         self.out_conv = MPConv(width, config.img_channels, kernel=[3, 3])
+        self.head_after = config.head_after.removeprefix("dec.")
+        self.head_conv: MPConv | None = None
+        if self.head_after:
+            width = _width(self.dec[self.head_after])
+            self.head_conv = MPConv(width, config.img_channels, kernel=[3, 3])
+            self.head_gain = torch.nn.Parameter(torch.zeros([], dtype=torch.float32))
 
     def embed(
         self,
@@ -256,34 +277,39 @@ class UNet(torch.nn.Module):
         modules = [*self.enc.values(), *self.dec.values()]
         return [m.modulation(emb) for m in modules if isinstance(m, Block)]
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        class_labels: Tensor | None,
-        c_guidance: Tensor | None = None,
-    ) -> Tensor:
-        """`x [N, C, H, W]` scaled to unit variance -> `F [N, C, H, W]`."""
-        return self.run(x, self.modulations(c_noise, class_labels, c_guidance))
+    def run(
+        self, x: Tensor, modulations: Iterable[Tensor], head: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """`x [N, C, H, W]` scaled to unit variance -> `F [N, C, H, W]`, and that of the head.
 
-    def run(self, x: Tensor, modulations: Iterable[Tensor]) -> Tensor:
-        """`forward` with its modulations at hand."""
+        The latter is None if it is not asked for.
+        """
         grey = x.shape[1] == 1
         x = _with_ones(x)
         if grey and self.training and not transformed():  # `vmap` knows no layouts
             # The layout of one channel says nothing; training runs faster on channels-last.
             x = x.contiguous(memory_format=torch.channels_last)
-        return self.run_blocks(x, modulations)
+        return self.run_blocks(x, modulations, head)
 
-    def run_blocks(self, x: Tensor, modulations: Iterable[Tensor]) -> Tensor:
+    def run_blocks(
+        self, x: Tensor, modulations: Iterable[Tensor], head: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """`run` for `x` that has its channel of ones, `[N, C + 1, H, W]`."""
+        early: Tensor | None = None
         rows, skips = iter(modulations), []
         for name, module in self.enc.items():
             x = module(x) if name.endswith("conv") else module(x, next(rows))
             skips.append(x)
         for name, module in self.dec.items():
             x = module(x, next(rows), skips.pop() if "block" in name else None)
-        return self.out_conv(x, gain=self.out_gain)
+            if head and name == self.head_after and self.head_conv is not None:
+                early = self.head_conv(x, gain=self.head_gain)
+        return self.out_conv(x, gain=self.out_gain), early
+
+
+def _width(block: torch.nn.Module) -> int:
+    assert isinstance(block, Block)
+    return block.conv_res1.weight.shape[0]
 
 
 def _option(name: str) -> Any:
@@ -331,6 +357,10 @@ class Precond(torch.nn.Module):
         guidance_range: `[lowest, highest]` guidance weight that the net takes as an input, 1 among
             them, and has learnt to answer as if a guide were there (arXiv 2210.03142;
             `autoguide-fast distill`); empty for a net without.
+        head_after: name of a block of the decoder at full resolution, such as "dec.8x8_block0",
+            after which a convolution of its own gives a second result, so that a net with it is its
+            own guide (`guidance.intermediate_head`); "" for a net without.
+        ends_after: name of such a block, after which the decoder ends; "" for the whole.
         clip_act: bound on the activations at the end of each block, or None.
         sigma_data: standard deviation of the data.
         logvar_channels: Fourier features of the uncertainty head u(sigma) (EDM2 eq. 14-16).
@@ -389,7 +419,8 @@ class Precond(torch.nn.Module):
         return_logvar: bool = False,
         embedding_noise: Tensor | None = None,
         guidance: Tensor | float | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        return_head: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
         """Denoise `x`.
 
         Args:
@@ -403,22 +434,32 @@ class Precond(torch.nn.Module):
                 level (`guidance.disturbed`).
             guidance: guidance weights, a number, 0-dim or `[N]`, of a net with a `guidance_range`;
                 None is 1, the net without guidance. A number is held against the range.
+            return_head: also return what the head after a block denoises (`head_after`).
 
         Returns:
-            float32 `[N, C, H, W]`, and u(sigma) if asked for.
+            float32 `[N, C, H, W]`, u(sigma) if asked for, and the head's float32 `[N, C, H, W]` if
+            asked for.
 
         Raises ValueError where shapes do not fit, TypeError for what is not a tensor.
         Differentiable to any order, in reverse and forward mode and under the transforms of
         `torch.func`; graph-capturable in evaluation mode when `sigma` is a tensor on the device.
         """
+        if return_head and self.unet.head_conv is None:
+            raise ValueError(
+                "Precond: return_head must be False for a net without a head, got True; make it "
+                "with head_after"
+            )
         x, sigma = self._inputs(x, sigma)
-        raw = self._raw(x, sigma, class_labels, embedding_noise, guidance)
+        raw, early = self._raw(x, sigma, class_labels, embedding_noise, guidance, return_head)
         denoised = preconditioning.denoised(x, raw, sigma, self.sigma_data)
-        if not return_logvar:
-            return denoised
-        c_noise = preconditioning.c_noise(sigma.flatten())
-        logvar = self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
-        return denoised, logvar
+        found: tuple[Tensor, ...] = (denoised,)
+        if return_logvar:
+            c_noise = preconditioning.c_noise(sigma.flatten())
+            logvar = self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
+            found += (logvar,)
+        if early is not None:
+            found += (preconditioning.denoised(x, early, sigma, self.sigma_data),)
+        return found if len(found) > 1 else denoised
 
     def raw(
         self,
@@ -432,7 +473,7 @@ class Precond(torch.nn.Module):
         Arguments as in `forward`. This is what the fused sampler step takes, which computes
         `c_skip x + c_out F` on its way.
         """
-        return self._raw(*self._inputs(x, sigma), class_labels, None, guidance)
+        return self._raw(*self._inputs(x, sigma), class_labels, None, guidance)[0]
 
     @classmethod
     def from_pretrained(
@@ -502,7 +543,8 @@ class Precond(torch.nn.Module):
         class_labels: Tensor | None,
         embedding_noise: Tensor | None,
         guidance: Tensor | float | None,
-    ) -> Tensor:
+        head: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
         dtype = self.run_dtype or dtype
         labels = self._labels(x, class_labels, torch.float32)
@@ -512,7 +554,8 @@ class Precond(torch.nn.Module):
         c_guidance = self._c_guidance(x, guidance)
         embedded = self.unet.modulations(c_noise, labels, embedding_noise, c_guidance)
         modulations = [m.to(dtype) for m in embedded]
-        return self.unet.run((c_in * x).to(dtype), modulations).float()
+        raw, early = self.unet.run((c_in * x).to(dtype), modulations, head)
+        return raw.float(), None if early is None else early.float()
 
     def _inputs(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """`x` and `sigma` as float32, the latter `[N or 1, 1, 1, 1]`."""

@@ -2,9 +2,9 @@
 
     python benchmarks/shared_maps.py
 
-A row is a weakened guide: the share of its multiplications that the model does as well, and the CPU
-time of a guided evaluation, on one thread, against that of two nets and against the model alone;
-medians of rounds in which all three take turns.
+A row is a weakened guide, or the head of a net that has one: the share of its multiplications that
+the model does as well, and the CPU time of a guided evaluation, on one thread, against that of two
+nets and against the model alone; medians of rounds in which all three take turns.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import argparse
 import copy
 import statistics
 import time
+from collections.abc import Iterator
 
 import torch
 
 from autoguide_fast import load
 from autoguide_fast.engine.cpu_engine import CpuEngine
 from autoguide_fast.engine.joint import common_plan
-from autoguide_fast.guidance import weakened
+from autoguide_fast.guidance import intermediate_head, weakened
 from autoguide_fast.networks import Precond
 from autoguide_fast.textbook import draw_gains
 
@@ -31,13 +32,19 @@ NETS = {
 }
 
 
-def weakenings(net: Precond) -> dict[str, dict]:
-    """Typical ones: attention, and a block of the encoder, of the middle and of the decoder."""
+def guides(net: Precond) -> Iterator[tuple[str, Precond, Precond]]:
+    """A model and its guide: attention or a block left out, in all parts of the net; heads."""
     blocks = [f"enc.{name}" for name in net.unet.enc if "block" in name]
     decoder = [f"dec.{name}" for name in net.unet.dec]
     chosen = (blocks[0], blocks[-1], decoder[0], decoder[len(decoder) // 2], decoder[-2])
-    rows: dict[str, dict] = {f"left out: {name}": {"left_out": [name]} for name in chosen}
-    return {"attention the identity": {"attn_temperature": 0.0}, **rows}
+    yield "attention the identity", net, weakened(net, attn_temperature=0.0)
+    for name in chosen:
+        yield f"left out: {name}", net, weakened(net, left_out=[name])
+    size = f"{net.img_resolution}x{net.img_resolution}_"
+    for name in [name for name in decoder if size in name][:-1]:
+        model = draw_gains(Precond(**{**net.config, "head_after": name}).eval())
+        model.load_state_dict(net.state_dict(), strict=False)
+        yield f"head after: {name}", model, intermediate_head(model)
 
 
 def seconds(engine: CpuEngine, x: torch.Tensor, roles: list[str]) -> float:
@@ -56,14 +63,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name, make in NETS.items():
         net = make()
         x = torch.randn(arguments.batch, net.img_channels, *[net.img_resolution] * 2)
-        for way, options in weakenings(net).items():
-            guide = weakened(net, **options)
-            joint, apart = CpuEngine(net, guide), CpuEngine(net, copy.deepcopy(guide))
+        for way, model, guide in guides(net):
+            if arguments.only not in way:
+                continue
+            joint, apart = CpuEngine(model, guide), CpuEngine(model, copy.deepcopy(guide))
             common = common_plan(joint.model.lowered, joint.guides[0].lowered)
             assert common is not None and joint.joint and not apart.joint
             both = ["model", "guide"]

@@ -15,15 +15,26 @@ class EDM2Loss:
     `weight = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2`, `ln sigma ~ N(P_mean, P_std^2)`,
     `n ~ N(0, sigma^2)` and `u` is the net's log-variance head.
 
+    With a head inside the net (`head_after`) its denoising error, weighted by noise level and by
+    the same uncertainty, from which nothing flows back, is added `head_weight` times (arXiv
+    2512.24176).
+
     Args:
         P_mean, P_std: mean and standard deviation of ln sigma.
         sigma_data: standard deviation that the loss and the net take the data to have.
+        head_weight: of the head's error; 0 for a net without a head.
 
     Raises:
-        ValueError: P_std < 0 or sigma_data <= 0, or a number that is not finite.
+        ValueError: P_std < 0, sigma_data <= 0 or head_weight < 0, or a number that is not finite.
     """
 
-    def __init__(self, P_mean: float = -0.4, P_std: float = 1.0, sigma_data: float = 0.5) -> None:
+    def __init__(
+        self,
+        P_mean: float = -0.4,
+        P_std: float = 1.0,
+        sigma_data: float = 0.5,
+        head_weight: float = 0.0,
+    ) -> None:
         if not math.isfinite(P_mean):
             raise ValueError(f"EDM2Loss: P_mean must be finite, got {P_mean}; -0.4 is usual")
         if not 0 <= P_std < math.inf:
@@ -32,7 +43,12 @@ class EDM2Loss:
             raise ValueError(
                 f"EDM2Loss: sigma_data must be > 0 and finite, got {sigma_data}; 0.5 is usual"
             )
+        if not 0 <= head_weight < math.inf:
+            raise ValueError(
+                f"EDM2Loss: head_weight must be >= 0 and finite, got {head_weight}; 0.5 is usual"
+            )
         self.P_mean, self.P_std, self.sigma_data = P_mean, P_std, sigma_data
+        self.head_weight = head_weight
 
     def __call__(
         self,
@@ -48,7 +64,8 @@ class EDM2Loss:
         """Loss of each element, [N, C, H, W] in the dtype of `images`; differentiable.
 
         Args:
-            net: called as `net(x, sigma, class_labels, return_logvar=True)`.
+            net: called as `net(x, sigma, class_labels, return_logvar=True)`, and with
+                `return_head=True` where the head's error counts.
             images: clean `y` [N, C, H, W], scaled as the net expects.
             class_labels: one-hot [N, label_dim], or None.
             sigma: noise levels [N, 1, 1, 1]; default: drawn.
@@ -73,7 +90,13 @@ class EDM2Loss:
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
         noisy = images + sigma * noise
         target = images if teacher is None else teacher(noisy, sigma, class_labels, guidance)
-        told = {} if guidance is None else {"guidance": guidance}
-        denoised, logvar = net(noisy, sigma, class_labels, return_logvar=True, **told)
+        told: dict = {} if guidance is None else {"guidance": guidance}
+        if self.head_weight:
+            told["return_head"] = True
+        denoised, logvar, *head = net(noisy, sigma, class_labels, return_logvar=True, **told)
         logvar = logvar.reshape(-1, 1, 1, 1)
-        return (weight / logvar.exp()) * (denoised - target) ** 2 + logvar
+        loss = (weight / logvar.exp()) * (denoised - target) ** 2 + logvar
+        for early in head:
+            error = (weight / logvar.detach().exp()) * (early - target) ** 2
+            loss = loss + self.head_weight * error
+        return loss

@@ -39,6 +39,11 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "logvar_channels": ("N", "Fourier features of the uncertainty"),
         "dropout": ("P", "dropout probability in the residual branches"),
         "sigma_data": ("S", "standard deviation that the data are taken to have"),
+        "head_after": (
+            "BLOCK",
+            "block of the decoder, such as dec.8x8_block0, after which a second output is trained; "
+            "the net is then its own guide: self:head",
+        ),
     },
     "training": {
         "duration": ("N", "length of the run in images; a multiple of the batch"),
@@ -51,6 +56,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "eps": ("E", "of Adam"),
         "P_mean": ("M", "mean of ln sigma"),
         "P_std": ("S", "standard deviation of ln sigma"),
+        "head_weight": ("W", "of the second output's error in the loss"),
         "precision": ("P", f"of the U-Net: {', '.join(PRECISIONS)}; weights stay fp32"),
         "loss_scale": ("S", "where the scaling of the loss begins with fp16"),
         "seed": ("N", "of first weights, data order, noise and dropout"),

@@ -55,7 +55,8 @@ class TrainOptions:
     of it (0: as there).
     Distillation: `teacher` names main net and guide, which this net is to stand for; it is empty
     where a net learns from data. `guidance_range` is the net's, as of the networks.
-    Loss: ln sigma ~ N(P_mean, P_std^2).
+    Loss: ln sigma ~ N(P_mean, P_std^2). The error of the head after a block of the decoder,
+    `head_after` (empty: none), counts `head_weight` times.
     Time: `duration` and `batch` in images; a process takes its share of a batch in passes of
     `microbatch` images (0: in one); `snapshots` counts the moments, evenly spread, at which the
     averages are stored.
@@ -93,6 +94,8 @@ class TrainOptions:
     sigma_data: float = 0.5
     guidance_range: tuple[float, ...] = ()
     teacher: tuple[str, ...] = ()
+    head_after: str = ""
+    head_weight: float = 0.5
     P_mean: float = -0.4
     P_std: float = 1.0
     duration: int = 204_800
@@ -181,6 +184,8 @@ class TrainOptions:
                 "be two weights with a teacher, and empty without one",
                 "`autoguide-fast distill` sets both",
             )
+        if self.head_after and not self.head_weight > 0:
+            self._refuse("head_weight", "be > 0 with head_after", "0.5 is the default")
         if self.shard and self.compile:
             self._refuse("shard", "be off with compile", "leave out one of the two")
         if self.shard and self.graph:

@@ -105,7 +105,8 @@ def parse_guide(
         snapshots=max(1, round(main.snapshots / divisor)) if main.snapshots else 0,
         seed=main.seed + 1,  # other first weights, so that the errors of the two are their own
     )
-    return Guide(dataclasses.replace(main, **{**row, **(changes or {})}), nimg, asked)
+    row = {"head_after": "", **row, **(changes or {})}  # which would be a guide's guide
+    return Guide(dataclasses.replace(main, **row), nimg, asked)
 
 
 def _nearest_mark(main: TrainOptions, nimg: int) -> int:

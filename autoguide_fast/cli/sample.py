@@ -122,8 +122,9 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         nargs="+",
         metavar="NET",
         help="the net to guide away from, or several at once; self:OPTION,... is the model itself, "
-        "weakened or told something else: left_out=BLOCK+BLOCK, attn_temperature=X, input_noise=X, "
-        "embedding_noise=X, random_labels (default: the guide that a bundled model comes with)",
+        "weakened or told something else: left_out=BLOCK+BLOCK, attn_temperature=X, head, "
+        "input_noise=X, embedding_noise=X, random_labels (default: the guide that a bundled model "
+        "comes with)",
     )
     add(
         "--interval",

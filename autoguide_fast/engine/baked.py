@@ -155,7 +155,7 @@ class BakedNet(PreparedDenoiser):
             count = len(image) * (columns.stop - columns.start)
             rows.append(modulations[start : start + count].view(len(image), -1))
             start += count
-        return self.unet.run_blocks(image, rows)[:, : self.img_channels]
+        return self.unet.run_blocks(image, rows)[0][:, : self.img_channels]
 
     def __call__(
         self,

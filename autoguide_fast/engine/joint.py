@@ -103,8 +103,10 @@ def common_plan(model: Lowered, guide: Lowered) -> tuple[Lowered, float] | None:
     return joined, saved / sum(guide.flops)
 
 
-def same_embedding(a: Embedding, b: Embedding) -> bool:
-    """Whether two nets make the same modulations of a level and a label."""
+def begins_alike(a: Embedding, b: Embedding) -> bool:
+    """Whether `a` makes the modulations that `b` does of a level and a label, for more blocks or as
+    many.
+    """
     if (a.label_dim, a.label_balance) != (b.label_dim, b.label_balance):
         return False
     return all(
@@ -115,7 +117,7 @@ def same_embedding(a: Embedding, b: Embedding) -> bool:
             (a.noise, b.noise),
             (a.label, b.label),
             (a.guidance, b.guidance),
-            (a.blocks, b.blocks),
+            (a.blocks[: len(b.blocks)], b.blocks),
         )
     )
 

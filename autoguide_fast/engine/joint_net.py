@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from ..guidance import Denoiser, bare
-from .joint import common_plan, same_embedding
+from .joint import begins_alike, common_plan
 from .prepared import PreparedNet
 
 
@@ -14,15 +14,15 @@ def joint_net(
 ) -> PreparedNet | None:
     """Both as one net, with results `[2, N, C, H, W]`; None where that saves nothing.
 
-    Only nets of the same tensors and types, told the same labels, are looked at. One and the same
-    net twice is none of them: it has nothing of its own.
+    Only a guide made of the model's tensors, or of some of them, with the same type and told the
+    same labels is looked at. One and the same net twice is none of them: it has nothing of its own.
     """
     if prepared.lowered is prepared_guide.lowered or prepared.dtype != prepared_guide.dtype:
         return None
     if prepared.unlabelled != prepared_guide.unlabelled:
         return None
     ours, theirs = ({t.data_ptr() for t in bare(net).parameters()} for net in (model, guide))
-    if ours != theirs or not same_embedding(prepared.embedding, prepared_guide.embedding):
+    if not theirs <= ours or not begins_alike(prepared.embedding, prepared_guide.embedding):
         return None
     found = common_plan(prepared.lowered, prepared_guide.lowered)
     if found is None:

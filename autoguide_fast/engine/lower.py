@@ -71,7 +71,8 @@ def _write(writer: PlanWriter, net: Precond) -> None:
         last = name == blocks[-1][0]
         skip = skips.pop() if "block" in name else None
         assert isinstance(module, Block)
-        x = _block(writer, name, module, x, skip, border=int(last))
+        # The last convolution reads a border, and so would that of a guide that ends at the head.
+        x = _block(writer, name, module, x, skip, border=int(last or name == unet.head_after))
     result = writer.map(size, (net.img_channels,))
     writer.convolve(Label("out_conv"), _prepared(unet.out_conv, unet.out_gain), x, out=result)
     writer.add(Store, Label("store", "image"), in_=result, image_channels=net.img_channels)

@@ -26,6 +26,7 @@ from .evaluation import Batch, Evaluation
 from .feedback import Feedback
 from .frequency import FrequencyDecoupled
 from .guided import guided, guided_denoiser
+from .intermediate_head import intermediate_head
 from .kind import Guidance, OneGuide
 from .names import KINDS, guide_of_model, is_of_model, named_kind
 from .one_of import OneOf
@@ -76,6 +77,7 @@ __all__ = [
     "guided",
     "guided_denoiser",
     "guides_at",
+    "intermediate_head",
     "is_of_model",
     "module_of",
     "named_kind",

@@ -13,6 +13,7 @@ from .denoisers import Denoiser
 from .disturbed import disturbed
 from .feedback import Feedback
 from .frequency import FrequencyDecoupled
+from .intermediate_head import intermediate_head
 from .kind import OneGuide
 from .rescaled import Rescaled
 from .tangential import Tangential
@@ -39,12 +40,13 @@ def is_of_model(net: object) -> TypeGuard[str]:
 
 
 def guide_of_model(text: str, model: Denoiser) -> Denoiser:
-    """The guide from the model's own weights that `text` says, as `weakened` and `disturbed` do.
+    """The guide from the model's own weights that `text` says, as their functions do.
 
     Args:
         text: "self:" and options with commas between them: `left_out=BLOCK+BLOCK`,
-            `attn_temperature=X`, `input_noise=X`, `embedding_noise=X`, `random_labels`; such as
-            "self:attn_temperature=0,input_noise=0.1".
+            `attn_temperature=X`, `head`, `input_noise=X`, `embedding_noise=X`,
+            `random_labels`; such as "self:attn_temperature=0,input_noise=0.1". `head` is
+            `intermediate_head`.
         model: whose weights it has.
 
     Raises:
@@ -52,11 +54,14 @@ def guide_of_model(text: str, model: Denoiser) -> Denoiser:
     """
     weak: dict[str, Any] = {}
     told: dict[str, Any] = {}
+    head = False
     for part in text.removeprefix(_SELF).split(","):
         option, _, value = part.partition("=")
         try:
             if option == "left_out":
                 weak[option] = [name for name in value.split("+") if name]
+            elif option == "head" and not value:
+                head = True
             elif option == "random_labels" and not value:
                 told[option] = True
             elif option in ("input_noise", "embedding_noise"):
@@ -67,10 +72,12 @@ def guide_of_model(text: str, model: Denoiser) -> Denoiser:
                 raise ValueError
         except ValueError:
             raise ValueError(
-                "guide self must have left_out=BLOCK+BLOCK, attn_temperature=X, input_noise=X, "
-                f"embedding_noise=X or random_labels, got {part!r}; put commas between them"
+                "guide self must have left_out=BLOCK+BLOCK, attn_temperature=X, head, "
+                f"input_noise=X, embedding_noise=X or random_labels, got {part!r}; put commas "
+                "between them"
             ) from None
     guide: Any = weakened(model, **weak) if weak else model  # type: ignore[arg-type]
+    guide = intermediate_head(guide) if head else guide
     return disturbed(guide, **told) if told else guide
 
 
