@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops
 from .guidance import Cond, Denoiser, Weight, bare, evaluated, module_of, weight_at
-from .networks import Precond
+from .networks import Drop, Precond
 from .sampler import Step, Stepper
 
 
@@ -39,9 +40,12 @@ class EagerNets:
         roles: Sequence[str],
         rows: Tensor | None = None,
         embedding_noise: Tensor | None = None,
+        drop: Drop | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`."""
-        return [self.output(role, x, sigma, class_labels, rows, embedding_noise) for role in roles]
+        return [
+            self.output(role, x, sigma, class_labels, rows, embedding_noise, drop) for role in roles
+        ]
 
     def labels_of(self, role: str, class_labels: Tensor | None) -> Tensor | None:
         """What a net is told: nothing where its `label_dim` is 0."""
@@ -62,11 +66,13 @@ class EagerNets:
         class_labels: Tensor | None,
         rows: Tensor | None = None,
         embedding_noise: Tensor | None = None,
+        drop: Drop | None = None,
     ) -> Tensor:
         """What the net `role` returns, checked, in the type of `x`."""
         labels, cond = self.labels_of(role, class_labels), self.told(role, rows)
-        if embedding_noise is not None:
-            cond = {**(cond or {}), "embedding_noise": embedding_noise}
+        disturbing: dict[str, Any] = {"embedding_noise": embedding_noise, "drop": drop}
+        disturbing = {name: value for name, value in disturbing.items() if value is not None}
+        cond = {**(cond or {}), **disturbing} if disturbing else cond
         net = bare(self.nets[role])
         if not sigma.ndim or isinstance(net, Precond) or getattr(net, "takes_sigmas", False):
             return self.evaluated(role, x, sigma, labels, cond)

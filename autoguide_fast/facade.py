@@ -87,6 +87,8 @@ class Engine(BaseEngine):
         **options: Any,
     ) -> None:
         model, guides, self.disturbances = undisturbed_nets(model, guide_list(guide))
+        if any(told.dropout for told in self.disturbances.values()):
+            raise ValueError(f"Engine: {unsupported_reason_of(model, guides, self.disturbances)}")
         self._engine = make_engine(model, guides, dtype, **options)
 
     # Read-only, unlike those of the engine behind it.
@@ -109,7 +111,9 @@ class Engine(BaseEngine):
     @staticmethod
     def runs(model: Denoiser, guide: Guides = None) -> bool:
         """Whether an engine can be made of these: plain float32 `Precond`s, or other modules."""
-        model, guides, _ = undisturbed_nets(model, guide_list(guide))
+        model, guides, disturbances = undisturbed_nets(model, guide_list(guide))
+        if any(told.dropout for told in disturbances.values()):
+            return False
         return of_modules(model, guides) or unsupported_reason_of(model, guides) is None
 
     def sample(self, **options: Any) -> Tensor | Any:

@@ -377,7 +377,7 @@ def _engine(request: Request) -> BaseEngine | None:
     """The engine of a pair, or None for nets that are evaluated as they are."""
     runs = isinstance(request.guidance, Guidance) or request.guidance != 1
     guides = request.guides if runs else []
-    if reason := unsupported_reason_of(request.model, guides):
+    if reason := unsupported_reason_of(request.model, guides, request.disturbances):
         if all(isinstance(module_of(net), Precond) for net in (request.model, *guides)):
             warnings.warn(
                 "sample: evaluating the networks as they are, which is slower: for an engine, "

@@ -15,6 +15,7 @@ from . import ops
 from .guidance import Evaluation, Guidance
 from .guidance.combination import Basis, Combination, Images, PerImage, as_tensor
 from .guidance.disturbed import Disturbing
+from .networks import Drop
 from .preconditioning import c_skip_and_c_out
 from .sampler import Step, Stepper
 
@@ -36,6 +37,7 @@ class Nets(Protocol):
         roles: Sequence[str],
         rows: Tensor | None = None,
         embedding_noise: Tensor | None = None,
+        drop: Drop | None = None,
     ) -> list[Tensor]:
         """What the nets `roles` return at `x [N, ...]`, float64 `sigma` on its device.
 
@@ -44,7 +46,7 @@ class Nets(Protocol):
             sigma: one level, 0-dim, or one for each image, `[N]`.
             roles: which nets.
             rows: which images of the batch these are, int64 `[N]`; None: all of them.
-            embedding_noise: as for `Precond`.
+            embedding_noise, drop: as for `Precond`.
 
         Returns:
             Tensors of the shape of `x`, of any floating type; they hold until the next call.
@@ -131,7 +133,13 @@ class GuidedStepper(Stepper):
         given = self.disturbing[role].inputs(basis.terms[0], at, labels)
         held = [basis.terms[i].clone() for i in range(1, len(basis.terms))]
         (output,) = self.nets.outputs(
-            given.x, given.level, given.class_labels, [role], None, given.embedding_noise
+            given.x,
+            given.level,
+            given.class_labels,
+            [role],
+            None,
+            given.embedding_noise,
+            given.drop,
         )
         basis.terms[1:] = held
         self.outputs.append((role, output))

@@ -18,6 +18,7 @@ from .nn import MPConv, MPFourier
 
 Flavor = Literal["enc", "dec"]
 Mode = Literal["keep", "up", "down"]
+Drop = Callable[[Tensor], Tensor]
 
 
 class Block(torch.nn.Module):
@@ -86,7 +87,9 @@ class Block(torch.nn.Module):
         """Numbers near 1, `[N or 1, out_channels]`, by which the embedding scales channels."""
         return self.emb_linear(emb, gain=self.emb_gain) + 1
 
-    def forward(self, x: Tensor, modulation: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, skip: Tensor | None = None, drop: Drop | None = None
+    ) -> Tensor:
         """`x [N, C, H, W]`, what `modulation` returned, `skip` a feature map or None."""
         x, y = self._enter(x, skip)
         if self.left_out:
@@ -96,6 +99,8 @@ class Block(torch.nn.Module):
         y = ops.modulate_mp_silu(y, modulation)
         if self.dropout and self.training:
             y = F.dropout(y, p=self.dropout)
+        if drop is not None:
+            y = drop(y)
         y = self.conv_res1(y)
 
         if self.flavor == "dec" and self.conv_skip is not None:
@@ -278,7 +283,11 @@ class UNet(torch.nn.Module):
         return [m.modulation(emb) for m in modules if isinstance(m, Block)]
 
     def run(
-        self, x: Tensor, modulations: Iterable[Tensor], head: bool = False
+        self,
+        x: Tensor,
+        modulations: Iterable[Tensor],
+        head: bool = False,
+        drop: Drop | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """`x [N, C, H, W]` scaled to unit variance -> `F [N, C, H, W]`, and that of the head.
 
@@ -289,19 +298,23 @@ class UNet(torch.nn.Module):
         if grey and self.training and not transformed():  # `vmap` knows no layouts
             # The layout of one channel says nothing; training runs faster on channels-last.
             x = x.contiguous(memory_format=torch.channels_last)
-        return self.run_blocks(x, modulations, head)
+        return self.run_blocks(x, modulations, head, drop)
 
     def run_blocks(
-        self, x: Tensor, modulations: Iterable[Tensor], head: bool = False
+        self,
+        x: Tensor,
+        modulations: Iterable[Tensor],
+        head: bool = False,
+        drop: Drop | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """`run` for `x` that has its channel of ones, `[N, C + 1, H, W]`."""
         early: Tensor | None = None
         rows, skips = iter(modulations), []
         for name, module in self.enc.items():
-            x = module(x) if name.endswith("conv") else module(x, next(rows))
+            x = module(x) if name.endswith("conv") else module(x, next(rows), None, drop)
             skips.append(x)
         for name, module in self.dec.items():
-            x = module(x, next(rows), skips.pop() if "block" in name else None)
+            x = module(x, next(rows), skips.pop() if "block" in name else None, drop)
             if head and name == self.head_after and self.head_conv is not None:
                 early = self.head_conv(x, gain=self.head_gain)
         return self.out_conv(x, gain=self.out_gain), early
@@ -420,6 +433,7 @@ class Precond(torch.nn.Module):
         embedding_noise: Tensor | None = None,
         guidance: Tensor | float | None = None,
         return_head: bool = False,
+        drop: Drop | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Denoise `x`.
 
@@ -435,6 +449,8 @@ class Precond(torch.nn.Module):
             guidance: guidance weights, a number, 0-dim or `[N]`, of a net with a `guidance_range`;
                 None is 1, the net without guidance. A number is held against the range.
             return_head: also return what the head after a block denoises (`head_after`).
+            drop: what is done to the residual branch of each block in turn, `[N, C, h, w]`, where
+                training has its dropout (`guidance.disturbed`).
 
         Returns:
             float32 `[N, C, H, W]`, u(sigma) if asked for, and the head's float32 `[N, C, H, W]` if
@@ -450,7 +466,7 @@ class Precond(torch.nn.Module):
                 "with head_after"
             )
         x, sigma = self._inputs(x, sigma)
-        raw, early = self._raw(x, sigma, class_labels, embedding_noise, guidance, return_head)
+        raw, early = self._raw(x, sigma, class_labels, embedding_noise, guidance, return_head, drop)
         denoised = preconditioning.denoised(x, raw, sigma, self.sigma_data)
         found: tuple[Tensor, ...] = (denoised,)
         if return_logvar:
@@ -544,6 +560,7 @@ class Precond(torch.nn.Module):
         embedding_noise: Tensor | None,
         guidance: Tensor | float | None,
         head: bool = False,
+        drop: Drop | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
         dtype = self.run_dtype or dtype
@@ -554,7 +571,7 @@ class Precond(torch.nn.Module):
         c_guidance = self._c_guidance(x, guidance)
         embedded = self.unet.modulations(c_noise, labels, embedding_noise, c_guidance)
         modulations = [m.to(dtype) for m in embedded]
-        raw, early = self.unet.run((c_in * x).to(dtype), modulations, head)
+        raw, early = self.unet.run((c_in * x).to(dtype), modulations, head, drop)
         return raw.float(), None if early is None else early.float()
 
     def _inputs(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -290,7 +290,7 @@ def checked(
         )
     run = guides if needs_guide(combined) else []
     if compute_dtype is not None:
-        _check_compute_dtype(compute_dtype, engine, nets["model"], run)
+        _check_compute_dtype(compute_dtype, engine, nets["model"], run, disturbances)
     told = _conditioning(nets, engine, cond, guide_cond, num_images, device)
     if as_input is not None:
         if len(as_input) not in (1, num_images):
@@ -388,6 +388,7 @@ def _check_compute_dtype(
     engine: BaseEngine | None,
     model: Denoiser,
     guides: Sequence[Denoiser],
+    disturbances: Mapping[str, Disturbance],
 ) -> None:
     """Refuse a type that could not be used; which ones there are an engine knows itself."""
     if not isinstance(compute_dtype, torch.dtype) and compute_dtype != "auto":
@@ -400,7 +401,7 @@ def _check_compute_dtype(
             f"sample: compute_dtype must be left out for an Engine, got {compute_dtype!r}; it has "
             "a type of its own, Engine(model, guide, dtype)"
         )
-    if reason := unsupported_reason_of(model, guides):
+    if reason := unsupported_reason_of(model, guides, disturbances):
         raise ValueError(
             "sample: compute_dtype must be left out for nets that are evaluated as they are, got "
             f"{compute_dtype!r}; for an engine, {reason}"

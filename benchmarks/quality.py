@@ -62,6 +62,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "input noise": {"guide": "self:input_noise=0.1", "guidance": 1.3},
     "random labels": {"guide": "self:random_labels", "guidance": 1.1},
     "embedding noise": {"guide": "self:embedding_noise=0.3", "guidance": 1.3},
+    "dropout": {"guide": "self:dropout=0.1", "guidance": 1.3},
     "CFGPlusPlus, Euler": {"guidance": guidance.CFGPlusPlus(0.25), "sampler": "euler"},
 }
 

@@ -1,5 +1,6 @@
 """Guides from the model's own weights that are told something else, and one of several."""
 
+import contextlib
 import copy
 import math
 import warnings
@@ -13,7 +14,15 @@ from tolerances import relative_error
 
 from autoguide_fast import Engine, sample, unlabelled
 from autoguide_fast.engine.gpu_engine import GpuEngine
-from autoguide_fast.guidance import APG, Linear, OneOf, disturbed, weakened
+from autoguide_fast.guidance import (
+    APG,
+    Batch,
+    Evaluation,
+    Linear,
+    OneOf,
+    disturbed,
+    weakened,
+)
 from autoguide_fast.samplers import euler
 from autoguide_fast.seeds import StackedRandom
 
@@ -34,7 +43,22 @@ def net():
     return tiny()
 
 
-def by_hand(net, input_noise=0.0, random_labels=False, embedding_noise=0.0):
+@contextlib.contextmanager
+def dropping(net, below, p, streams):
+    """What enters each block's second convolution, without the elements that are drawn."""
+
+    def drop(module, given):
+        y = given[0]
+        return (y * (streams.randn(list(y.shape[1:])) > below) / (1 - p), *given[1:])
+
+    with contextlib.ExitStack() as stack:
+        for name, module in net.named_modules():
+            if below and name.endswith("conv_res1"):
+                stack.callback(module.register_forward_pre_hook(drop).remove)
+        yield
+
+
+def by_hand(net, input_noise=0.0, random_labels=False, embedding_noise=0.0, dropout=0.0):
     """Euler's method from the seeds, with a guide that is told what the options say."""
     streams = StackedRandom("cpu", OPTIONS["seeds"])
     x = streams.randn([2, 8, 8]) * LEVELS[0]
@@ -51,7 +75,8 @@ def by_hand(net, input_noise=0.0, random_labels=False, embedding_noise=0.0):
             noise = scale * streams.randn([net.unet.emb_noise.weight.shape[0]])
         with torch.no_grad():
             model = net(x, torch.tensor(sigma), LABELS)
-            guide = net(told, torch.tensor(level), labels, embedding_noise=noise)
+            with dropping(net, {0.0: 0, 0.2: -0.8416212}[dropout], dropout, streams):
+                guide = net(told, torch.tensor(level), labels, embedding_noise=noise)
         denoised = guide + 1.8 * (model - guide)
         x = denoised + following / sigma * (x - denoised)
     return x
@@ -75,6 +100,62 @@ def test_every_way_to_sample(net, way):
     assert relative_error(alone, expected) < 2e-4
     plain = sample(net, net, **OPTIONS)
     assert relative_error(plain, expected) > 1e-3
+
+
+DROPOUTS = [{"dropout": 0.2}, WAYS["all"] | {"dropout": 0.2}]
+
+
+@pytest.mark.parametrize("way", DROPOUTS, ids=["alone", "all"])
+def test_dropout(net, way):
+    """Without an engine, and then it is said; where no guide runs, there is one."""
+    guide = disturbed(net, **way)
+    expected = by_hand(net, **way)
+    with pytest.warns(UserWarning, match="for an engine, guide must be without dropout, got 0.2"):
+        assert relative_error(sample(net, guide, **OPTIONS), expected) < 2e-4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = sample(net, guide, batch_size=1, **OPTIONS)
+        plain = sample(net, net, **OPTIONS)
+        wider = sample(net, disturbed(net, **way | {"dropout": 0.3}), **OPTIONS)
+    assert relative_error(alone, expected) < 2e-4
+    assert min(relative_error(each, expected) for each in (plain, wider)) > 1e-2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unguided = sample(net, guide, **OPTIONS | {"guidance": 1.0})
+    assert relative_error(unguided, sample(net, **OPTIONS | {"guidance": 1.0})) < 1e-5
+
+
+def test_no_engine_drops(net):
+    guide = disturbed(net, dropout=0.2)
+    assert Engine.runs(net, net) and not Engine.runs(net, guide) and not Engine.runs(guide)
+    for nets, role in (((net, guide), "guide"), ((guide, net), "model"), ((guide,), "model")):
+        with pytest.raises(ValueError, match=f"Engine: {role} must be without dropout, got 0.2"):
+            Engine(*nets)
+    with pytest.raises(ValueError, match="compute_dtype must be left out for nets that are eval"):
+        sample(net, guide, 1.5, seeds=[0], compute_dtype=torch.bfloat16)
+
+
+def test_the_elements_of_a_step_are_dropped_in_its_second_evaluation(net):
+    """Heun's method; the same numbers are drawn as by Euler's, from streams that go on alike."""
+    found, kept = {}, disturbed(net, dropout=0.2).disturbance
+    for sampler in ("heun", "euler"):
+        streams = StackedRandom("cpu", [3, 4])
+        batch = Batch(range(2), 2, None, tuple(LEVELS), torch.device("cpu"), 3, streams.randn)
+        disturbing, masks = kept.begin(batch), []
+        for index in range(2):
+            for correction in (False, True)[: 2 if sampler == "heun" else 1]:
+                level = torch.tensor(1.0, dtype=torch.float64)
+                at = Evaluation(1.0, level, index, 4, 0.5, correction)
+                drop = disturbing.inputs(torch.ones(2, 2, 8, 8), at, None).drop
+                blocks = [drop(torch.ones(2, 3, 8, 8)), drop(torch.ones(2, 5, 4, 4))]
+                masks.append(torch.cat([block.flatten(1) for block in blocks], 1))
+        found[sampler] = masks
+    first, again, second, _ = found["heun"]
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    assert all(map(torch.equal, found["heun"][::2], found["euler"]))
+    assert not torch.equal(first[0], first[1])
+    assert first.unique().tolist() == [0.0, 1.25]
+    assert first.mean().item() == pytest.approx(1.0, abs=0.1)
 
 
 def test_the_noise_of_a_step_holds_for_its_second_evaluation(net):
@@ -135,12 +216,14 @@ def test_one_guide_at_a_step(net):
     assert relative_error(found[0], other) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:sample. evaluating the networks as they are")
 def test_guides_of_the_model_by_name(net):
     """As `sample` and `--guide` take them; the model's weights are packed once."""
     options = {"seeds": range(3), "num_steps": 3, "guidance": 1.5, "class_labels": 3}
     named = {
         "self:attn_temperature=0": lambda net: weakened(net, attn_temperature=0),
         "self:random_labels": lambda net: disturbed(net, random_labels=True),
+        "self:dropout=0.2": lambda net: disturbed(net, dropout=0.2),
         "self:left_out=dec.4x4_in0+enc.4x4_down,input_noise=0.2": lambda net: disturbed(
             weakened(net, left_out=["dec.4x4_in0", "enc.4x4_down"]), input_noise=0.2
         ),
@@ -155,13 +238,17 @@ def test_guides_of_the_model_by_name(net):
 
 
 def test_what_cannot_be(net):
-    for options in ({}, {"input_noise": -1}, {"input_noise": math.nan}):
+    for options in ({}, {"input_noise": -1}, {"input_noise": math.nan}, {"dropout": 0}):
         with pytest.raises(ValueError, match="disturbed: input_noise"):
             disturbed(net, **options)
     with pytest.raises(ValueError, match="random_labels must be False for a net without labels"):
         disturbed(unlabelled(net), random_labels=True)
-    with pytest.raises(TypeError, match="embedding_noise must be 0 for function"):
-        disturbed(lambda x, s, c: x, embedding_noise=0.1)
+    for option in ("embedding_noise", "dropout"):
+        with pytest.raises(TypeError, match=f"{option} must be 0 for function"):
+            disturbed(lambda x, s, c: x, **{option: 0.1})
+    for wrong in (1, -0.1, math.nan):
+        with pytest.raises(ValueError, match="disturbed: dropout must be from 0 to below 1, got"):
+            disturbed(net, dropout=wrong)
     guide = disturbed(net, input_noise=0.1)
     with pytest.raises(TypeError, match="net must be a callable, got Disturbed"):
         disturbed(guide, random_labels=True)

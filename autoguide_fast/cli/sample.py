@@ -123,8 +123,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         metavar="NET",
         help="the net to guide away from, or several at once; self:OPTION,... is the model itself, "
         "weakened or told something else: left_out=BLOCK+BLOCK, attn_temperature=X, head, "
-        "input_noise=X, embedding_noise=X, random_labels (default: the guide that a bundled model "
-        "comes with)",
+        "input_noise=X, embedding_noise=X, dropout=X, random_labels (default: the guide that a "
+        "bundled model comes with)",
     )
     add(
         "--interval",

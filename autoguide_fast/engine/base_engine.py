@@ -173,9 +173,19 @@ def check_nets(model: Denoiser, guides: Sequence[Denoiser]) -> None:
         raise ValueError(f"Engine: {reason}")
 
 
-def unsupported_reason_of(model: Denoiser, guides: Sequence[Denoiser]) -> str | None:
-    """Why no engine can be made of these, as the rest of a message; None where one can."""
+def unsupported_reason_of(
+    model: Denoiser,
+    guides: Sequence[Denoiser],
+    disturbances: Mapping[str, Disturbance] = MappingProxyType({}),
+) -> str | None:
+    """Why no engine can be made of these, as the rest of a message; None where one can.
+
+    `disturbances` are those of the nets, by role.
+    """
     roles = guide_roles(len(guides))
+    for role in ("model", *roles):
+        if role in disturbances and (dropout := disturbances[role].dropout):
+            return f"{role} must be without dropout, got {dropout:g}; sample evaluates it as it is"
     for role, net in (("model", model), *zip(roles, guides, strict=True)):
         if reason := unsupported_reason(net):
             return f"{role} must be a plain float32 Precond, got {reason}"

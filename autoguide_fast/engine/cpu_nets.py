@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import Cond, told_guidance
+from ..networks import Drop
 from ..preconditioning import c_in
 from .prepared import PreparedNet, check_call
 
@@ -44,9 +45,11 @@ class CpuNets:
         roles: Sequence[str],
         rows: Tensor | None = None,
         embedding_noise: Tensor | None = None,
+        drop: Drop | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`; float32, and still to be preconditioned."""
         check_call(x)
+        assert drop is None  # refused when the engine is made
         assert self.sigma_data is not None
         scales = c_in(sigma.to(torch.float32), self.sigma_data)
         scale = 1.0 if sigma.ndim else scales.item()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import Cond, told_guidance
+from ..networks import Drop
 from .prepared import check_call
 from .recordings import Outputs
 
@@ -35,9 +36,11 @@ class GpuNets:
         roles: Sequence[str],
         rows: Tensor | None = None,
         embedding_noise: Tensor | None = None,
+        drop: Drop | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`; of the maps' type, and still to be preconditioned."""
         check_call(x)
+        assert drop is None  # refused when the engine is made
         engine, images = self.engine, len(x)
         count, fill = images, None
         if rows is not None:  # filled up to a power of two: each size is a recording

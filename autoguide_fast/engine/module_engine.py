@@ -13,6 +13,7 @@ from torch import Tensor
 from ..eager import EagerNets, EagerStepper, input_dtype
 from ..guidance import Cond, Denoiser, Unlabelled, Weight, bare, module_of, unlabelled
 from ..guided_stepper import Nets
+from ..networks import Drop
 from ..sampler import Step, Stepper
 from .base_engine import BaseEngine, Guides, guide_list, guide_roles
 from .gpu_engine import RECORDINGS, settings
@@ -215,10 +216,11 @@ class ModuleNets(EagerNets):
         roles: Sequence[str],
         rows: Tensor | None = None,
         embedding_noise: Tensor | None = None,
+        drop: Drop | None = None,
     ) -> list[Tensor]:
         """See `guided_stepper.Nets.outputs`."""
         if len(roles) != 2 or sigma.ndim or rows is not None:
-            return super().outputs(x, sigma, class_labels, roles, rows, embedding_noise)
+            return super().outputs(x, sigma, class_labels, roles, rows, embedding_noise, drop)
         if not self._are_one_net(roles, class_labels):
             if self.run_both is None:
                 return super().outputs(x, sigma, class_labels, roles)

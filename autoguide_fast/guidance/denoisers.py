@@ -99,6 +99,9 @@ def evaluated(
     given: list[Any] = [
         v.clone() if isinstance(v, torch.Tensor) else v for v in (x, sigma, class_labels)
     ]
-    named = {name: value.clone() for name, value in (cond or {}).items()}
+    named = {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in (cond or {}).items()
+    }
     output = net(*given, **named)
     return output.clone() if isinstance(output, torch.Tensor) else output

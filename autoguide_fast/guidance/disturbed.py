@@ -1,8 +1,10 @@
-"""A guide from the model's own weights that is told something else: noise in what it is given."""
+"""A guide from the model's own weights that is told something else, or loses what it computes."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import arguments
-from .denoisers import Denoiser, module_of
+from .denoisers import Denoiser, bare, module_of
 from .evaluation import Batch, Evaluation
 from .weights import Weight, weight_at
 
@@ -21,7 +23,7 @@ class Disturbance:
     """What of a net's inputs is changed; `disturbed` says how.
 
     Attributes:
-        input_noise, random_labels, embedding_noise: as for `disturbed`.
+        input_noise, random_labels, embedding_noise, dropout: as for `disturbed`.
         label_dim: classes of the net, where it tells.
         emb_channels: width of its embedding, 0 where nothing is added to that.
     """
@@ -29,6 +31,7 @@ class Disturbance:
     input_noise: float
     random_labels: bool
     embedding_noise: Weight
+    dropout: float
     label_dim: int | None
     emb_channels: int
 
@@ -59,7 +62,7 @@ class Disturbing:
         """What the net is given in the place of the state `x`, its level and the labels."""
         if at.index != self._step:
             self._step, self._drawn = at.index, {}
-        found = Inputs(x, at.sigma, at.level, labels, None)
+        found = Inputs(x, at.sigma, at.level, labels, None, None)
         if self.of.input_noise:
             grown = 1 + self.of.input_noise
             noise = self._draw("x", x.shape[1:]).to(x)
@@ -78,7 +81,23 @@ class Disturbing:
         if scale:
             noise = self._draw("embedding", [self.of.emb_channels])
             found.embedding_noise = noise.to(torch.float32) * scale
+        if self.of.dropout:
+            found.drop = self._drop()
         return found
+
+    def _drop(self) -> Callable[[Tensor], Tensor]:
+        """What drops elements of the blocks' branches in one evaluation."""
+        # A standard normal number lies below it with the probability of dropping.
+        threshold = statistics.NormalDist().inv_cdf(self.of.dropout)
+        blocks = itertools.count()
+
+        def drop(y: Tensor) -> Tensor:
+            name = f"block {next(blocks)}"
+            if name not in self._drawn:  # as truth values, which are a quarter of the numbers
+                self._drawn[name] = self._randn(list(y.shape[1:])) >= threshold
+            return torch.where(self._drawn[name], y / (1 - self.of.dropout), 0.0)
+
+        return drop
 
     def _draw(self, name: str, shape: Sequence[int]) -> Tensor:
         if name not in self._drawn:
@@ -95,6 +114,7 @@ class Inputs:
     level: Tensor  # sigma, 0-dim float64 on the device
     class_labels: Tensor | None
     embedding_noise: Tensor | None  # [N, emb_channels]
+    drop: Callable[[Tensor], Tensor] | None  # of the blocks' branches, block by block
 
 
 class Disturbed:
@@ -120,6 +140,7 @@ def disturbed(
     input_noise: float = 0.0,
     random_labels: bool = False,
     embedding_noise: Weight = 0.0,
+    dropout: float = 0.0,
 ) -> Disturbed:
     """`net` that is told something else than it should be, as a guide that no one has to train.
 
@@ -137,6 +158,9 @@ def disturbed(
             noise level, which has unit magnitude, before the label's joins it (time-step guidance,
             arXiv 2407.02687, section 4.2, with `s t^alpha` there: pass a function of the noise
             level for that). For a `Precond`.
+        dropout: probability of dropping an element of a residual branch, as in training (the other
+            synthetic degradation of arXiv 2406.02507, section 4, with 5 % and 10 %). For a
+            `Precond`, evaluated as it is: engines have no dropout, and refuse it.
 
     Returns:
         What `sample` and `Engine` take as a guide, or as a model. It cannot be called by itself.
@@ -144,6 +168,8 @@ def disturbed(
     Raises:
         TypeError, ValueError: options that change nothing, or that the net does not have.
     """
+    from ..networks import Precond
+
     if not callable(net) or isinstance(net, Disturbed):
         raise TypeError(
             f"disturbed: net must be a callable, got {type(net).__name__}; give all options at once"
@@ -152,10 +178,13 @@ def disturbed(
         "input_noise", input_noise, "from 0 to 10", lambda v: 0 <= v <= 10, "0 is none", "disturbed"
     )
     scale = arguments.weight(embedding_noise, "disturbed", "embedding_noise")
-    if not input_noise and not random_labels and not callable(scale) and scale == 0:
+    dropout = arguments.number(
+        "dropout", dropout, "from 0 to below 1", lambda v: 0 <= v < 1, "0 is none", "disturbed"
+    )
+    if not any([input_noise, random_labels, callable(scale) or scale, dropout]):
         raise ValueError(
-            "disturbed: input_noise, random_labels or embedding_noise must change something, got "
-            "none of them; input_noise=0.1 is a start"
+            "disturbed: input_noise, random_labels, embedding_noise or dropout must change "
+            "something, got none of them; input_noise=0.1 is a start"
         )
     label_dim = getattr(net, "label_dim", None)
     if random_labels and label_dim == 0:
@@ -172,7 +201,12 @@ def disturbed(
                 f"{embedding_noise!r}; it is for a Precond"
             )
         emb_channels = embedding.weight.shape[0]
-    told = Disturbance(input_noise, bool(random_labels), scale, label_dim, emb_channels)
+    if dropout and not isinstance(bare(net), Precond):
+        raise TypeError(
+            f"disturbed: dropout must be 0 for {type(bare(net)).__name__}, got {dropout:g}; it is "
+            "for a Precond"
+        )
+    told = Disturbance(input_noise, bool(random_labels), scale, dropout, label_dim, emb_channels)
     return Disturbed(net, told)
 
 

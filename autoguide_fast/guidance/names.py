@@ -44,7 +44,7 @@ def guide_of_model(text: str, model: Denoiser) -> Denoiser:
 
     Args:
         text: "self:" and options with commas between them: `left_out=BLOCK+BLOCK`,
-            `attn_temperature=X`, `head`, `input_noise=X`, `embedding_noise=X`,
+            `attn_temperature=X`, `head`, `input_noise=X`, `embedding_noise=X`, `dropout=X`,
             `random_labels`; such as "self:attn_temperature=0,input_noise=0.1". `head` is
             `intermediate_head`.
         model: whose weights it has.
@@ -64,7 +64,7 @@ def guide_of_model(text: str, model: Denoiser) -> Denoiser:
                 head = True
             elif option == "random_labels" and not value:
                 told[option] = True
-            elif option in ("input_noise", "embedding_noise"):
+            elif option in ("input_noise", "embedding_noise", "dropout"):
                 told[option] = float(value)
             elif option == "attn_temperature":
                 weak[option] = float(value)
@@ -73,8 +73,8 @@ def guide_of_model(text: str, model: Denoiser) -> Denoiser:
         except ValueError:
             raise ValueError(
                 "guide self must have left_out=BLOCK+BLOCK, attn_temperature=X, head, "
-                f"input_noise=X, embedding_noise=X or random_labels, got {part!r}; put commas "
-                "between them"
+                f"input_noise=X, embedding_noise=X, dropout=X or random_labels, got {part!r}; put "
+                "commas between them"
             ) from None
     guide: Any = weakened(model, **weak) if weak else model  # type: ignore[arg-type]
     guide = intermediate_head(guide) if head else guide
