@@ -59,6 +59,7 @@ class NetConfig:
             for name, value in vars(self).items()
         }
         _check(options)
+        options["attn_temperature"] = float(options["attn_temperature"])  # 0 is the net of 0.0
         for name, value in options.items():
             value = tuple(value) if isinstance(value, list) else value
             object.__setattr__(self, name, value)

@@ -65,7 +65,7 @@ class Block(torch.nn.Module):
         self.dropout = config.dropout
         self.res_balance = config.res_balance
         self.attn_balance = config.attn_balance
-        self.attn_temperature = float(config.attn_temperature)
+        self.attn_temperature = config.attn_temperature
         self.clip_act = config.clip_act
         self.concat_balance = config.concat_balance
 

@@ -11,6 +11,7 @@ from autoguide_fast import load, sample
 from autoguide_fast.cli import main
 from autoguide_fast.diagnosis import BANDS, diagnose
 from autoguide_fast.digits import load_digits
+from autoguide_fast.guidance import weakened
 from autoguide_fast.toy import fractal
 
 STD = 0.7  # of the Gaussian data
@@ -206,6 +207,32 @@ def test_it_is_saved(digits, tmp_path):
     assert list(found["heldout"]["bands"]) == list(BANDS)
 
 
+def test_guides_of_the_models_own_weights(tmp_path, capsys):
+    """By the names that `sample` has for them; what is found of one serves in sampling with it."""
+    model, (images, labels) = load("digits"), load_digits("train")
+    data = {"images": images[:64], "class_labels": labels[:64], "sigmas": (0.3, 1.0)}
+    named = {"a": "self:attn_temperature=0", "b": "self:left_out=dec.8x8_block0"}
+    made = {
+        "a": weakened(model, attn_temperature=0),
+        "b": weakened(model, left_out=["dec.8x8_block0"]),
+    }
+    found, expected = (diagnose(model, guides, **data) for guides in (named, made))
+    assert np.array_equal(found.weights(), expected.weights())
+    options = ["--images", "64", "--sigmas", "0.3", "1", "--quiet", "--out"]
+    guides = ["--guide", f"a={named['a']}", named["b"]]
+    assert main(["diagnose", *guides, *options, str(tmp_path / "two.json")]) == 0
+    assert json.loads((tmp_path / "two.json").read_text())["guides"] == ["a", named["b"]]
+    one = tmp_path / "one.json"
+    assert main(["diagnose", "--guide", named["a"], *options, str(one)]) == 0
+    given = {"seeds": [0, 1], "num_steps": 3, "guidance": str(one)}
+    assert torch.equal(sample(model, named["a"], **given), sample(model, made["a"], **given))
+    with pytest.raises(ValueError, match="must be the net that guidance"):
+        sample(model, named["b"], **given)
+    with pytest.raises(ValueError, match="diagnose: guide guide must not be disturbed, got one"):
+        diagnose(model, "self:input_noise=0.1", **data)
+    capsys.readouterr()
+
+
 def test_the_command_prints_and_writes(tmp_path, capsys):
     out = tmp_path / "found.json"
     guides = ["--guide", "digits-guide", "none=digits-uncond"]
@@ -221,6 +248,8 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     [
         (["--images", "1"], "--images must be >= 2"),
         (["--guide", "digits-guide", "digits-guide"], "each name once"),
+        (["--guide", "self:random_labels"], "guide self:random_labels must not be disturbed"),
+        (["--guide", "self:nothing"], "guide self must have left_out=BLOCK"),
         (["--out", "/nowhere/found.json"], "--out must be a file in an existing folder"),
         (["--data", "photos"], r"images must be \[N, 1, 8, 8\]"),
         (["--data", "/nowhere"], "dataset"),

@@ -24,6 +24,9 @@ examples:
   autoguide-fast diagnose --model runs/a/nets/main.safetensors --guide small=s.safetensors
       early=e.safetensors --data img64.zip --heldout img64-val.zip --images 2000 --out found.json
 
+  # without another net
+  autoguide-fast diagnose --guide self:attn_temperature=0 b=self:left_out=dec.8x8_block0
+
   # kept beside the model, for `sample --guidance auto`
   autoguide-fast diagnose --model pair/main.safetensors --guide pair/guide.safetensors --save
   autoguide-fast sample --model pair/main.safetensors --guide pair/guide.safetensors \\
@@ -57,8 +60,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         nargs="+",
         default=["digits-guide"],
         metavar="NET",
-        help="names or files of guides, or NAME=NET; several are weighted together "
-        "(default: digits-guide)",
+        help="names or files of guides, or self:OPTION,... as for `sample`, or NAME=NET; several "
+        "are weighted together (default: digits-guide)",
     )
     add(
         "--data",
@@ -192,10 +195,15 @@ def _points(count: int, seed: int) -> torch.Tensor:
 
 
 def _guides(values: list[str]) -> dict[str, str]:
+    from autoguide_fast.guidance import is_of_model
+
     guides: dict[str, str] = {}
     for value in values:
         name, separator, net = value.partition("=")
-        name, net = (name, net) if separator else (Path(value).stem, value)
+        if is_of_model(value):
+            name = net = value
+        elif not separator:
+            name, net = Path(value).stem, value
         if name in guides:
             raise ValueError(f"diagnose: --guide must have each name once, got {name} twice")
         guides[name] = net

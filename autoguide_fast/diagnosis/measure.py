@@ -14,7 +14,15 @@ from .. import arguments, checkpoints, image_arguments, net_arguments
 from ..arrays import as_tensor
 from ..eager import input_dtype
 from ..engine import cached, unsupported_reason_of
-from ..guidance import Denoiser, evaluated, fingerprint, module_of
+from ..guidance import (
+    Denoiser,
+    Disturbed,
+    evaluated,
+    fingerprint,
+    guide_of_model,
+    is_of_model,
+    module_of,
+)
 from ..networks import Precond
 from ..request import Net
 from .bands import frequency_bands
@@ -45,7 +53,9 @@ def diagnose(
     Args:
         model: name of a bundled net, path of a checkpoint, or denoiser `(x, sigma, class_labels) ->
             D`, as for `sample`.
-        guide: likewise, or a dict of several by name, which are then weighted together.
+        guide: likewise, or what names a guide of the model's own weights, such as
+            "self:attn_temperature=0"; or a dict of several by name, which are then weighted
+            together. None may be disturbed: noise is drawn in sampling alone.
         images: clean samples `[N, ...]` of any shape, such as images `[N, C, H, W]`, uint8 where
             the model has an encoder of pixels, otherwise floating point as the net sees them; or a
             dict of such sets by name, to compare what the model was trained on with what it was
@@ -69,7 +79,13 @@ def diagnose(
     named = dict(guide) if isinstance(guide, Mapping) else {"guide": guide}
     if not named:
         raise ValueError("diagnose: guide must be a net or a dict of nets, got an empty dict")
-    guides = {name: _net(each, f"guide {name}", device) for name, each in named.items()}
+    guides = {
+        name: _undisturbed(
+            guide_of_model(each, net) if is_of_model(each) else _net(each, f"guide {name}", device),
+            name,
+        )
+        for name, each in named.items()
+    }
     sets = images if isinstance(images, Mapping) else {"images": images}
     if taken := [name for name in sets if name in RESERVED]:
         raise ValueError(
@@ -193,6 +209,15 @@ def _net(net: Net, role: str, device: torch.device) -> Denoiser:
             f"diagnose: {role} must be in evaluation mode, got a module in training; call .eval()"
         )
     return net
+
+
+def _undisturbed(guide: Denoiser, name: str) -> Denoiser:
+    if isinstance(guide, Disturbed):
+        raise ValueError(
+            f"diagnose: guide {name} must not be disturbed, got one whose noise is drawn in "
+            "sampling; diagnose a net, or one weakened"
+        )
+    return guide
 
 
 def _clean(net: Any, images: Any, name: str) -> Tensor:
