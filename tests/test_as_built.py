@@ -63,7 +63,8 @@ class HalfRaw:
         return super().raw(*arguments)
 
     def _raw(self, *arguments):
-        return 0.5 * super()._raw(*arguments)
+        raw, head = super()._raw(*arguments)
+        return 0.5 * raw, head
 
 
 class MixedNet(HalfRaw, Precond):

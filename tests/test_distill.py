@@ -174,6 +174,7 @@ def test_options_of_a_net_build_it_again(net):
         **load("photos").config,
         "clip_act": None,
         "guidance_range": [],
+        "head_after": "",
     }.items()
     with pytest.raises(ValueError, match="left_out must be"):
         options_of_net({**net.config, "left_out": ["dec.8x8_block0"]})

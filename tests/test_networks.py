@@ -367,7 +367,13 @@ def test_bad_options(options, message):
 def test_options_are_one_list():
     """`NetConfig` has them all, and a training run all that are not its data's."""
     config = NetConfig(8, 2, label_dim=0, channel_mult=[1, 2], num_blocks=numpy.int64(1))
-    ours = ["left_out", "attn_temperature", "guidance_range"]  # told only where they are set
+    ours = [
+        "left_out",
+        "attn_temperature",
+        "guidance_range",
+        "head_after",
+        "ends_after",
+    ]  # told only where they are set
     assert list(inspect.signature(Precond).parameters) == [*config.as_dict(), *ours]
     assert (
         Precond(**config.as_dict()).config
