@@ -43,6 +43,11 @@ def guidance_input(
             f"sample: interval must be left out for a net that has its guide within, got "
             f"{interval!r}; {remedy}"
         )
+    if isinstance(guidance, (str, os.PathLike)):
+        raise ValueError(
+            "sample: guidance must be a number for a net that has its guide within, got "
+            f"{os.fspath(guidance)[-100:]!r}, weights by noise level; {remedy}"
+        )
     found = None if isinstance(guidance, Guidance) else checked_weight(guidance, "sample")  # type: ignore[arg-type]
     if not isinstance(found, (float, Tensor)):
         raise ValueError(

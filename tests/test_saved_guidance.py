@@ -63,8 +63,95 @@ def test_weights_of_other_nets_are_refused(pair):
         next(guide.parameters()).mul_(1.5)  # a net that was trained on since
     with pytest.raises(ValueError, match="guide must be the net that"):
         sample(main_net, guide, file, **OPTIONS)
-    with pytest.raises(ValueError, match="no name or path for an Engine, got 'auto'"):
-        Engine(main_net, guide).sample(guidance="auto", **OPTIONS)
+
+
+def test_an_engine_takes_a_file_for_its_nets(pair):
+    folder, found = pair
+    nets = [load(folder / f"{name}.safetensors") for name in ("main", "guide", "other")]
+    file = folder / "main.guidance.json"
+    expected = Engine(*nets[:2]).sample(guidance=found.schedule(AUTO_FACTOR), **OPTIONS)
+    assert torch.equal(Engine(*nets[:2]).sample(guidance=file, **OPTIONS), expected)
+    with pytest.raises(ValueError, match=r"guide must be the net that guidance .* was found for"):
+        Engine(nets[0], nets[2]).sample(guidance=file, **OPTIONS)
+    with pytest.raises(ValueError, match=r"a number or the path .* for an Engine, .* got 'auto'"):
+        Engine(*nets[:2]).sample(guidance="auto", **OPTIONS)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "grid"])
+def test_a_net_with_its_guide_within_takes_no_weights_by_level(tmp_path, capsys, command):
+    net = tiny(guidance_range=(1, 3))
+    net.encoder = PixelEncoder()
+    checkpoints.save(net, tmp_path / "one.safetensors")
+    message = "guidance must be a number for a net that has its guide within, got 'auto'"
+    with pytest.raises(ValueError, match=message):
+        sample(tmp_path / "one.safetensors", guidance="auto", **OPTIONS)
+    arguments = [command, "--model", str(tmp_path / "one.safetensors"), "--guidance", "auto"]
+    arguments += ["--seeds", "0-1"]
+    arguments += ["--out", str(tmp_path / "made.png")] if command != "evaluate" else []
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_grid_has_a_column_for_what_was_found(tmp_path):
+    from PIL import Image
+
+    weights = {"auto": "auto", "schedule": str(checkpoints.find("digits").parent)}
+    weights["schedule"] += "/digits.guidance.json"
+    pictures = []
+    for name, weight in weights.items():
+        out = tmp_path / f"{name}.png"
+        rows = ["--seeds", "0-1", "--steps", "4", "--quiet"]
+        assert main(["grid", "--guidance", f"1,{weight}", "--out", str(out), *rows]) == 0
+        pictures.append(Image.open(out))
+        assert "w = 1; w = " in pictures[-1].text["Description"]
+    assert "w = auto" in pictures[0].text["Description"]
+    out = tmp_path / "way.png"
+    rows = ["--seeds", "0", "--steps", "4", "--quiet", "--trajectory", "denoised"]
+    assert main(["grid", "--guidance", "auto", "--out", str(out), *rows]) == 0
+
+
+def test_the_column_of_a_grid_is_what_sample_makes(monkeypatch):
+    import argparse
+
+    import numpy as np
+
+    from autoguide_fast.cli import sampled_grids
+
+    arguments = argparse.Namespace(
+        model="digits",
+        guide=None,
+        seeds=[0, 1],
+        classes=[3, 4],
+        steps=4,
+        device="cpu",
+        accept_licence=False,
+    )
+    rows = sampled_grids.Rows(arguments, True)
+    made = rows.sample(guidance=rows.weight("auto"), num_steps=4, array="numpy")
+    expected = sample(
+        "digits", guidance="auto", seeds=[0, 1], class_labels=[3, 4], num_steps=4, array="numpy"
+    )
+    assert np.array_equal(made, expected)
+    arguments.guide = "digits-uncond"
+    with pytest.raises(ValueError, match="grid: guide must be the net that guidance"):
+        sampled_grids.Rows(arguments, True).weight("auto")
+
+
+def test_judge_and_evaluate_take_what_was_found(tmp_path, capsys):
+    file = str(checkpoints.find("digits").parent / "digits.guidance.json")
+    rows = []
+    for weight in ("auto", file, "1.5"):
+        out = tmp_path / "judged.json"
+        options = ["--images", "100", "--repeats", "1", "--steps", "2", "--guidance", weight]
+        judge = ["judge", *options, "--methods", "autoguidance", "--out", str(out)]
+        assert main(judge) == 0, capsys.readouterr().err
+        rows += json.loads(out.read_text())
+    assert rows[0]["w"] == rows[1]["w"] == "digits.guidance.json" and rows[2]["w"] == 1.5
+    assert rows[0]["fd_train"] == rows[1]["fd_train"] != rows[2]["fd_train"]
+    assert "| autoguidance | digits.guidance.json |" in capsys.readouterr().out
+    others = ["--guidance", "auto", "--model", "digits", "--guide", "digits-uncond"]
+    assert main(["judge", "--images", "100", "--methods", "autoguidance", *others]) == 2
+    assert "judge: guide must be the net that guidance" in capsys.readouterr().err
 
 
 def test_auto_without_a_diagnosis_says_how_to_make_one(pair, tmp_path):

@@ -14,7 +14,9 @@ from autoguide_fast.files import sha256
 from autoguide_fast.networks import Precond
 
 from . import pair
+from .auto_guide import AUTO
 from .options import TrainOptions
+from .snapshots import average_path
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,19 @@ class NetChoice:
     ema: float | None = None
     without_label: bool = False
 
+    @property
+    def file(self) -> Path | None:
+        """Where the net lies; None for an average that the run did not store."""
+        if self.ema is None:
+            return Path(checkpoints.find(self.place, "a net"))
+        nimg = Snapshots(self.place).times[-1] if self.nimg is None else self.nimg
+        path = average_path(Path(self.place), nimg, self.ema)
+        return path if path.is_file() else None
+
     def load(self) -> Any:
         """The net, a `Precond`, or one that is not told its label."""
-        if self.ema is None:
-            net = load(self.place)
+        if (file := self.file) is not None:
+            net = load(file if self.ema is not None else self.place)
         else:
             run = Snapshots(self.place)
             net = run.net(run.times[-1] if self.nimg is None else self.nimg, self.ema)
@@ -112,6 +123,11 @@ def of_run(
         if guide_ema is None and own.options.get("ema"):
             last = own.options["ema"][-1]
         found["guide"] = NetChoice(str(own.run), own.times[-1], last)
+    elif job.get("guide") == AUTO:
+        raise ValueError(
+            f"{command}: the run must have chosen its guide, got {folder} before that; go on with "
+            f"autoguide-fast train --out {folder} --resume"
+        )
     elif job.get("guide"):
         asked = pair.parse_guide(job["guide"], TrainOptions(**job["main"]), job.get("preset"))
         found["guide"] = NetChoice(str(folder), asked.nimg, last)

@@ -15,12 +15,16 @@ from .options import TrainOptions
 from .presets import PRESETS, preset
 
 if TYPE_CHECKING:
+    from .auto_guide import AutoGuide
     from .pair import Guide, Result
 
 _EXAMPLES = """\
 examples:
   # a labelled net for the digits and a guide of half its width and a quarter of its time
   autoguide-fast train --out runs/pair --guide 8:T/4 --guide-set channels_per_head=8
+
+  # a guide that is chosen among candidates, and the weights to guide with
+  autoguide-fast train --out runs/auto --guide auto --guide-budget 0.05
 
   # a published configuration and its guide; what it would cost, and then for real
   autoguide-fast train --out runs/s --data latents.zip --preset edm2-img512-s --guide xs:T/16 \\
@@ -66,7 +70,15 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "--guide",
         metavar="SIZE:T/K",
         help="also train a guide: a size of the preset, or a number of channels, for 1/K of the "
-        "duration; T/K alone takes the main net as it stood then",
+        "duration; T/K alone takes the main net as it stood then; auto trains narrower nets for "
+        "short times and keeps the one that, by `diagnose`, guides best, or the main net's past",
+    )
+    add(
+        "--guide-budget",
+        type=float,
+        metavar="B",
+        help="with --guide auto, what the candidates may cost together, in shares of the main "
+        "net's arithmetic (default: 0.05)",
     )
     add(
         "--guide-set",
@@ -177,11 +189,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(
-    result: Result, main: TrainOptions, guide: Guide | None, arguments: argparse.Namespace
+    result: Result,
+    main: TrainOptions,
+    guide: Guide | AutoGuide | None,
+    arguments: argparse.Namespace,
 ) -> str:
     from autoguide_fast.checkpoints.run_folder import SNAPSHOTS
 
-    from .pair import GUIDE
+    from . import auto_guide
+    from .pair import GUIDE, Guide
     from .snapshots import average_name
 
     lines = []
@@ -206,7 +222,20 @@ def _summary(
         lines.append(f"the guide took {100 * result.guide_share:.1f} % of the main net's time")
     folder = arguments.out / SNAPSHOTS
     lines.append(f"averages are in {folder}")
-    if guide is not None and main.snapshots:
+    if result.choice is not None:
+        chosen = result.choice["candidates"][result.choice["chosen"]]
+        guide_file = average_name(chosen["images"], chosen["ema"])
+        return "\n".join(
+            [
+                *lines,
+                auto_guide.report(result.choice),
+                f"sample with: autoguide-fast sample "
+                f"--model {folder / average_name(main.duration, main.ema[0])} "
+                f"--guide {arguments.out / GUIDE / SNAPSHOTS / guide_file} "
+                "--guidance auto --seeds 0-63 --out samples/",
+            ]
+        )
+    if isinstance(guide, Guide) and main.snapshots:
         guide_folder = folder if guide.options is None else arguments.out / GUIDE / SNAPSHOTS
         guide_ema = (guide.options or main).ema[-1]
         lines.append(
@@ -218,12 +247,12 @@ def _summary(
     return "\n".join(lines)
 
 
-def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | None]:
+def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | AutoGuide | None]:
     """The options of the main net, and its guide or None.
 
     On resuming, what is not given is as the run in --out has it.
     """
-    from . import pair
+    from . import auto_guide, pair
 
     given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(TrainOptions)}
     given = {name: value for name, value in given.items() if value is not None}
@@ -232,6 +261,11 @@ def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | None]:
     job = pair.stored_job(arguments.out, lambda text: None) if resumed else {}
     main = TrainOptions(**{**job.get("main", {}), **chosen, **given})
     spec = arguments.guide or job.get("guide")
+    if arguments.guide_budget is not None and spec != auto_guide.AUTO:
+        raise ValueError(
+            f"train: guide_budget must come with --guide auto, got it with guide {spec}; leave out "
+            "one of the two"
+        )
     if spec is None:
         if resumed and "guide" not in job and pair.has_run(arguments.out / pair.GUIDE):
             raise ValueError(
@@ -243,6 +277,11 @@ def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | None]:
         return main, None
     changes = _changes(arguments.guide_set) or job.get("guide_set", {})
     name = arguments.preset or job.get("preset")
+    if spec == auto_guide.AUTO:
+        budget = arguments.guide_budget
+        if budget is None:
+            budget = job.get("guide_budget", auto_guide.BUDGET)
+        return main, auto_guide.auto_guide(main, name, changes, budget)
     return main, pair.parse_guide(spec, main, name, changes)
 
 
@@ -276,18 +315,30 @@ def _changes(pairs: list[str]) -> dict:
     return changes
 
 
-def _dry_run(main: TrainOptions, guide: Guide | None) -> str:
+def _dry_run(main: TrainOptions, guide: Guide | AutoGuide | None) -> str:
     from . import estimate
+    from .auto_guide import AutoGuide
+    from .pair import Guide
     from .training_data import attention_note, shape_of
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     shape = shape_of(main)
-    nets = [main, *([guide.options] if guide is not None and guide.options is not None else [])]
-    notes = filter(None, (attention_note(net, shape[0]) for net in nets))
-    estimates = {"main": estimate.estimate(main, *shape, processes)}
-    if guide is not None and guide.options is not None:
-        estimates["guide"] = estimate.estimate(guide.options, *shape, processes)
+    nets = {"main": main}
+    if isinstance(guide, AutoGuide):
+        nets |= {f"candidate of {name} channels": run for name, run in guide.runs.items()}
+    elif guide is not None and guide.options is not None:
+        nets["guide"] = guide.options
+    notes = filter(None, (attention_note(net, shape[0]) for net in nets.values()))
+    estimates = {name: estimate.estimate(net, *shape, processes) for name, net in nets.items()}
     text = estimate.report(estimates, processes, estimate.convolution_speed())
-    if guide is not None and guide.options is None:
+    if isinstance(guide, AutoGuide):
+        past = ", ".join(f"{nimg:,}" for nimg in guide.past)
+        text += (
+            f"\nthe main net as it stood at {past} images is a candidate, too: no cost\n"
+            f"the candidates cost {100 * guide.cost:.1f} % of a budget of "
+            f"{100 * guide.budget:.1f} %, and scoring them in addition an evaluation of each on "
+            "some thousand images; the paper's guides cost 3.6 %"
+        )
+    if isinstance(guide, Guide) and guide.options is None:
         text += f"\nthe guide is the main net as it stood at {guide.nimg:,} images: no cost"
     return "\n".join([text, *dict.fromkeys(notes)])

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING
 from autoguide_fast.cli.arguments import check_image_count, check_output_file, positive_integer
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from autoguide_fast import Diagnosis
-
-    from .data import Dataset
 
 _EXAMPLES = """\
 examples:
@@ -110,6 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
     from autoguide_fast.diagnosis import SIGMAS, diagnose, sets_of
     from autoguide_fast.plots import diagnosis_picture
 
+    from .guide_scores import drawn
+
     check_image_count(arguments.images, 2, "diagnose", "one image has no interval")
     check_output_file(arguments.out, "diagnose")
     check_output_file(arguments.plot, "diagnose", "--plot")
@@ -121,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         images["new points"] = _points(arguments.images, arguments.seed)
     else:
         for name, dataset in _datasets(arguments.data, arguments.heldout).items():
-            images[name], labels[name] = _drawn(dataset, arguments.images, arguments.seed)
+            images[name], labels[name] = drawn(dataset, arguments.images, arguments.seed)
     with tqdm(disable=True if arguments.quiet else None, unit="batch", file=sys.stderr) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -220,21 +219,3 @@ def _datasets(data: str, heldout: str | None) -> dict:
     elif data in BUNDLED:
         sets["held out"] = open_dataset(data, "heldout")
     return sets
-
-
-def _drawn(dataset: Dataset, count: int, seed: int) -> tuple[torch.Tensor, np.ndarray | None]:
-    """Images as the net sees them, drawn without repetition, and their classes or None."""
-    import numpy as np
-    import torch
-
-    from .training_data import encode
-
-    generator = np.random.default_rng(seed)
-    indices = np.sort(generator.permutation(len(dataset))[:count])
-    images, labels = dataset.batch(indices)
-    images = torch.from_numpy(images)
-    normal = None
-    if dataset.encoder_name == "latents":
-        shape = len(images), images.shape[1] // 2, *images.shape[2:]
-        normal = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
-    return encode(dataset, images, normal), labels if dataset.num_classes else None

@@ -7,15 +7,15 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autoguide_fast import checkpoints
 from autoguide_fast.checkpoints.run_folder import is_run_folder, stored_options
-from autoguide_fast.cli.arguments import check_image_count, check_output_file
+from autoguide_fast.cli.arguments import check_image_count, check_output_file, weight_or_file
 from autoguide_fast.files import write_atomically
-from autoguide_fast.guidance import Unlabelled
+from autoguide_fast.guidance import SavedWeights, Unlabelled, weights_of
 from autoguide_fast.metrics.names import FEATURES
 
 from .chosen_nets import NetChoice, of_folder, of_run
@@ -69,7 +69,7 @@ class Job:
     data: Data
     nets: tuple[tuple[str, NetChoice], ...]
     method: str
-    weight: float
+    weight: float | SavedWeights
     repeat: int
     images: int
     steps: int
@@ -101,7 +101,13 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         metavar="NET",
         help="file of a net without labels, for CFG; 'unlabelled': the main net without its label",
     )
-    add("--guidance", type=float, metavar="W", help="of autoguidance (default: as recorded)")
+    add(
+        "--guidance",
+        type=weight_or_file,
+        metavar="W",
+        help="of autoguidance, or auto or a file that `diagnose` wrote, as for `sample` (default: "
+        "as recorded)",
+    )
     add("--cfg-guidance", type=float, metavar="W", help="of CFG (default: as recorded)")
     add = parser.add_argument_group("what to judge by").add_argument
     add(
@@ -174,7 +180,7 @@ def run(arguments: argparse.Namespace) -> None:
     nets = {role: choice.load() for role, choice in choices.items()}
     methods = arguments.methods or [m for m, role in _GUIDES.items() if role in (None, *nets)]
     given = {"autoguidance": arguments.guidance, "CFG": arguments.cfg_guidance}
-    weights = {}
+    weights: dict[str, float | SavedWeights] = {}
     for method in methods:
         role = _GUIDES[method]
         if role is not None and role not in nets:
@@ -182,7 +188,13 @@ def run(arguments: argparse.Namespace) -> None:
                 f"judge: --methods must be those that there are nets for, got {method} without "
                 f"{net_names(name)[role]}; leave it out"
             )
-        weights[method] = guidance_weight(nets, method, given.get(method))
+        weight = guidance_weight(nets, method, given.get(method))
+        if isinstance(weight, str):
+            weight = weights_of(weight, choices["main"].file, "judge")
+            weight.check(nets["main"], [nets["guide"]], "judge")
+        elif not np.isfinite(weight):
+            raise ValueError(f"judge: --guidance must be finite, got {weight}; 1.5 is usual")
+        weights[method] = weight
     jobs = [
         Job(
             data,
@@ -271,7 +283,9 @@ def _tuned(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def guidance_weight(nets: dict[str, Precond], method: str, given: float | None = None) -> float:
+def guidance_weight(
+    nets: dict[str, Precond], method: str, given: float | str | None = None
+) -> float | str:
     """The weight for a method: what was given, or what the nets recommend; 1 without guidance.
 
     Raises:
@@ -301,10 +315,16 @@ def judge(job: Job) -> dict:
     nets, measure = dict(job.nets), yardstick(job.data)
     main, role = nets["main"].load(), _GUIDES[job.method]
     guide = None if role is None else nets[role].load()
+    weight = job.weight
+    if isinstance(weight, SavedWeights):
+        shown: float | str = Path(weight.name).name
+        guidance: Any = weight.functions()[0]
+    else:
+        shown = guidance = float(weight)
     classes = classes_of(main, job.images)
     started = time.perf_counter()
     images = Engine(main, guide, getattr(torch, job.dtype)).sample(
-        guidance=job.weight,
+        guidance=guidance,
         class_labels=classes,
         num_steps=job.steps,
         batch_size=128,
@@ -315,7 +335,7 @@ def judge(job: Job) -> dict:
     quality = measure.training.quality(images, classes)
     row = {
         "method": job.method,
-        "w": float(job.weight),
+        "w": shown,
         "dtype": job.dtype,
         "repeat": job.repeat,
         "images": job.images,
@@ -352,7 +372,8 @@ def table(rows: list[dict], data: str) -> str:
         mine = [row for row in rows if row["method"] == method]
         if not mine:
             continue
-        cells = [method, f"{mine[0]['w']:g}"]
+        weight = mine[0]["w"]
+        cells = [method, weight if isinstance(weight, str) else f"{weight:g}"]
         for figure, digits in columns.values():
             values = [row[figure] for row in mine]
             spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""

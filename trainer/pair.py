@@ -12,6 +12,8 @@ from pathlib import Path
 
 from autoguide_fast.files import with_checksum, without_checksum, write_atomically
 
+from . import auto_guide
+from .auto_guide import CANDIDATES, AutoGuide
 from .devices import choose_device
 from .durable import load_checkpoint
 from .grids import Grids
@@ -162,11 +164,15 @@ def stored_job(out: Path, report: Callable[[str], object]) -> dict:
 
 @dataclass
 class Result:
-    """What came of a job: the trainers, `guide` None where there is no separate one."""
+    """What came of a job: the trainers, `guide` None where there is no separate one.
+
+    choice: what `guide.json` holds where the guide was chosen among candidates.
+    """
 
     main: Trainer | None
     guide: Trainer | None
     finished: bool
+    choice: dict | None = None
 
     @property
     def guide_share(self) -> float | None:
@@ -178,7 +184,7 @@ class Result:
 
 def train_pair(
     main: TrainOptions,
-    guide: Guide | None,
+    guide: Guide | AutoGuide | None,
     out: str | os.PathLike,
     resume: bool = False,
     progress: bool = True,
@@ -191,7 +197,8 @@ def train_pair(
     """Trains the guide into `out/guide` and then the main net into `out`, with one log in `out`.
 
     The guide, which is the cheaper, comes first: so it is there to draw guided samples from while
-    the main net trains, and only one net at a time has gradients and moments in memory.
+    the main net trains, and only one net at a time has gradients and moments in memory. A guide
+    that is yet to be chosen (`auto_guide`) comes after the main net, by which it is chosen.
 
     Args:
         main, guide: what to train; guide None trains the main net alone.
@@ -205,7 +212,7 @@ def train_pair(
     """
     out = Path(out)
     processes = processes if processes is not None else Processes()
-    own = guide.options if guide is not None else None
+    own = guide.options if isinstance(guide, Guide) else None
     asked = guide.asked if guide is not None else NO_GUIDE
     guide_out = out / GUIDE
     begun = has_run(out) or (own is not None and has_run(guide_out))
@@ -260,7 +267,7 @@ def train_pair(
                 return result
             result.guide.release()
             grids.guide = result.guide.average(-1)
-        elif guide is not None:
+        elif isinstance(guide, Guide):
             grids.guide_from = guide.nimg
         logged = last_logged(out, "main")
         if processes.first and logged and not has_run(out):
@@ -272,4 +279,21 @@ def train_pair(
             main, out, has_run(out), net="main", on_snapshot=grids.drawer("main"), **shared
         )
         result.finished = result.main.nimg >= main.duration
+        if not isinstance(guide, AutoGuide) or not result.finished:
+            return result
+        result.finished = False
+        result.main.release()
+        for name, options in guide.runs.items():
+            if any(processes.sum(within.interrupted())):
+                return result
+            folder = out / CANDIDATES / name
+            trained = train(options, folder, has_run(folder), net=f"guide of {name}", **shared)
+            if trained.nimg < options.duration:
+                return result
+        result.choice = processes.from_first(
+            lambda: auto_guide.choose(
+                out, main, guide, job, choose_device(main, processes), within.interrupted
+            )
+        )
+        result.finished = result.choice is not None
     return result

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoguide_fast.cli.arguments import integer_ranges, positive_integer
+from autoguide_fast.cli.arguments import integer_ranges, positive_integer, weight_or_file
 
 from .image_sources import SampledImages, Sampling
 from .options import UNLABELLED
@@ -47,9 +48,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--guide-ema", type=float, metavar="S", help="of --guide, likewise")
     add(
         "--guidance",
-        type=float,
+        type=weight_or_file,
         metavar="W",
-        help="guidance weight; 1 is no guidance (default: that of a preset, otherwise 1)",
+        help="guidance weight, or auto or a file that `diagnose` wrote, as for `sample`; 1 is no "
+        "guidance (default: that of a preset, otherwise 1)",
     )
     add(
         "--interval",
@@ -111,6 +113,8 @@ def sampled_images(arguments: argparse.Namespace, device: str, repeats: int) -> 
         ValueError: options that do not fit.
     """
     from autoguide_fast import checkpoints
+    from autoguide_fast.guidance import weights_of
+    from autoguide_fast.guidance_input import guidance_input
 
     if not arguments.seeds or len(arguments.seeds) < 2:
         raise ValueError(
@@ -137,6 +141,17 @@ def sampled_images(arguments: argparse.Namespace, device: str, repeats: int) -> 
     within = arguments.guide is None and "guidance_range" in model.config
     if guidance != 1 and not within:
         guide, about_guide = _guide(arguments, model, device)
+    shown: Any = guidance
+    if isinstance(guidance, str):
+        if within:
+            guidance_input(guidance, None, model.config["guidance_range"])  # which says why not
+        file = None
+        if arguments.ema is None:
+            file = checkpoints.find(arguments.model, "evaluate: --model", agreed)
+        saved = weights_of(guidance, file, "evaluate")
+        saved.check(model, [guide], "evaluate")
+        guidance = saved.functions()[0]
+        shown = replace(saved, name=Path(saved.name).name).as_dict()
     options: dict[str, Any] = {
         "guidance": guidance,
         "interval": tuple(arguments.interval) if arguments.interval and guide else None,
@@ -148,6 +163,7 @@ def sampled_images(arguments: argparse.Namespace, device: str, repeats: int) -> 
     }
     described = {
         **options,
+        "guidance": shown,
         "S_max": "inf" if churn[2] == math.inf else churn[2],
         "compute_dtype": arguments.compute_dtype,
         "batch": arguments.sample_batch,

@@ -93,3 +93,11 @@ def check_image_count(images: int | None, least: int, command: str, reason: str)
         raise ValueError(
             f"{command}: --images must be >= {least} and <= {MOST_IMAGES}, got {images}; {reason}"
         )
+
+
+def weight_or_file(text: str) -> float | str:
+    """A guidance weight as a number, or "auto" or the name of a file that `diagnose` wrote."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

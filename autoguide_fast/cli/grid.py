@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from ..files import write_atomically
-from .arguments import check_output_file, integer_ranges, positive_integer
+from .arguments import check_output_file, integer_ranges, positive_integer, weight_or_file
 from .sampled_grids import COLUMNS, Drawing, check_count, over_weights, trajectory
 
 _DESCRIPTION = """\
@@ -34,14 +34,12 @@ examples:
 """
 
 
-def _weights(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or not all(map(math.isfinite, values)):
+def _weights(text: str) -> tuple[float | str, ...]:
+    values = tuple(weight_or_file(part) for part in text.split(","))
+    if not all(v if isinstance(v, str) else math.isfinite(v) for v in values):
         raise argparse.ArgumentTypeError(
-            f"must be numbers separated by commas, such as 1,1.5,2,3, got {text!r}"
+            "must be numbers separated by commas, such as 1,1.5,2,3, or auto or files that "
+            f"`diagnose` wrote among them, got {text!r}"
         )
     return values
 
@@ -84,7 +82,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         "--guidance",
         type=_weights,
         metavar="W,W",
-        help="weights, one for each column (default: 1,1.5,2,3); with --trajectory, one (default: "
+        help="weights, one for each column, among them auto or a file, as for `sample` (default: "
+        "1,1.5,2,3); with --trajectory, one (default: "
         "that of a preset, otherwise 1)",
     )
     add("--seeds", type=integer_ranges, help="such as 0-3 (default: 0-3)")

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from .arguments import integer_ranges, positive_integer
+from .arguments import integer_ranges, positive_integer, weight_or_file
 from .sampling.options import Sampling
 
 _DESCRIPTION = """\
@@ -110,7 +110,7 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument_group("guidance").add_argument
     add(
         "--guidance",
-        type=_weight,
+        type=weight_or_file,
         nargs="+",
         metavar="W",
         help="guidance weight, one for each guide; 1 is no guidance and never runs the guide; or "
@@ -221,14 +221,6 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         help="no progress bar",
     )
     parser.set_defaults(run=run)
-
-
-def _weight(text: str) -> float | str:
-    """A number, or the name of a file or "auto"."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 _FIELDS = [field.name for field in dataclasses.fields(Sampling)]

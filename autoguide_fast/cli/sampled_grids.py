@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +78,20 @@ class Rows:
             return [f"seed {seed}" for seed in self.seeds]
         return [f"class {k}, seed {s}" for k, s in zip(self.labels, self.seeds, strict=True)]
 
+    def weight(self, weight: float | str) -> Any:
+        """A weight as `sample` takes it for these nets: that of a file as a function."""
+        from .. import checkpoints
+        from ..guidance import weights_of
+        from ..guidance_input import guidance_input, guidance_range
+
+        if not isinstance(weight, str):
+            return weight
+        if self.guide is None and (learnt := guidance_range(self.model)):
+            guidance_input(weight, None, learnt)  # which says why not
+        saved = weights_of(weight, checkpoints.find(self.nets[0], "grid: model"), "grid")
+        saved.check(self.model, [] if self.guide is None else [self.guide], "grid")
+        return saved.functions()[0]
+
     def sample(self, **options: Any) -> np.ndarray | torch.Tensor:
         """One sample for each row."""
         from .. import sample
@@ -96,6 +111,10 @@ class Rows:
         )
 
 
+def _equals(weight: float | str) -> str:
+    return f"w = {Path(weight).name if isinstance(weight, str) else format(weight, 'g')}"
+
+
 def _listed(names: Sequence[str]) -> str:
     more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
     return "; ".join([*names[:_NAMED], *more])
@@ -111,12 +130,12 @@ def over_weights(arguments: argparse.Namespace) -> Drawing:
     rows = Rows(arguments, any(weight != 1 for weight in weights))
     check_count(len(rows.seeds) * len(weights))
     columns = []
-    for weight in tqdm(weights, unit="weight", disable=arguments.quiet):
+    for weight in tqdm([rows.weight(weight) for weight in weights], unit="weight", disable=arguments.quiet):
         columns.append(rows.sample(guidance=weight, num_steps=arguments.steps, array="numpy"))
     images = np.stack(columns, axis=1)
     return rows.drawing(
         images,
-        [f"w = {weight:g}" for weight in weights],
+        [_equals(weight) for weight in weights],
         f"{len(rows.seeds)} seeds at {len(weights)} guidance weights",
     )
 
@@ -140,12 +159,12 @@ def trajectory(arguments: argparse.Namespace) -> Drawing:
         )
     rows = Rows(arguments, weights[0] != 1)
     check_count(len(rows.seeds) * len(at))
-    levels, shown = _on_the_way(rows, weights[0], steps, at, arguments.trajectory)
+    levels, shown = _on_the_way(rows, rows.weight(weights[0]), steps, at, arguments.trajectory)
     images = np.stack(shown, axis=1)
     return rows.drawing(
         images,
         [f"{_SIGMA} = {level:.3g}" for level in levels],
-        f"{len(rows.seeds)} seeds at {len(at)} noise levels, w = {weights[0]:g}",
+        f"{len(rows.seeds)} seeds at {len(at)} noise levels, {_equals(weights[0])}",
     )
 
 
@@ -155,7 +174,7 @@ def _evenly(steps: int) -> list[int]:
 
 
 def _on_the_way(
-    rows: Rows, weight: float, steps: int, at: Sequence[int], kind: str
+    rows: Rows, weight: Any, steps: int, at: Sequence[int], kind: str
 ) -> tuple[list[float], list[np.ndarray]]:
     """Noise levels after these steps, and uint8 `[N, C, H, W]` for each, in their order."""
     import torch

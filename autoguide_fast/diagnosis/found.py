@@ -153,6 +153,18 @@ class Diagnosis:
         removed = np.einsum("lg,lg->l", along, np.nan_to_num(_best(along, gram) - 1))
         return removed / moments.error.sum((1, 2))
 
+    def signed_gain_of_each(self, data: str | None = None) -> np.ndarray:
+        """`gain` with each guide as the only one, negative where its best weight is below 1.
+
+        `[levels, guides]`; 0 where a guide is the model. What is removed by guiding backwards, as
+        an untrained guide can, counts against a guide.
+        """
+        moments = self._of(data)
+        along, gram = _sums(moments, self._chosen(moments, None), None)
+        own = np.einsum("lgg->lg", gram)
+        removed = np.divide(along**2, own, out=np.zeros_like(along), where=own > 0)
+        return np.sign(along) * removed / moments.error.sum((1, 2))[:, None]
+
     def predicted_gain(self, data: str | None = None) -> float:
         """The mean of `gain` over the levels: a number by which to compare guides of one model.
 

@@ -44,6 +44,7 @@ class Job:
     def __init__(self, sampling: Sampling, accept_licence: bool = False) -> None:
         from ... import checkpoints
         from ...guidance import is_of_model
+        from ...guidance_input import guidance_input, guidance_range
         from ...request import DEFAULT_BATCH_SIZE
 
         self.sampling = sampling
@@ -58,6 +59,8 @@ class Job:
             self.guides = named or ([] if own is None else [own])
         self._saved: SavedWeights | None = None
         if isinstance(weights[0], (str, dict)):
+            if not self.guides and (learnt := guidance_range(sampling.model)):
+                guidance_input(weights[0], None, learnt)  # which says why not
             self._saved = _saved(weights[0], sampling.model)
         elif len(weights) > 1 and len(weights) != len(self.guides):
             raise ValueError(
