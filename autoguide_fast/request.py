@@ -24,7 +24,7 @@ from .guidance import (
     module_of,
     undisturbed_net,
 )
-from .guidance.saved import AUTO, SavedWeights, weights_of
+from .guidance.saved import SavedWeights, weights_of
 from .guidance_input import guidance_input, guidance_range
 from .guidance_request import (
     GuidanceLike,
@@ -357,10 +357,10 @@ def _own_guide(model: Net | BaseEngine) -> str | None:
 
 def _saved(guidance: str | os.PathLike, model: Net | BaseEngine) -> SavedWeights:
     """The weights that a file says, or that lie beside the model's."""
-    if isinstance(model, BaseEngine) and guidance == AUTO:
+    if isinstance(model, BaseEngine):
         raise ValueError(
-            "sample: guidance must be a number or the path of a file that `autoguide-fast "
-            "diagnose` wrote for an Engine, which does not know where its nets lie, got 'auto'; pass the path"
+            f"sample: guidance must be no name or path for an Engine, got {str(guidance)!r}; pass "
+            "the nets themselves, or guidance.saved_weights(path).functions()[0]"
         )
     file = None
     if isinstance(model, (str, os.PathLike)):

@@ -63,18 +63,8 @@ def test_weights_of_other_nets_are_refused(pair):
         next(guide.parameters()).mul_(1.5)  # a net that was trained on since
     with pytest.raises(ValueError, match="guide must be the net that"):
         sample(main_net, guide, file, **OPTIONS)
-
-
-def test_an_engine_takes_a_file_for_its_nets(pair):
-    folder, found = pair
-    nets = [load(folder / f"{name}.safetensors") for name in ("main", "guide", "other")]
-    file = folder / "main.guidance.json"
-    expected = Engine(*nets[:2]).sample(guidance=found.schedule(AUTO_FACTOR), **OPTIONS)
-    assert torch.equal(Engine(*nets[:2]).sample(guidance=file, **OPTIONS), expected)
-    with pytest.raises(ValueError, match=r"guide must be the net that guidance .* was found for"):
-        Engine(nets[0], nets[2]).sample(guidance=file, **OPTIONS)
-    with pytest.raises(ValueError, match=r"a number or the path .* for an Engine, .* got 'auto'"):
-        Engine(*nets[:2]).sample(guidance="auto", **OPTIONS)
+    with pytest.raises(ValueError, match="no name or path for an Engine, got 'auto'"):
+        Engine(main_net, guide).sample(guidance="auto", **OPTIONS)
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "grid"])
@@ -86,8 +76,13 @@ def test_a_net_with_its_guide_within_takes_no_weights_by_level(tmp_path, capsys,
     with pytest.raises(ValueError, match=message):
         sample(tmp_path / "one.safetensors", guidance="auto", **OPTIONS)
     arguments = [command, "--model", str(tmp_path / "one.safetensors"), "--guidance", "auto"]
-    arguments += ["--seeds", "0-1"]
-    arguments += ["--out", str(tmp_path / "made.png")] if command != "evaluate" else []
+    arguments += ["--seeds", "0-31"]
+    if command == "evaluate":
+        ref = ["evaluate", "ref", "--data", "digits", "--features", "pixels"]
+        assert main([*ref, "--out", str(tmp_path / "ref.npz")]) == 0, capsys.readouterr().err
+        arguments += ["--ref", str(tmp_path / "ref.npz"), "--metrics", "fd_pixels"]
+    else:
+        arguments += ["--out", str(tmp_path / "made.png")]
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -137,7 +132,24 @@ def test_the_column_of_a_grid_is_what_sample_makes(monkeypatch):
         sampled_grids.Rows(arguments, True).weight("auto")
 
 
-def test_judge_and_evaluate_take_what_was_found(tmp_path, capsys):
+def test_evaluate_takes_what_was_found(tmp_path, capsys):
+    ref = ["evaluate", "ref", "--data", "digits", "--features", "pixels"]
+    assert main([*ref, "--out", str(tmp_path / "ref.npz")]) == 0, capsys.readouterr().err
+    common = ["evaluate", "--model", "digits", "--seeds", "0-127", "--steps", "2"]
+    common += ["--ref", str(tmp_path / "ref.npz"), "--metrics", "fd_pixels"]
+    found = []
+    file = str(checkpoints.find("digits").parent / "digits.guidance.json")
+    for weight in ("auto", file, "1"):
+        out = tmp_path / f"{len(found)}.json"
+        assert main([*common, "--guidance", weight, "--out", str(out)]) == 0
+        found.append(json.loads(out.read_text()))
+    text = [json.dumps(each) for each in found]
+    assert "digits.guidance.json" in text[0] and "digits.guidance.json" not in text[2]
+    assert main([*common, "--guidance", "auto", "--guide", "digits-uncond"]) == 2
+    assert "evaluate: guide must be the net that guidance" in capsys.readouterr().err
+
+
+def test_judge_takes_what_was_found(tmp_path, capsys):
     file = str(checkpoints.find("digits").parent / "digits.guidance.json")
     rows = []
     for weight in ("auto", file, "1.5"):

@@ -144,8 +144,8 @@ def _nearest(
 ) -> TrainOptions | None:
     """A narrower net of a width near the one wanted, or None where there is none."""
     rows = {}
-    for size in SIZES if main_preset else ():
-        if (name := sibling(main_preset, size)) in PRESETS:
+    for size in SIZES:
+        if main_preset and (name := sibling(main_preset, size)) in PRESETS:
             row = preset(name)
             rows[row["channels"]] = {k: row[k] for k in ("lr", "decay", "dropout")}
     widths = [c for c in rows if c < main.channels] or range(1, main.channels)

@@ -43,8 +43,10 @@ class NetChoice:
 
     def load(self) -> Any:
         """The net, a `Precond`, or one that is not told its label."""
-        if (file := self.file) is not None:
-            net = load(file if self.ema is not None else self.place)
+        if self.ema is None:
+            net = load(self.place)
+        elif (file := self.file) is not None:
+            net = load(file)
         else:
             run = Snapshots(self.place)
             net = run.net(run.times[-1] if self.nimg is None else self.nimg, self.ema)

@@ -130,7 +130,8 @@ def over_weights(arguments: argparse.Namespace) -> Drawing:
     rows = Rows(arguments, any(weight != 1 for weight in weights))
     check_count(len(rows.seeds) * len(weights))
     columns = []
-    for weight in tqdm([rows.weight(weight) for weight in weights], unit="weight", disable=arguments.quiet):
+    ready = [rows.weight(weight) for weight in weights]
+    for weight in tqdm(ready, unit="weight", disable=arguments.quiet):
         columns.append(rows.sample(guidance=weight, num_steps=arguments.steps, array="numpy"))
     images = np.stack(columns, axis=1)
     return rows.drawing(

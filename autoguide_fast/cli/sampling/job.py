@@ -60,7 +60,7 @@ class Job:
         self._saved: SavedWeights | None = None
         if isinstance(weights[0], (str, dict)):
             if not self.guides and (learnt := guidance_range(sampling.model)):
-                guidance_input(weights[0], None, learnt)  # which says why not
+                guidance_input(str(weights[0]), None, learnt)  # which says why not
             self._saved = _saved(weights[0], sampling.model)
         elif len(weights) > 1 and len(weights) != len(self.guides):
             raise ValueError(
