@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .interruption import EXIT_CODE, patient_terminal
 from .option_flags import GROUPS, add_option, value_type
-from .options import TrainOptions
+from .options import AUTO, TrainOptions
 from .presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -253,13 +253,15 @@ def _job(arguments: argparse.Namespace) -> tuple[TrainOptions, Guide | AutoGuide
     On resuming, what is not given is as the run in --out has it.
     """
     from . import auto_guide, pair
+    from .precision import as_stored
 
     given = {f.name: getattr(arguments, f.name, None) for f in dataclasses.fields(TrainOptions)}
     given = {name: value for name, value in given.items() if value is not None}
     chosen = preset(arguments.preset) if arguments.preset else {}
     resumed = arguments.resume and arguments.out
     job = pair.stored_job(arguments.out, lambda text: None) if resumed else {}
-    main = TrainOptions(**{**job.get("main", {}), **chosen, **given})
+    stored = job.get("main", {})
+    main = as_stored(TrainOptions(**{**stored, **chosen, **given}), stored)
     spec = arguments.guide or job.get("guide")
     if arguments.guide_budget is not None and spec != auto_guide.AUTO:
         raise ValueError(
@@ -318,11 +320,19 @@ def _changes(pairs: list[str]) -> dict:
 def _dry_run(main: TrainOptions, guide: Guide | AutoGuide | None) -> str:
     from . import estimate
     from .auto_guide import AutoGuide
+    from .devices import choose_device
     from .pair import Guide
+    from .precision import decide
+    from .processes import Processes
     from .training_data import attention_note, shape_of
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     shape = shape_of(main)
+    decided = None
+    if main.precision == AUTO:
+        found, why = decide(main, shape, processes, choose_device(main, Processes()))
+        decided = f"precision would be {found}: {why}"
+        main = dataclasses.replace(main, precision=found)
     nets = {"main": main}
     if isinstance(guide, AutoGuide):
         nets |= {f"candidate of {name} channels": run for name, run in guide.runs.items()}
@@ -341,4 +351,4 @@ def _dry_run(main: TrainOptions, guide: Guide | AutoGuide | None) -> str:
         )
     if isinstance(guide, Guide) and guide.options is None:
         text += f"\nthe guide is the main net as it stood at {guide.nimg:,} images: no cost"
-    return "\n".join([text, *dict.fromkeys(notes)])
+    return "\n".join([text, *filter(None, [decided]), *dict.fromkeys(notes)])

@@ -25,6 +25,7 @@ from .durable import (
 )
 from .interruption import interruption
 from .options import TrainOptions
+from .precision import as_stored
 from .processes import Processes
 from .runlog import RunLog, make_folder, peak_memory_mib, progress_bar
 from .snapshots import average_path, check_snapshots, save_average
@@ -123,18 +124,23 @@ def train(
         unlogged: list[float] = []
         with processes.speaking_once():
             check_folder(out, resume, has_run(out))
+            report = warn if processes.first else (lambda text: None)
+            state = load_checkpoint(out / CHECKPOINTS, report) if resume else None
+            if state is not None:
+                options = as_stored(options, state["options"])
             trainer = Trainer(options, processes=processes)
             stack.callback(trainer.close)
-            report = warn if processes.first else (lambda text: None)
+            options = trainer.options
             for note in getattr(trainer.dataset, "notes", ()):
                 report(note)
+            if trainer.precision_note:
+                report(trainer.precision_note)
             if note := attention_note(options, trainer.dataset.resolution):
                 report(note)
-            if resume:
-                state = load_checkpoint(out / CHECKPOINTS, report)
+            if state is not None:
                 trainer.load_state_dict(state)
                 unlogged = list(state.get("unlogged_losses", ()))
-                del state
+                state = None
             else:
                 trainer.know_data()
         processes.wait()  # nobody writes before all have read
@@ -232,6 +238,7 @@ def _run(
                     net=net,
                     nimg=trainer.nimg,
                     loss=sum(losses) / len(losses),
+                    precision=options.precision,
                     lr=trainer.lr,
                     gradient_norm=trainer.gradient_norm,
                     images_per_s=round(speed, 3),

@@ -57,7 +57,11 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "P_mean": ("M", "mean of ln sigma"),
         "P_std": ("S", "standard deviation of ln sigma"),
         "head_weight": ("W", "of the second output's error in the loss"),
-        "precision": ("P", f"of the U-Net: {', '.join(PRECISIONS)}; weights stay fp32"),
+        "precision": (
+            "P",
+            f"of the U-Net: {', '.join(PRECISIONS)} (the faster of fp32 and bf16, measured where "
+            "the run begins); weights stay fp32",
+        ),
         "loss_scale": ("S", "where the scaling of the loss begins with fp16"),
         "seed": ("N", "of first weights, data order, noise and dropout"),
     },

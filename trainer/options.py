@@ -10,7 +10,9 @@ from typing import Any
 from autoguide_fast.ema import check_sigma_rel
 from autoguide_fast.net_config import WEAKENING, NetConfig
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+# In the place of a precision: the faster of fp32 and bf16 where the run begins.
+AUTO = "auto"
+PRECISIONS = ("fp32", "bf16", "fp16", AUTO)
 
 # In the place of a guide: the main net itself, without its label.
 UNLABELLED = "unlabelled"
@@ -63,7 +65,8 @@ class TrainOptions:
     Rate: `lr` is alpha_ref, `decay` t_ref in steps (0: none), `rampup` in images (0: none). Adam
     with `betas` and `eps`.
     Averages: `ema` lists the sigma_rel that are tracked.
-    Arithmetic: `precision` is that of the U-Net; weights, loss and averages stay float32.
+    Arithmetic: `precision` is that of the U-Net; weights, loss and averages stay float32. "auto" is
+    the faster of fp32 and bf16, and becomes one of the two when the run begins.
     `loss_scale` is where the scaling of the loss begins with fp16.
     Execution: `device` is 'cpu', 'cuda' (each process its own GPU) or 'auto' (a GPU if there is
     one); `shard` splits weights, moments and averages among the processes; `compile` runs the net

@@ -27,11 +27,13 @@ from .loop import (
     train,
     warn,
 )
-from .options import TrainOptions, refuse_changes
+from .options import AUTO, TrainOptions, refuse_changes
+from .precision import as_stored, settled
 from .presets import PRESETS, SIZES, preset, sibling
 from .processes import Processes
 from .runlog import last_logged
 from .trainer import Trainer
+from .training_data import image_channels, open_training_data
 
 JOB = "job.json"
 NO_GUIDE: dict = {"guide": None, "preset": None, "guide_set": {}}
@@ -201,7 +203,8 @@ def train_pair(
     that is yet to be chosen (`auto_guide`) comes after the main net, by which it is chosen.
 
     Args:
-        main, guide: what to train; guide None trains the main net alone.
+        main, guide: what to train; guide None trains the main net alone. Where the main net's
+            precision is "auto", the guide takes what is found for it.
         out, resume, progress, processes, checkpoint_minutes, stop: as for `loop.train`; resume goes
             on with whichever net was in training.
         grid: images in a grid of samples at each snapshot; 0 draws none.
@@ -236,9 +239,18 @@ def train_pair(
             report = warn if processes.first else (lambda text: None)
             stored = stored_job(out, report) if begun else {}
             if stored:
+                main = as_stored(main, stored["main"])
                 before, now = main.changes(stored["main"])
                 known = {k: v for k, v in asked.items() if k in stored}
                 refuse_changes(before | {k: stored[k] for k in known}, now | known)
+            if main.precision == AUTO:
+                data = open_training_data(main)
+                shape = data.resolution, image_channels(data), data.num_classes * main.labelled
+                main, note = settled(main, shape, processes, choose_device(main, processes))
+                report(str(note))
+            asks = "precision" in asked["guide_set"]  # for a type of its own
+            if own is not None and own.precision == AUTO and not asks:
+                own = dataclasses.replace(own, precision=main.precision)
         processes.wait()  # nobody writes before all have read
         job = {"main": main.as_dict(), **asked}
         text = json.dumps(with_checksum(job), indent=1) + "\n"

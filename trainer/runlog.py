@@ -29,9 +29,9 @@ class RunLog:
     """The log of a job, `log.jsonl`, and TensorBoard events beside it where that is installed.
 
     A line is a JSON object: `net` ('main' or 'guide'), `nimg`, `loss` (mean since the last line),
-    `lr`, `gradient_norm`, `images_per_s`, `seconds` of training, `repaired_steps`,
-    `skipped_steps`, `memory_mib` (peak of the process; on a GPU, of its tensors there), and
-    `labels_dropped` (images since the last line) where labels are dropped.
+    `precision` ('fp32', 'bf16' or 'fp16'), `lr`, `gradient_norm`, `images_per_s`, `seconds` of
+    training, `repaired_steps`, `skipped_steps`, `memory_mib` (peak of the process; on a GPU, of its
+    tensors there), and `labels_dropped` (images since the last line) where labels are dropped.
 
     Args:
         out: the folder of the job.
@@ -85,7 +85,7 @@ class RunLog:
             raise not_written(f"the log {self.path} must be written", error) from error
         if self._board is not None:
             for name, value in row.items():
-                if name not in ("net", "nimg") and value is not None:
+                if name != "nimg" and isinstance(value, int | float):
                     self._board.add_scalar(f"{row['net']}/{name}", value, row["nimg"])
 
     def picture(self, net: str, nimg: int, image: Picture) -> None:

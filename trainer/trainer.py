@@ -25,6 +25,7 @@ from .distillation import Distillation
 from .draws import draw, draw_uniform, stream
 from .ema import PowerFunctionEMA
 from .loss import EDM2Loss
+from .net import make_net
 from .optimizer import (
     LossScale,
     Update,
@@ -36,13 +37,12 @@ from .optimizer import (
     set_rate,
 )
 from .options import TrainOptions, refuse_changes
+from .precision import settled
 from .processes import Processes
 from .schedule import learning_rate
 from .training_data import check_training_data, encode, identity, image_channels, open_training_data
 
 FORMAT = 2  # of `Trainer.state_dict`; to be raised when an older one cannot be read any more
-
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Trainer:
     Several processes average their gradients between the two.
 
     Args:
-        options: what to train.
+        options: what to train; "auto" as the precision is decided here, see `precision_note`.
         dataset: the dataset; default: what the options name.
         processes: those that train together; default: this one alone.
         recorder: what records a step instead of CUDA graphs.
@@ -108,7 +108,6 @@ class Trainer:
         processes: Processes | None = None,
         recorder: StepRecorder | None = None,
     ) -> None:
-        self.options = options
         self.processes = processes if processes is not None else Processes()
         self._share, self._micro = options.share(self.processes.count)
         self.device = choose_device(options, self.processes)
@@ -123,7 +122,11 @@ class Trainer:
         self._data: dict | None = None  # what it holds, once asked
         self.label_dim = dataset.num_classes if options.labelled else 0
         self.sharded = options.shard and self.processes.count > 1
-        self.net = make_net(options, dataset, channels_last=not self.sharded)
+        shape = dataset.resolution, image_channels(dataset), self.label_dim
+        options, self.precision_note = settled(options, shape, self.processes, self.device)
+        self.options = options  # with a type, where it was open
+        self.net = make_net(options, shape, channels_last=not self.sharded)
+        self.net.encoder = encoders.encoder(dataset.encoder_name)
         self.teacher: Distillation | None = None
         if options.teacher:
             self.teacher = Distillation(options, self.device)
@@ -412,25 +415,3 @@ class Trainer:
         self.net.load_state_dict(sharding.scatter(state["net"], self.net))
         load_moments(self.optimizer, state["optimizer"])
         self.ema.load_state_dict(state["ema"])
-
-
-def make_net(options: TrainOptions, dataset: Dataset, channels_last: bool = True) -> Precond:
-    """The untrained net of a run, its weights drawn from the run's seed, on the CPU.
-
-    Args:
-        options, dataset: of the run.
-        channels_last: the layout of the weights of convolutions.
-    """
-    label_dim = dataset.num_classes if options.labelled else 0
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(stream(options.seed, 0))
-        net = Precond(
-            dataset.resolution, image_channels(dataset), label_dim, **options.net_options()
-        )
-    net.encoder = encoders.encoder(dataset.encoder_name)
-    net.run_dtype = _DTYPES[options.precision]
-    # As the images are: convolutions then take weights, and give their gradients, without a copy.
-    for p in net.parameters():
-        if channels_last and p.ndim == 4 and p.shape[-1] > 1:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
-    return net.train()
