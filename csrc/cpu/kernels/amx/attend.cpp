@@ -2,16 +2,13 @@
 // divides: 16 queries at a time. Keys and values are as the other variants for bf16 read them.
 #include "cpu/engine_kernels.h"
 #include "cpu/kernels/attention.h"
+#include "parts.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
 namespace {
 
 constexpr int kPanels = 2;  // that one product takes
-
-bool suits_tiles(const SplitHeads& s) {
-  return s.qkv.storage == Storage::bf16 && s.qkv.height * s.qkv.width % kTileRows == 0;
-}
 
 // The largest step in which both the channels of a query and the weights of all values can be
 // taken, so that one configuration of the tiles does: 32 bytes or more, as both are multiples of
@@ -56,7 +53,7 @@ void attend_on_tiles(const Attend& a, const ExecutionContext& f) {
   const int64_t key_panels = pixels / kLanes, value_panels = s.head_stride / kLanes;
   const int64_t query_bytes = 2 * s.head_stride, weight_bytes = 2 * pixels;
   const int64_t step = common_step(query_bytes, weight_bytes);
-  const Share mine(f.images * s.heads * blocks, f);
+  const Share mine = share_on_tiles(a, f);
   if (mine.begin == mine.end) return;
   Tiles tiles(step);
   alignas(64) float sums[kTileRows * kPanels * kLanes];

@@ -4,32 +4,14 @@
 // takes 64 bytes of each pixel, or the largest share of a pixel's bytes that comes out even.
 #include "cpu/engine_kernels.h"
 #include "cpu/kernels/epilogue.h"
-#include "cpu/kernels/parts.h"
 #include "cpu/kernels/tile.h"
+#include "parts.h"
 #include "tile.h"
 
 namespace agf::AGF_ISA {
 namespace {
 
 constexpr int kBlock = 2;  // tiles of pixels, and panels of outputs
-
-// The rows of a tile are 16 neighbours in an image's lines, put one after the other with the border
-// between them. Where a line has whole tiles they keep to the lines, else they also cover what
-// stands between two lines, and those results are dropped; the last one of an image then ends with
-// its last pixel, and leaves out what the one before had.
-struct Positions {
-  int64_t height, width, line;  // line: positions from one line to the next
-  bool by_line;
-  int64_t positions, per_image;
-
-  explicit Positions(const Map& map)
-      : height(map.height),
-        width(map.width),
-        line(map.width + 2 * map.border),
-        by_line(map.width % kTileRows == 0),
-        positions(map.height * line - 2 * map.border),
-        per_image(by_line ? height * width / kTileRows : (positions + kTileRows - 1) / kTileRows) {}
-};
 
 struct PixelTile {
   int64_t image, first;  // position
@@ -142,23 +124,19 @@ template <Storage storage>
 void convolve_stored(const Convolve& c, const ExecutionContext& f) {
   const Positions range(c.in);
   const Steps steps(c);
-  const int64_t count = f.images * range.per_image, blocks = (count + kBlock - 1) / kBlock;
-  const int64_t panels = (c.out ? c.out : c.act).channels / kLanes;
   const int64_t pixel_bytes = c.in.pixel_bytes();
   const int64_t panel_bytes = c.taps * c.in_channels * storage_bytes(storage) * kLanes;
   const int64_t reach = c.taps == 9 ? 1 : 0;
 
-  const Part mine = split(blocks, panels, {1, 0}, split_channels(c, f, blocks, panels), f);
-  const int64_t first_block = mine.first_row, last_block = mine.last_row;
-  const int64_t first_panel = mine.first_panel, last_panel = mine.last_panel;
-  if (first_block == last_block || first_panel == last_panel) return;
+  const Part mine = part_on_tiles(c, f);
+  if (mine.first_row == mine.last_row || mine.first_panel == mine.last_panel) return;
   Tiles tiles(steps.bytes);
   alignas(64) float sums[kBlock * kTileRows * kBlock * kLanes];
-  for (int64_t panel = first_panel; panel < last_panel;) {
-    const int taken = last_panel - panel < kBlock ? 1 : kBlock;
-    for (int64_t block = first_block; block < last_block; ++block) {
-      const int valid = count - block * kBlock < kBlock ? 1 : kBlock;
-      const PixelTile at[kBlock] = {{range, block * kBlock}, {range, block * kBlock + valid - 1}};
+  for (int64_t panel = mine.first_panel; panel < mine.last_panel;) {
+    const int taken = mine.last_panel - panel < kBlock ? 1 : kBlock;
+    for (int64_t tile = mine.first_row; tile < mine.last_row; tile += kBlock) {
+      const int valid = mine.last_row - tile < kBlock ? 1 : kBlock;
+      const PixelTile at[kBlock] = {{range, tile}, {range, tile + valid - 1}};
       const char* from[kBlock];
       for (int t = 0; t < valid; ++t) {
         from[t] = f.pixel(c.in, at[t].image, -reach, -reach) + at[t].first * pixel_bytes;
@@ -182,12 +160,11 @@ void convolve_stored(const Convolve& c, const ExecutionContext& f) {
 }
 
 void convolve(const Convolve& c, const ExecutionContext& f) {
-  const bool narrow = c.in.storage != Storage::f32;
-  if (narrow && Positions(c.in).positions >= kTileRows) {
+  if (suits_tiles(c)) {
     return c.in.storage == Storage::bf16 ? convolve_stored<Storage::bf16>(c, f)
                                          : convolve_stored<Storage::u8>(c, f);
   }
-  convolve_kernel.before(Isa::AGF_ISA)(c, f);  // no tile is full
+  convolve_kernel.before(Isa::AGF_ISA)(c, f);  // float32, or no tile is full
 }
 
 const RegisterCpuKernel registered[] = {{convolve_kernel, Isa::AGF_ISA, convolve}};
