@@ -1,5 +1,8 @@
 """Races the CPU engine's ways to convolve in bfloat16 and int8: direct, Winograd's, and on AMX.
 
+Training in float32, bfloat16 and what `--precision auto` takes follows, by `training_types.py`: all
+that a machine with AMX has to tell.
+
     python benchmarks/instruction_sets.py [NET ...] [--batch N ...] [--rounds N]
 
 A row is one evaluation of a net of `pairs.py`: its time, and the speed of its convolutions alone,
@@ -27,7 +30,9 @@ if TYPE_CHECKING:  # loaded by main(), once threads are pinned
 
     from autoguide_fast.networks import Precond
 
-NETS, BATCHES, ROUNDS = ("16x16x3", "32x32x3", "edm2-xxs"), (1, 16), 15
+NETS, BATCHES, ROUNDS = ("digits", "16x16x3", "32x32x3", "edm2-xxs"), (1, 16), 15
+# What `bench_train.py` calls those of them that it trains.
+TRAINED = {"digits": "digits", "32x32x3": "pixel-32", "edm2-xxs": "edm2-xxs"}
 PORTABLE = "amx_portable"  # plans made for it are those made for AMX
 
 
@@ -147,6 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, batch in itertools.product(options.nets, options.batch):
         for dtype in (torch.bfloat16, torch.int8):
             race(name, batch, dtype, options.rounds)
+    if trained := [TRAINED[name] for name in options.nets if name in TRAINED]:
+        import training_types
+
+        print()
+        training_types.rows(trained, options.rounds)
 
 
 if __name__ == "__main__":

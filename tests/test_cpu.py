@@ -31,7 +31,9 @@ def test_all_see_the_instruction_set_in_use(isa):
         )
     # Tiles of 2x2 are of bfloat16 that is multiplied as such.
     x = torch.zeros(8, 16, 18, 18, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    assert ops.conv3x3_pays(x, torch.zeros(16, 16, 3, 3)) == multiplies
+    # On AMX's tiles the library's serve, where nothing is measured.
+    ours = multiplies and not cpu.has_tiles()
+    assert ops.conv3x3_pays(x, torch.zeros(16, 16, 3, 3)) == ours
     assert cache._key(tiny(), None, torch.float32)[1] == isa
 
 

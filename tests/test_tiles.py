@@ -261,6 +261,7 @@ def test_plans_for_tiles_are_direct(twin):
     assert Winograd.F4X4 in {i.winograd for i in plan.instructions if isinstance(i, Convolve)}
 
 
+@pytest.mark.filterwarnings("ignore:Unknown pytest.mark.long")  # known to the benchmarks
 def test_the_race_of_instruction_sets_runs(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import ceilings
@@ -272,5 +273,22 @@ def test_the_race_of_instruction_sets_runs(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     kinds = ["bfloat16", "int8"]
     ways = 2 + (AMX == "available")
-    assert [line.split()[2] for line in lines[2:]] == [kind for kind in kinds for _ in range(ways)]
-    assert all(float(line.split()[-3]) > 0 for line in lines[2:]) and cpu.isa() == before
+    engines, training = lines[2 : 2 + ways * len(kinds)], lines[2 + ways * len(kinds) :]
+    assert [line.split()[2] for line in engines] == [kind for kind in kinds for _ in range(ways)]
+    assert all(float(line.split()[-3]) > 0 for line in engines) and cpu.isa() == before
+    rows = [line.split() for line in training[2:5]]
+    assert [row[2] for row in rows] == ["float32", "bfloat16", "auto"]
+    assert rows[2][3] in {row[3] for row in rows[:2]} and float(rows[2][3]) > 0
+    assert rows[2][4] in ("float32,", "bfloat16,") and "measured" in training[5]
+
+
+def test_the_embedding_is_measured(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import embedding
+
+    before = torch.get_num_threads()
+    embedding.main(["digits", "--batch", "2", "--rounds", "1"])
+    torch.set_num_threads(before)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [["digits", "2", t] for t in ("float32", "bfloat16")]
+    assert all(0 < float(row[-1].rstrip("%")) < 100 for row in rows)

@@ -1,4 +1,9 @@
-"""The modulations of all blocks, for all noise levels of a run, in one matrix product."""
+"""The modulations of all blocks, for all noise levels of a run, in one matrix product.
+
+In float32 by PyTorch, also where the plan multiplies narrower types, on AMX's tiles for instance:
+of a guided sampling in 32 steps it takes 1.4 % with the bundled pair at batch 1, and at most 0.35 %
+with all else (`python benchmarks/embedding.py`, one thread of an AMD EPYC with AVX2).
+"""
 
 import torch
 import torch.nn.functional as F

@@ -10,6 +10,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .. import cpu
 from ._library import differentiable, fake, op, promote_in_autocast
+from .conv3x3_choice import ours_is_faster
 
 _conv3x3 = op("conv3x3")
 _conv3x3_backward_x = op("conv3x3_backward_x")
@@ -63,7 +64,11 @@ def conv3x3_pays(x: Tensor, weight: Tensor) -> bool:
         tile, least_pixels = 2, 512
     (n, c, h, w), k = x.shape, weight.shape[0]
     fits = c % _CHANNELS == k % _CHANNELS == h % tile == w % tile == 0
-    return fits and x.stride(1) == 1 and n * h * w >= least_pixels
+    if not (fits and x.stride(1) == 1 and n * h * w >= least_pixels):
+        return False
+    if x.dtype == torch.bfloat16 and cpu.has_tiles() and not _widens():
+        return ours_is_faster(x.shape, k, conv3x3)
+    return True
 
 
 def _widens() -> bool:
