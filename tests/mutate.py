@@ -52,6 +52,8 @@ JUDGES = {
     "makes_room|hands_on|overflow",
     "autoguide_fast/preconditioning.py": "test_preconditioning",
     "autoguide_fast/cpu.py": "test_cpu",
+    "autoguide_fast/ops/conv3x3_choice.py": "test_conv3x3_choice",
+    "trainer/precision.py": "test_trainer_precision test_conv3x3_choice",
     "autoguide_fast/checkpoints/format.py": "test_checkpoints",
     "autoguide_fast/checkpoints/native.py": "test_checkpoints test_ambient test_as_built "
     "test_reference_snapshots -k test_checkpoints|loading|options_that|sigma_data|compute",

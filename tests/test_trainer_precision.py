@@ -101,6 +101,10 @@ def test_a_race_lasts_about_as_long_as_it_may():
     assert images == 256 and seconds <= 1
     images, seconds = raced(lambda images: 1e-4, 256)
     assert images == 256 and len([n for n, _ in spent if n == 256]) == 2 * precision.ROUNDS
+    # What costs the same for any number, up to the longest that may be tried.
+    for cost in (0.01, 0.0625, 0.08, 0.0833, 0.09, 0.125):
+        images, seconds = raced(lambda images, cost=cost: cost, 256)
+        assert (images == 256) == (cost < 0.09) and seconds <= 1
     # One image is all there is time for, or all there is.
     assert raced(lambda images: 3.0 * images, 8) == (1, 6.0)
     assert raced(lambda images: 1e-4, 1)[0] == 1

@@ -118,20 +118,23 @@ def race(
         last = sum(each[-1] for each in times.values())
         spent += last
 
-    run_round(1)  # which also warms up
-    few = min(_FEW, most)
-    if few > 1 and spent + (1 + few) * last <= seconds:
+    # The first round of each size also warms up, and says nothing of others.
+    run_round(1)
+    if spent + last <= seconds:
         run_round(1)
-        one = last
+    few, one = min(_FEW, most), last
+    if few > 1 and spent + few * one <= seconds:
         run_round(few)
+        if spent + last <= seconds:
+            run_round(few)
         each = max(last - one, 0.0) / (few - 1)  # what one more image costs
-        left = (seconds - spent) / 2 - last
-        more = most - few if left >= each * (most - few) else int(left / each)
-        if more > 0:
+        left = max((seconds - spent) / 2 - last, 0.0)
+        more = most - few
+        if each * more > left:
+            more = int(left / each)
+        if more:
             run_round(few + more)
-    for _ in range(1, ROUNDS):
-        if spent + last > seconds:
-            break
+    while len(times[RACED[0]]) < ROUNDS and spent + last <= seconds:
         run_round(images)
     return times, images
 
