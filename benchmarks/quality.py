@@ -3,9 +3,11 @@
     python benchmarks/quality.py samplers --images 10000 --repeats 3 --out samplers.json
     python benchmarks/quality.py kinds --images 10000 --repeats 3 --out kinds.json
     python benchmarks/quality.py distilled --student student.safetensors --images 4000 --repeats 2
+    python benchmarks/quality.py head --model head.safetensors --images 2000 --repeats 2
     python benchmarks/quality.py adaptive --images 64
 
-`distilled` compares the bundled pair with a net that `autoguide-fast distill` made of it. Each row
+`distilled` compares the bundled pair with a net that `autoguide-fast distill` made of it; `head`
+guides a net that `autoguide-fast train --head-after` made by its own head. Each row
 draws the same seeds, in `--repeats` disjoint sets, and prints the distance to the training and to
 the held-out digits and the processor's milliseconds for an image, mean and standard deviation over
 the repeats. `--out` keeps every figure and goes on where it stopped. `adaptive` prints, by
@@ -32,6 +34,7 @@ from autoguide_fast.trainer.yardstick import yardstick
 FIRST_SEED = 30_000_000
 WEIGHT = 1.7  # recommended for the pair
 DISTILLED_WEIGHTS = (1.3, 1.7, 2.2)
+HEAD_WEIGHTS = (1.2, 1.5, 2.0)
 EVALUATIONS = (8, 16, 25, 32, 63)
 SCHEDULES = ("rho", "flow")
 NOISY = ("euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde")  # which want many evaluations
@@ -88,6 +91,14 @@ def distilled_rows(student: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"student, w = {w:g}", {**steps, "model": student, "guidance": w}
 
 
+def head_rows(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A net alone, and guided by its own head."""
+    options = {"model": model, "num_steps": 16}
+    yield "none", {**options, "guidance": 1.0}
+    for w in HEAD_WEIGHTS:
+        yield f"self:head, w = {w:g}", {**options, "guide": "self:head", "guidance": w}
+
+
 def measured(options: dict[str, Any], images: int, repeat: int) -> dict[str, float]:
     """The distances of one set of samples, and the processor's time for an image, ms."""
     measure = yardstick("digits")
@@ -137,8 +148,9 @@ def _keep(file: Path, text: str) -> None:
 def main() -> None:
     """Measure the rows asked for and print them, the best last."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("samplers", "kinds", "distilled", "adaptive"))
+    parser.add_argument("what", choices=("samplers", "kinds", "distilled", "head", "adaptive"))
     parser.add_argument("--student", help="file of a net that was made of the digits pair")
+    parser.add_argument("--model", help="file of a net with a head")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
@@ -146,6 +158,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.what == "distilled") != (arguments.student is not None):
         parser.error("--student must come with distilled, and only with it")
+    if (arguments.what == "head") != (arguments.model is not None):
+        parser.error("--model must come with head, and only with it")
     if arguments.what == "adaptive":
         adaptive(arguments.images)
         return
@@ -154,6 +168,8 @@ def main() -> None:
         rows = dict(sampler_rows())
     elif arguments.student is not None:
         rows = dict(distilled_rows(arguments.student))
+    elif arguments.model is not None:
+        rows = dict(head_rows(arguments.model))
     found: dict[str, list[dict[str, float]]] = {}
     if arguments.out and arguments.out.exists():
         found = json.loads(arguments.out.read_text())

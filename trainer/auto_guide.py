@@ -59,6 +59,11 @@ class AutoGuide:
     budget: float
     asked: dict
 
+    def in_precision(self, precision: str) -> AutoGuide:
+        """The same candidates, trained in another type."""
+        runs = {k: dataclasses.replace(run, precision=precision) for k, run in self.runs.items()}
+        return dataclasses.replace(self, runs=runs)
+
     @property
     def cost(self) -> float:
         """What all runs cost, in shares of the main net's training."""
@@ -151,7 +156,8 @@ def _nearest(
     widths = [c for c in rows if c < main.channels] or range(1, main.channels)
     for channels in sorted(widths, key=lambda c: (abs(c - wanted), -c)):
         # Other first weights, so that the errors of the two are their own.
-        new = {"channels": channels, "seed": main.seed + 1, **rows.get(channels, {}), **changes}
+        new = {"channels": channels, "seed": main.seed + 1, "head_after": ""}
+        new |= {**rows.get(channels, {}), **changes}
         run = dataclasses.replace(main, **new)
         try:
             estimate(run, *shape)

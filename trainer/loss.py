@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from .options import TrainOptions
+
+
+def loss_of(options: TrainOptions) -> EDM2Loss:
+    """The loss of a run, which counts the head's error where the net has a head."""
+    head_weight = options.head_weight if options.head_after else 0.0
+    return EDM2Loss(options.P_mean, options.P_std, options.sigma_data, head_weight)
 
 
 class EDM2Loss:

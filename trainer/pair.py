@@ -251,6 +251,8 @@ def train_pair(
             asks = "precision" in asked["guide_set"]  # for a type of its own
             if own is not None and own.precision == AUTO and not asks:
                 own = dataclasses.replace(own, precision=main.precision)
+            if isinstance(guide, AutoGuide) and not asks:
+                guide = guide.in_precision(main.precision)
         processes.wait()  # nobody writes before all have read
         job = {"main": main.as_dict(), **asked}
         text = json.dumps(with_checksum(job), indent=1) + "\n"

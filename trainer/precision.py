@@ -16,7 +16,7 @@ from autoguide_fast import cpu, kept_choices
 from autoguide_fast.engine import choice
 from autoguide_fast.ops.conv3x3_choice import choices_made
 
-from .loss import EDM2Loss
+from .loss import loss_of
 from .net import DTYPES, make_net
 from .options import AUTO, TrainOptions
 from .processes import Processes
@@ -144,7 +144,7 @@ def evaluations(
 ) -> dict[str, Callable[[int], float]]:
     """What runs a forward and a backward pass of a new net on noise, by its type."""
     net = make_net(options, shape).to(device)
-    loss = EDM2Loss(options.P_mean, options.P_std, options.sigma_data)
+    loss = loss_of(options)
     resolution, channels, classes = shape
 
     def run(name: str, images: int) -> float:

@@ -24,7 +24,7 @@ from .devices import choose_device, compile_net
 from .distillation import Distillation
 from .draws import draw, draw_uniform, stream
 from .ema import PowerFunctionEMA
-from .loss import EDM2Loss
+from .loss import loss_of
 from .net import make_net
 from .optimizer import (
     LossScale,
@@ -144,12 +144,7 @@ class Trainer:
         # The exchange that DDP weaves into the backward pass cannot be recorded with it.
         alone = self.sharded or self._recorder is not None
         self.model = self.net if alone else self.processes.wrap(self.net)
-        self.loss = EDM2Loss(
-            options.P_mean,
-            options.P_std,
-            options.sigma_data,
-            options.head_weight if options.head_after else 0.0,
-        )
+        self.loss = loss_of(options)
         self.scale = LossScale(options.precision, options.loss_scale, self.device)
         self._total = torch.zeros((), dtype=torch.float64, device=self.device)
         norm = functools.partial(sharding.sharded_norm, rank=self.processes.rank)
