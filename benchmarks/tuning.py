@@ -25,9 +25,9 @@ from autoguide_fast.files import write_atomically
 from autoguide_fast.trainer.tune_space import LINEAR, Task, Trials
 from autoguide_fast.trainer.yardstick import yardstick
 
-WEIGHTS = (1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.2, 2.4, 2.7)
-SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)  # of the run, at which the guide stood
-EMAS = (0.05, 0.10, 0.15, 0.20)
+WEIGHTS = (1.2, 1.4, 1.6, 1.8, 2.0, 2.5)
+SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)  # of the run, at which the guide stood
+EMAS = (0.05, 0.10, 0.15)
 MAIN_EMA, STEPS, FRESH_SEED = 0.05, 8, 60_000_000
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=5000, help="of each repeat of the comparison")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="how often to tune, on other seeds")
-    parser.add_argument("--trials", type=int, default=40, help="of `tune`")
+    parser.add_argument("--trials", type=int, default=13, help="of `tune`")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
