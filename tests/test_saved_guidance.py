@@ -192,7 +192,7 @@ def test_several_guides_have_a_weight_each(pair, tmp_path):
         sample(nets[0], nets[:0:-1], tmp_path / "two.json", **OPTIONS)
 
 
-@pytest.mark.parametrize("name", ["digits", "photos"])
+@pytest.mark.parametrize("name", ["digits", "photos", "mnist"])
 def test_the_bundled_pairs_come_with_theirs(name):
     saved = weights_of("auto", checkpoints.find(name))
     saved.check(load(name), [load(f"{name}-guide")])
