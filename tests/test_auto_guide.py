@@ -13,7 +13,15 @@ from test_trainer_commands import run
 from autoguide_fast import checkpoints, diagnose, load, sample
 from autoguide_fast.checkpoints import Snapshots
 from autoguide_fast.digits import load_digits
-from autoguide_fast.trainer import auto_guide, chosen_nets, estimate, guide_scores, pair, presets
+from autoguide_fast.trainer import (
+    auto_guide,
+    chosen_nets,
+    estimate,
+    guide_scores,
+    pair,
+    precision,
+    presets,
+)
 from autoguide_fast.trainer.options import TrainOptions
 
 MAIN = TrainOptions(channels=8, channels_per_head=4, batch=16, duration=64, snapshots=4)
@@ -89,6 +97,23 @@ def test_a_width_is_one_that_divides_into_heads_with_the_rates_of_its_preset():
 def test_what_cannot_be_chosen(changes, options, message):
     with pytest.raises(ValueError, match=message):
         auto_guide.auto_guide(dataclasses.replace(MAIN, **changes), **{"budget": 0.9, **options})
+
+
+def test_candidates_train_in_the_type_that_was_found_for_the_main_net(tmp_path, monkeypatch):
+    """Asked once; a candidate in another type would have errors of another kind."""
+    asked = []
+    found = iter(["bf16", "fp32", "fp32"])
+
+    def decide(*given):
+        asked.append(given)
+        return next(found), "as told"
+
+    monkeypatch.setattr(precision, "decide", decide)
+    main = dataclasses.replace(MAIN, precision="auto")
+    guide = auto_guide.auto_guide(main, budget=BUDGET)
+    assert pair.train_pair(main, guide, tmp_path, progress=False).finished
+    options = [json.loads(path.read_text()) for path in tmp_path.rglob("options.json")]
+    assert len(asked) == 1 and {each["precision"] for each in options} == {"bf16"}
 
 
 def test_the_best_score_is_kept(whole):

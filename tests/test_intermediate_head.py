@@ -196,7 +196,7 @@ def head_error(net):
     return (head - images).square().mean().item()
 
 
-def test_training_a_net_with_a_head(tmp_path):
+def test_training_a_net_with_a_head(tmp_path, capsys):
     """It learns; a run that was interrupted goes on bit for bit; its guide has no head."""
     arguments = ["--out", str(tmp_path / "run"), "--head-after", BLOCK, "--quiet", "--grid", "0"]
     for name, value in SMALL.items():
@@ -213,6 +213,8 @@ def test_training_a_net_with_a_head(tmp_path):
     assert states[0].keys() == states[1].keys() and "unet.head_gain" in states[0]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     command = ["train", "--out", str(tmp_path / "pair"), *arguments[2:], "--duration", "64"]
+    assert main([*command[:2], str(tmp_path / "alone"), *command[3:]]) == 0
+    assert "--guide self:head --guidance 1.5" in capsys.readouterr().out
     assert main([*command, "--guide", "3:T/2", "--guide-set", "channels_per_head=3"]) == 0
     assert "head_after" not in load(tmp_path / "pair" / "guide", ema=0.05).config
 

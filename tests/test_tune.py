@@ -175,6 +175,26 @@ def test_the_worse_half_ends_early(direction):
     assert not tune._is_worse(trial, sign * 9.0, 100)  # too few to compare with yet
     task = types.SimpleNamespace(images=100)
     assert tune._rest(study, task, 50) == -0.5
+    assert tune._rest(study, task, 100) is None
+
+
+def test_no_trial_ends_early_before_one_had_all_images(monkeypatch):
+    """As where several processes begin at once: what the others would come to is unknown."""
+    study = optuna.create_study(direction="minimize")
+    for value in (1.0, 2.0, 3.0, 4.0):
+        study.ask().report(value, 50)
+    choice = {"guidance": 2.0, "main_ema": 0.1, "guide": 0, "guide_nimg": 1, "guide_ema": 0.1}
+    choice |= {"kind": "linear", "interval": None}
+    trials = types.SimpleNamespace(
+        task=types.SimpleNamespace(metric="fd", variety=None, images=100),
+        choose=lambda trial: choice,
+        figures=lambda choice: iter([(50, {"fd": 9.0}), (100, {"fd": 8.0})]),
+    )
+    assert tune._objective(trials, study.ask()) == 8.0
+    trial = study.ask()
+    for count, value in ((50, 3.0), (100, 2.5)):
+        trial.report(value, count)
+    assert tune._objective(trials, study.ask()) < 9.0  # ended early, as the first that had all say
 
 
 def test_every_guide_has_the_same_choices(run_folder):

@@ -244,6 +244,12 @@ def _summary(
             f"--guide {guide_folder / average_name(guide.nimg, guide_ema)} "
             f"--guidance {arguments.grid_guidance:g} --seeds 0-63 --out samples/"
         )
+    elif main.head_after and main.snapshots:
+        lines.append(
+            f"sample with: autoguide-fast sample "
+            f"--model {folder / average_name(main.duration, main.ema[0])} "
+            "--guide self:head --guidance 1.5 --seeds 0-63 --out samples/"
+        )
     return "\n".join(lines)
 
 

@@ -107,6 +107,7 @@ def add_option(
         return
     several = isinstance(default, tuple)
     shown = " ".join(map(str, default)) if several else default
+    shown = "none" if shown == "" else shown
     group.add_argument(
         "--" + name.lower().replace("_", "-"),
         dest=name,

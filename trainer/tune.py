@@ -232,9 +232,10 @@ def _objective(trials: Trials, trial: optuna.Trial) -> float | tuple[float, floa
         if task.variety is not None:
             continue
         trial.report(figures[task.metric], count)
-        if count < task.images and _is_worse(trial, figures[task.metric], count):
+        rest = _rest(trial.study, task, count)
+        if rest is not None and _is_worse(trial, figures[task.metric], count):
             print(tune_report.line(trial.number, choice, figures, count), flush=True)
-            return figures[task.metric] + _rest(trial.study, task, count)
+            return figures[task.metric] + rest
     print(tune_report.line(trial.number, choice, figures, task.images), flush=True)
     if task.variety is not None:
         return figures[task.metric], figures[task.variety]
@@ -253,15 +254,15 @@ def _is_worse(trial: optuna.Trial, mine: float, count: int) -> bool:
     return mine < median if larger else mine > median
 
 
-def _rest(study: optuna.Study, task: Task, count: int) -> float:
+def _rest(study: optuna.Study, task: Task, count: int) -> float | None:
     """By how much a figure usually changes from so many images to all: that of those that had all.
 
-    A distance falls as the images grow, by nearly as much for all choices. With this the optimiser
-    learns from trials that ended early too.
+    None where these are all, or none had all yet. A distance falls as the images grow, by nearly as
+    much for all choices. With this the optimiser learns from trials that ended early too.
     """
     others = [t.intermediate_values for t in study.get_trials(deepcopy=False)]
     changes = [found[task.images] - found[count] for found in others if task.images in found]
-    return float(np.median(changes))
+    return float(np.median(changes)) if changes and count < task.images else None
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
