@@ -17,7 +17,7 @@ from .engine import (
     unsupported_reason_of,
 )
 from .generate import sample
-from .guidance import Cond, Denoiser, Weight
+from .guidance import Cond, Denoiser, Weight, fingerprint
 from .guided_stepper import Nets
 from .sampler import Step, Stepper
 
@@ -90,6 +90,7 @@ class Engine(BaseEngine):
         if any(told.dropout for told in self.disturbances.values()):
             raise ValueError(f"Engine: {unsupported_reason_of(model, guides, self.disturbances)}")
         self._engine = make_engine(model, guides, dtype, **options)
+        self.fingerprints = tuple(fingerprint(net) for net in (model, *guides))
 
     # Read-only, unlike those of the engine behind it.
     @property

@@ -243,7 +243,10 @@ def checked(
         saved = _saved(guidance, model)
         functions = saved.functions()
         guidance = functions if len(functions) > 1 else functions[0]
-        if len(named) - 1 != len(functions):
+        if engine is not None:
+            model_print, *guide_prints = engine.fingerprints
+            saved.check_fingerprints(model_print, guide_prints)
+        elif len(named) - 1 != len(functions):
             saved.check(model, list(named.values())[1:])
     combined = requested_guidance(guidance, interval, list(named)[1:], engine)
     if noise is not None:
@@ -257,7 +260,7 @@ def checked(
                 disturbances[role] = told_else
     image_arguments.array_kind(array, device)
     guides = list(nets.values())[1:]
-    if saved is not None:
+    if saved is not None and engine is None:
         saved.check(nets["model"], guides)
     for role, net in list(nets.items())[1:]:
         net_arguments.nets_agree(nets["model"], net, role)
@@ -357,11 +360,6 @@ def _own_guide(model: Net | BaseEngine) -> str | None:
 
 def _saved(guidance: str | os.PathLike, model: Net | BaseEngine) -> SavedWeights:
     """The weights that a file says, or that lie beside the model's."""
-    if isinstance(model, BaseEngine):
-        raise ValueError(
-            f"sample: guidance must be no name or path for an Engine, got {str(guidance)!r}; pass "
-            "the nets themselves, or guidance.saved_weights(path).functions()[0]"
-        )
     file = None
     if isinstance(model, (str, os.PathLike)):
         file = checkpoints.find(model, "sample: model")

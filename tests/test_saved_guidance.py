@@ -1,6 +1,7 @@
 """`guidance="auto"` and saved weights: what was diagnosed, for the nets that it was found for."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -63,8 +64,26 @@ def test_weights_of_other_nets_are_refused(pair):
         next(guide.parameters()).mul_(1.5)  # a net that was trained on since
     with pytest.raises(ValueError, match="guide must be the net that"):
         sample(main_net, guide, file, **OPTIONS)
-    with pytest.raises(ValueError, match="no name or path for an Engine, got 'auto'"):
-        Engine(main_net, guide).sample(guidance="auto", **OPTIONS)
+
+
+def test_an_engine_knows_the_nets_that_it_was_made_of(pair):
+    folder, _ = pair
+    main_net, guide = load(folder / "main.safetensors"), load(folder / "guide.safetensors")
+    file = folder / "main.guidance.json"
+    expected = sample(main_net, guide, file, **OPTIONS)
+    engine = Engine(main_net, guide)
+    with torch.no_grad():  # the engine is a snapshot
+        next(guide.parameters()).mul_(1.5)
+    for one in (engine, pickle.loads(pickle.dumps(engine))):
+        assert torch.equal(one.sample(guidance=file, **OPTIONS), expected)
+    with pytest.raises(ValueError, match=r"guide must be the net that guidance .* was found for"):
+        Engine(main_net, guide).sample(guidance=file, **OPTIONS)
+    with pytest.raises(ValueError, match="model must be the net that"):
+        Engine(guide, main_net).sample(guidance=file, **OPTIONS)
+    with pytest.raises(ValueError, match=r"guide must be the 1 that guidance .* is for, got 0"):
+        Engine(main_net).sample(guidance=file, **OPTIONS)
+    with pytest.raises(ValueError, match="for a model that is no name or path, got 'auto'"):
+        engine.sample(guidance="auto", **OPTIONS)
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "grid"])

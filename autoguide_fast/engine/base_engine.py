@@ -32,10 +32,13 @@ class BaseEngine(abc.ABC):
         device: where it runs.
         takes_cond: whether its nets may be told more than labels (`sample`'s `cond`).
         disturbances: of the nets whose inputs are changed (`guidance.disturbed`), by role.
+        fingerprints: of model and guides that it was made of (`guidance.fingerprint`), by which
+            weights that `diagnose` wrote know them.
     """
 
     takes_cond = False
     disturbances: Mapping[str, Disturbance] = MappingProxyType({})
+    fingerprints: tuple[str | None, ...] = (None,)
 
     model: Denoiser
     guides: tuple[Denoiser, ...]

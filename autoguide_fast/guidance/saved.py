@@ -47,6 +47,12 @@ class SavedWeights:
 
     def check(self, model: object, guides: Sequence[object], caller: str = "sample") -> None:
         """Raise ValueError where model or guides are others than those that were diagnosed."""
+        self.check_fingerprints(fingerprint(model), [fingerprint(g) for g in guides], caller)
+
+    def check_fingerprints(
+        self, model: str | None, guides: Sequence[str | None], caller: str = "sample"
+    ) -> None:
+        """`check` of nets of which there are only the fingerprints."""
         if len(guides) != len(self.guides):
             raise ValueError(
                 f"{caller}: guide must be the {len(self.guides)} that guidance {self.name} is for, "
@@ -54,8 +60,8 @@ class SavedWeights:
             )
         nets = [("model", model, self.model)]
         nets += [("guide", g, known) for g, known in zip(guides, self.guides, strict=True)]
-        for role, net, known in nets:
-            if fingerprint(net) != known:
+        for role, found, known in nets:
+            if found != known:
                 raise ValueError(
                     f"{caller}: {role} must be the net that guidance {self.name} was found for, "
                     f"got another; {_REMEDY}"
