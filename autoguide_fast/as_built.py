@@ -20,8 +20,9 @@ from torch.nn.modules import module as torch_module
 from . import ops, torch_functional
 from .guidance import Unlabelled
 from .modes import watching
-from .networks import Block, Precond, UNet
+from .networks import Precond
 from .nn import MPConv, MPFourier
+from .unet import Block, UNet
 
 Copied = TypeVar("Copied", bound=torch.nn.Module)
 

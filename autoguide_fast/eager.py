@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import ops
 from .guidance import Cond, Denoiser, Weight, bare, evaluated, module_of, weight_at
-from .networks import Drop, Precond
+from .networks import Precond
 from .sampler import Step, Stepper
+from .unet import Drop
 
 
 class EagerNets:

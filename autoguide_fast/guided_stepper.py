@@ -15,9 +15,9 @@ from . import ops
 from .guidance import Evaluation, Guidance
 from .guidance.combination import Basis, Combination, Images, PerImage, as_tensor
 from .guidance.disturbed import Disturbing
-from .networks import Drop
 from .preconditioning import c_skip_and_c_out
 from .sampler import Step, Stepper
+from .unet import Drop
 
 
 class Nets(Protocol):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import preconditioning
-from .networks import Block, Precond
+from .networks import Precond
 from .nn import MPConv, MPFourier
 from .ops import (
     attention_split_reference,
@@ -23,6 +23,7 @@ from .ops import (
     normalize_reference,
     resample_reference,
 )
+from .unet import Block
 
 Net = TypeVar("Net", bound=torch.nn.Module)
 

@@ -84,6 +84,7 @@ class Tape:
     Attributes:
         recorded (int): Recordings made so far.
         kernels (list of int): Operators in each of them.
+        convolutions (list of int): Convolutions in each of them, without those of 1x1.
         parallel (int): How often two functions were run beside each other.
         memory (int or None): Images for which there is room; more raise `shortage`.
         launches (bool): Whether that shows when a recording is played, not when it is made.
@@ -94,6 +95,7 @@ class Tape:
     def __init__(self, memory=None, shortage=None, launches=False):
         self.lock, self.inside, self.on_private_stream = threading.RLock(), 0, False
         self.recorded, self.kernels, self.parallel, self.released = 0, [], 0, 0
+        self.convolutions = []
         self.memory, self.launches = memory, launches
         out = "CUDA out of memory. Tried to allocate 2 GiB."
         self.shortage = torch.OutOfMemoryError(out) if shortage is None else shortage
@@ -128,6 +130,7 @@ class Tape:
         self.kernels.append(len(tape.calls))
         convolve = torch.ops.aten.convolution.default
         sizes = [len(args[0]) for call, args, _, _ in tape.calls if call is convolve]
+        self.convolutions.append(len(sizes))
         fits = self.memory is None or max(sizes) <= self.memory
         if not fits and not self.launches:
             raise self.shortage

@@ -17,8 +17,9 @@ import autoguide_fast
 from autoguide_fast import Engine, as_built, checkpoints, engine, ops, torch_functional
 from autoguide_fast.engine import prepared
 from autoguide_fast.guidance import Unlabelled, unlabelled
-from autoguide_fast.networks import Block, Precond
+from autoguide_fast.networks import Precond
 from autoguide_fast.nn import MPConv
+from autoguide_fast.unet import Block
 
 ENC, DEC = "unet.enc.8x8_block0", "unet.dec.4x4_in0"  # the second has attention
 LABELS = torch.eye(5)[[3, 1]]

@@ -17,9 +17,9 @@ from autoguide_fast import Engine
 from autoguide_fast.eager import EagerStepper
 from autoguide_fast.engine import gpu_stepper
 from autoguide_fast.engine.gpu_engine import GpuEngine
-from autoguide_fast.networks import Block
 from autoguide_fast.sampler import heun, plan_steps
 from autoguide_fast.schedules import Churn, rho_schedule
+from autoguide_fast.unet import Block
 
 SCHEDULES = {
     "plain": {},

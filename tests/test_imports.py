@@ -34,6 +34,7 @@ ROOMS = [
         "autoguide_fast/guidance",
     ),
     ("autoguide_fast/networks", "autoguide_fast/textbook", "autoguide_fast/toy"),
+    ("autoguide_fast/unet",),
     ("autoguide_fast/nn", "autoguide_fast/torch_functional"),
     ("autoguide_fast/ops",),
     (

@@ -17,8 +17,9 @@ from tolerances import GOLDEN_NETWORK, OP, assert_as_exact, relative_error
 from autoguide_fast import Engine, sample
 from autoguide_fast.encoders import PixelEncoder
 from autoguide_fast.net_config import NetConfig
-from autoguide_fast.networks import Block, Precond
+from autoguide_fast.networks import Precond
 from autoguide_fast.trainer.options import TrainOptions
+from autoguide_fast.unet import Block
 
 NAMES = ("denoiser_conditional", "denoiser_unconditional")
 

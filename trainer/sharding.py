@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 
 from autoguide_fast import ops
-from autoguide_fast.networks import Block, Precond
+from autoguide_fast.networks import Precond
 from autoguide_fast.nn import MPConv
+from autoguide_fast.unet import Block
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

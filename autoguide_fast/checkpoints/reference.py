@@ -21,8 +21,9 @@ from torch import Tensor
 from ..as_built import blank
 from ..encoders import STABILITY_VAE, LatentEncoder, PixelEncoder
 from ..net_config import BEYOND_REFERENCE
-from ..networks import Block, Precond, UNet
+from ..networks import Precond
 from ..nn import MPConv, MPFourier
+from ..unet import Block, UNet
 from .pickle_reader import Recorded, Refused, shown
 from .recorded_objects import opened
 from .recorded_tensors import RecordedArray, RecordedTensor

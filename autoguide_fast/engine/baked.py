@@ -1,6 +1,6 @@
 """One network made ready for a GPU: its weights baked into the device's own convolutions.
 
-The U-Net stays the one of `networks.py`: only its convolutions are replaced, by ones whose weight
+The U-Net stays the one of `unet.py`: only its convolutions are replaced, by ones whose weight
 was normalised, scaled and laid out once. Between them run the fused operators (`ops`), on maps that
 lie channels-last from the first to the last.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import ops
 from ..guidance import Denoiser
-from ..networks import Block, UNet
 from ..nn import MPConv
 from ..preconditioning import denoised, magnitude
+from ..unet import Block, Midway, UNet
 from . import pack
 from .embedding import Embedding
 from .float8 import Float8Conv, suits_float8
@@ -59,10 +59,14 @@ class BakedNet(PreparedDenoiser):
             convolutions where that pays (`float8.py`), with the rest in float16.
         shared: one of the same net, whose weights it then uses.
         float8_width: narrower convolutions stay in float16.
+
+    Attributes:
+        alike: of a guide, how many of its layers, from the first on, are the model's.
     """
 
     embedding: Embedding
     unet: UNet
+    alike = 0
 
     def __init__(
         self,
@@ -145,17 +149,23 @@ class BakedNet(PreparedDenoiser):
         image[:, self.img_channels] = 1
         return image
 
-    def run(self, image: Tensor, modulations: Tensor) -> Tensor:
-        """Return `F [N, C, H, W]`, of the maps' type, for an `image` that holds `c_in x`.
+    def run(self, at: Midway, modulations: Tensor) -> Tensor:
+        """Return `F [N, C, H, W]`, of the maps' type, of an evaluation under way.
 
-        `modulations` is a row of what `modulations` returned.
+        It begins with an `image` that holds `c_in x`; `modulations` is a row of what `modulations`
+        returned.
         """
-        rows, start = [], 0
+        at = self.advance(at, modulations)
+        return self.unet.out_conv(at.x)[:, : self.img_channels]
+
+    def advance(self, at: Midway, modulations: Tensor, until: int | None = None) -> Midway:
+        """`UNet.advance`, with `modulations` as for `run`."""
+        rows, start, images = [], 0, len(at.x)
         for columns in self.columns:
-            count = len(image) * (columns.stop - columns.start)
-            rows.append(modulations[start : start + count].view(len(image), -1))
+            count = images * (columns.stop - columns.start)
+            rows.append(modulations[start : start + count].view(images, -1))
             start += count
-        return self.unet.run_blocks(image, rows)[0][:, : self.img_channels]
+        return self.unet.advance(at, rows, until)
 
     def __call__(
         self,
@@ -175,7 +185,7 @@ class BakedNet(PreparedDenoiser):
             sigma = sigma.reshape(-1, 1, 1, 1)
             image = self.image(len(x))
             image[:, : self.img_channels] = x / magnitude(sigma, self.sigma_data)
-            raw = self.run(image, modulations).float()
+            raw = self.run(Midway(image), modulations).float()
             return denoised(x, raw, sigma, self.sigma_data)
 
     def _by_block(self, rows: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ waste most of int8 on the smallest; each map has its own.
 import torch
 from torch import Tensor
 
-from ..networks import Block, Precond
+from ..networks import Precond
 from ..preconditioning import magnitude
+from ..unet import Block
 
 # Noise levels and images that stand for a run; what exceeds the quantile is clipped.
 LEVELS, IMAGES, QUANTILE = (0.005, 0.05, 0.2, 0.5, 1.0, 3.0, 20.0), 4, 0.9999

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..guidance import Cond, told_guidance
-from ..networks import Drop
 from ..preconditioning import c_in
+from ..unet import Drop
 from .prepared import PreparedNet, check_call
 
 

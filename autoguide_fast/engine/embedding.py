@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, preconditioning
-from ..networks import Block, Precond
+from ..networks import Precond
+from ..unet import Block
 from . import pack
 
 

@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..guidance import Cond, Denoiser, Weight, bare, guide_roles
 from ..guided_stepper import Nets
-from ..networks import Block
 from ..sampler import Step, Stepper, plan_steps
+from ..unet import Block, Midway
 from .baked import BakedConv, BakedNet
 from .base_engine import BaseEngine, Guides, check_nets, dtype_list, guide_list
 from .gpu_nets import GpuNets
@@ -21,6 +21,7 @@ from .graphs import CudaGraphs
 from .prepared import device_of, no_autocast
 from .profile import Label, Profile, Row
 from .recordings import RunBoth
+from .shared_layers import share_layers
 
 Recording = TypeVar("Recording")
 
@@ -82,6 +83,8 @@ class GpuEngine(BaseEngine):
                 made.append((net, baked))
             self.model, *others = (baked for _, baked in made)
             self.guides = tuple(others)
+            for guide_net in self.guides:
+                guide_net.alike = share_layers(self.model, guide_net)
         self._recordings: OrderedDict[tuple, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -261,7 +264,7 @@ def _timed(role: str, net: BakedNet, recorder: CudaGraphs, batch: int, repeats: 
     try:
         for repeat in range(2 + repeats):
             marks.clear()
-            net.run(net.image(batch).normal_(), modulations)
+            net.run(Midway(net.image(batch).normal_()), modulations)
             if repeat < 2:
                 continue
             opened: list[tuple[Label, torch.cuda.Event, list[float]]] = []

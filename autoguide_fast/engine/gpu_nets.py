@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import Cond, told_guidance
-from ..networks import Drop
+from ..unet import Drop
 from .prepared import check_call
 from .recordings import Outputs
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .. import as_built, ops
 from .._C import Attend, BlockPrologue, Load, Resample, SplitHeads, Storage, Store
-from ..networks import Block, Precond
+from ..networks import Precond
 from ..nn import MPConv
+from ..unet import Block
 from . import calibrate, choice, pack
 from .algorithms import Choice, Convolution, static_choice
 from .plan_writer import Bytes, Feature, Lowered, PlanWriter
@@ -99,7 +100,7 @@ def _block(
     skip: Feature | None = None,
     border: int = 0,
 ) -> Feature:
-    """Append a `networks.Block`; return its output."""
+    """Append a `unet.Block`; return its output."""
     mode = RESAMPLE[block.resample_mode]
     size = {Resample.DOWN: x.size // 2, Resample.KEEP: x.size, Resample.UP: 2 * x.size}[mode]
     width = block.conv_res0.weight.shape[0]

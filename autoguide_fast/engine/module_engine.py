@@ -13,8 +13,8 @@ from torch import Tensor
 from ..eager import EagerNets, EagerStepper, input_dtype
 from ..guidance import Cond, Denoiser, Unlabelled, Weight, bare, module_of, unlabelled
 from ..guided_stepper import Nets
-from ..networks import Drop
 from ..sampler import Step, Stepper
+from ..unet import Drop
 from .base_engine import BaseEngine, Guides, guide_list, guide_roles
 from .gpu_engine import RECORDINGS, settings
 from .gpu_stepper import LONGEST

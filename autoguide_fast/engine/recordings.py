@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..preconditioning import c_in
 from ..sampler import Step, Stepper, heun
+from ..unet import Midway
 from .baked import BakedNet
 from .graphs import CudaGraphs
 
@@ -109,10 +110,21 @@ class Evaluations(Stepper):
         for image in self.images.values():
             torch.mul(x, self.c_in[evaluation], out=image[:, : self.channels])
 
-        def run(role: str) -> None:
+        def modulations(role: str) -> Tensor:
             # Half a step reads one row of modulations, whichever half it is.
-            net, rows = self.pair[role], self.modulations[role]
-            self.raws[role].copy_(net.run(self.images[net.dtype], rows[evaluation % len(rows)]))
+            rows = self.modulations[role]
+            return rows[evaluation % len(rows)]
+
+        begun = {role: Midway(self.images[self.pair[role].dtype]) for role in roles}
+        if roles[0] == "model":  # whose first layers may be those of guides, too
+            alike = {role: self.pair[role].alike for role in roles[1:] if self.pair[role].alike}
+            for count in sorted(set(alike.values())):
+                at = self.pair["model"].advance(begun["model"], modulations("model"), count)
+                begun["model"] = at
+                begun.update({role: at for role in alike if alike[role] == count})
+
+        def run(role: str) -> None:
+            self.raws[role].copy_(self.pair[role].run(begun[role], modulations(role)))
 
         if len(roles) == 2:
             self.run_both(lambda: run(roles[0]), lambda: run(roles[1]))

@@ -18,7 +18,7 @@ def intermediate_head(net: Precond) -> Precond:
     Internal guidance (arXiv 2512.24176): a second output after a block of the decoder learns the
     same task from less of the net (`autoguide-fast train --head-after`), so that it is a worse
     version of it. All that it computes but its last convolution the model computes as well; engines
-    on a CPU do so once, and guidance then costs hardly more than the model alone.
+    do so once, and guidance then costs hardly more than the model alone.
 
     It shares the weights of `net`: training the one trains the other.
 
