@@ -49,7 +49,7 @@ def enabled() -> bool:
     value = os.environ.get("AGF_AUTOTUNE") or "1"
     if value not in ("0", "1"):
         raise ValueError(
-            f"Engine: AGF_AUTOTUNE must be 0 or 1, got {value!r}; 0 takes the static rules"
+            f"autoguide_fast: AGF_AUTOTUNE must be 0 or 1, got {value!r}; 0 takes the static rules"
         )
     return value == "1"
 

@@ -59,9 +59,10 @@ def test_a_preset_stands_for_options_that_can_be_changed():
         presets.preset("edm2-img64-xxs")
 
 
-def test_the_plan_counts_what_a_run_keeps():
+@pytest.mark.parametrize("head", ["", "dec.8x8_block0"])
+def test_the_plan_counts_what_a_run_keeps(head):
     """Bytes counted without storage are those that autograd holds for a real net."""
-    options = TrainOptions(channels=16, batch=8, microbatch=4)
+    options = TrainOptions(channels=16, batch=8, microbatch=4, head_after=head)
     counted = estimate.estimate(options, 8, 1, 10)
     trainer = Trainer(options)
     assert counted.parameters == sum(p.numel() for p in trainer.net.parameters())
@@ -77,12 +78,14 @@ def test_the_plan_counts_what_a_run_keeps():
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             x, labels = torch.zeros(images, 1, 8, 8), torch.zeros(images, 10)
-            out = trainer.net(x, torch.ones(images), labels, True)
+            out = trainer.net(x, torch.ones(images), labels, True, return_head=bool(head))
             del out
         return sum(t.untyped_storage().nbytes() for t in kept.values())
 
     total = kept_bytes(8) - kept_bytes(4)
     assert counted.activation_bytes == pytest.approx(total, rel=0.1)
+    without = estimate.estimate(dataclasses.replace(options, head_after=""), 8, 1, 10)
+    assert counted.macs - without.macs == (9 * 16 * 64 if head else 0)
 
 
 def test_the_plan_splits_what_is_sharded():

@@ -68,12 +68,15 @@ def estimate(
             net.run_dtype = torch.bfloat16
         # Less what does not grow with the batch: weights as they are prepared.
         kept = _kept_bytes(net, images(2)) - _kept_bytes(net, images(1))
+    macs = counter.get_total_flops() // 2
+    if net.unet.head_conv is not None:  # which the textbook has not
+        macs += net.unet.head_conv.weight.numel() * resolution**2
     parameters = sum(p.numel() for p in net.parameters())
     tensors = 1 + 1 + 2 + len(options.ema)
     holders = processes if options.shard else 1
     return Estimate(
         parameters,
-        counter.get_total_flops() // 2,
+        macs,
         options.duration,
         4 * parameters * tensors // holders,
         kept * micro,
@@ -81,7 +84,7 @@ def estimate(
     )
 
 
-def _kept_bytes(net: torch.nn.Module, arguments: tuple) -> int:
+def _kept_bytes(net: Precond, arguments: tuple) -> int:
     """Bytes that a forward pass keeps for the backward pass, parameters apart."""
     own = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -93,7 +96,7 @@ def _kept_bytes(net: torch.nn.Module, arguments: tuple) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = net(*arguments, return_logvar=True)
+        out = net(*arguments, return_logvar=True, return_head=net.unet.head_conv is not None)
     del out
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
