@@ -1,5 +1,6 @@
 """How evenly many threads share an evaluation: planned, not run."""
 
+import functools
 import math
 
 import pytest
@@ -42,18 +43,24 @@ def test_all_of_it_is_shared_out(threads, prepared):
         assert len(each) == threads and sum(each) == one[0]
 
 
+@functools.cache
+def planned_for_tiles(dtype):
+    """Nets for AMX, to be called where that is in use."""
+    return [
+        Engine(Precond(size, 3, 0, **options).eval(), dtype=dtype).model
+        for size, options in (
+            (32, {"model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 1}),
+            (12, {"model_channels": 48, "channel_mult": [1, 1], "num_blocks": 1}),
+            (8, {"model_channels": 16, "channel_mult": [1, 2, 2], "num_blocks": 1}),
+        )
+    ]
+
+
 @pytest.fixture(params=[torch.bfloat16, torch.int8], ids=str)
 def on_tiles(request):
     """Plans for AMX: of the net, and of two with maps that are no whole tiles, or less than one."""
     with _instructions("amx_portable"):
-        yield [
-            Engine(Precond(size, 3, 0, **options).eval(), dtype=request.param).model
-            for size, options in (
-                (32, {"model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 1}),
-                (12, {"model_channels": 48, "channel_mult": [1, 1], "num_blocks": 1}),
-                (8, {"model_channels": 16, "channel_mult": [1, 2, 2], "num_blocks": 1}),
-            )
-        ]
+        yield planned_for_tiles(request.param)
 
 
 def tiles_of(m):

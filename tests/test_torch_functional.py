@@ -146,9 +146,9 @@ def net_in_bfloat16():
         1,
         3,
         model_channels=16,
-        channel_mult=(1, 2),
+        channel_mult=(1,),
         num_blocks=1,
-        attn_resolutions=(4,),
+        attn_resolutions=(8,),
         channels_per_head=16,
     ).train()
     net.run_dtype = torch.bfloat16
