@@ -7,6 +7,8 @@ downloaded.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -33,12 +35,18 @@ def load_digits(split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         ValueError: `split` is none of the three.
     """
+    images, labels = (each.copy() for each in _source())
+    return of_split(images, labels, split, "load_digits")
+
+
+@functools.cache
+def _source() -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels, which scikit-learn reads from text; not to be written to."""
     from sklearn.datasets import load_digits as load_source
 
     source = load_source()
     images = np.rint(source.images * (255 / 16)).astype(np.uint8)[:, None]
-    labels = source.target.astype(np.int64)
-    return of_split(images, labels, split, "load_digits")
+    return images, source.target.astype(np.int64)
 
 
 def of_split(
