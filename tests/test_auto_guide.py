@@ -1,22 +1,28 @@
-"""`train --guide auto`: candidates within a budget, the one that scores best, and interruptions."""
+"""`train --guide auto`: candidates within a budget, the one that is kept, and interruptions."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 from test_trainer_commands import run
 
-from autoguide_fast import checkpoints, diagnose, load, sample
+from autoguide_fast import diagnose, load, metrics, sample
 from autoguide_fast.checkpoints import Snapshots
 from autoguide_fast.digits import load_digits
 from autoguide_fast.trainer import (
     auto_guide,
     chosen_nets,
     estimate,
+    guide_choice,
+    guide_finals,
+    guide_report,
     guide_scores,
     pair,
     precision,
@@ -24,16 +30,28 @@ from autoguide_fast.trainer import (
 )
 from autoguide_fast.trainer.options import TrainOptions
 
-MAIN = TrainOptions(channels=8, channels_per_head=4, batch=16, duration=64, snapshots=4)
+MAIN = TrainOptions(
+    channels=8, channels_per_head=4, batch=16, duration=64, snapshots=4, rampup=0, lr=0.1
+)
 BUDGET = 0.9
 TINY = ["--channels", 8, "--channels-per-head", 4, "--batch", 16, "--duration", 64]
+TINY += ["--rampup", 0, "--lr", 0.1]
 TINY += ["--snapshots", 4, "--guide", "auto", "--guide-budget", BUDGET, "--grid", 0, "--quiet"]
+
+
+def look_at_few(patch):
+    """Few images of everything, in parts that are fewer still, at few levels."""
+    patch.setattr(auto_guide, "_LENGTHS", 2)
+    patch.setattr(guide_scores, "LEVELS", (0.1, 1.0))
+    for name, value in (("IMAGES", 24), ("_WEIGHED", 24), ("SIGMAS", (0.1, 0.4, 1.6))):
+        patch.setattr(guide_choice, name, value)
+    for name, value in (("FEWEST", 32), ("MOST", 32), ("REAL", 64), ("_PART", 16), ("STEPS", 3)):
+        patch.setattr(guide_finals, name, value)
 
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    monkeypatch.setattr(auto_guide, "IMAGES", 48)
-    monkeypatch.setattr(auto_guide, "_IMAGES_SAVED", 48)
+    look_at_few(monkeypatch)
 
 
 def files_of(folder):
@@ -49,13 +67,19 @@ def files_of(folder):
     return found
 
 
+def pair_of(folder, chosen):
+    """The files of the main net and of the guide that was chosen."""
+    guide = f"{chosen['images']:09d}-{chosen['ema']:.3f}.safetensors"
+    model = folder / "snapshots" / "000000064-0.050.safetensors"
+    return model, folder / "guide" / "snapshots" / guide
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A job that nothing interrupted."""
     out = tmp_path_factory.mktemp("auto") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto_guide, "IMAGES", 48)
-        patch.setattr(auto_guide, "_IMAGES_SAVED", 48)
+        look_at_few(patch)
         guide = auto_guide.auto_guide(MAIN, budget=BUDGET)
         assert pair.train_pair(MAIN, guide, out, progress=False).finished
     return out
@@ -109,6 +133,7 @@ def test_candidates_train_in_the_type_that_was_found_for_the_main_net(tmp_path, 
         return next(found), "as told"
 
     monkeypatch.setattr(precision, "decide", decide)
+    monkeypatch.setattr(guide_choice, "choosing", lambda *arguments: iter([None, {}]))
     main = dataclasses.replace(MAIN, precision="auto")
     guide = auto_guide.auto_guide(main, budget=BUDGET)
     assert pair.train_pair(main, guide, tmp_path, progress=False).finished
@@ -116,14 +141,24 @@ def test_candidates_train_in_the_type_that_was_found_for_the_main_net(tmp_path, 
     assert len(asked) == 1 and {each["precision"] for each in options} == {"bf16"}
 
 
-def test_the_best_score_is_kept(whole):
+def test_what_is_kept_is_the_best_of_the_finalists(whole):
     table = json.loads((whole / "guide.json").read_text())
-    rows = table["candidates"]
-    gains = [row["gain"]["held out"] for row in rows]
-    best = rows[table["chosen"]]
-    assert best["gain"]["held out"] == max(gains) and len(set(gains)) > 4
+    rows, finals = table["candidates"], table["finalists"]
     assert {row["net"] for row in rows} == {"past", "4 channels", "3 channels"}
     assert {row["cost"] for row in rows if row["net"] == "past"} == {0}
+    assert len({row["gain"] for row in rows}) > 4
+    for net in ("past", "4 channels", "3 channels"):
+        gains = {i: row["gain"] for i, row in enumerate(rows) if row["net"] == net}
+        mine = [each["candidate"] for each in finals if each["candidate"] in gains]
+        assert mine[0] == max(gains, key=gains.get) and len(mine) == 1 + (net == "past")
+        assert len({rows[i]["images"] for i in mine}) == len(mine)  # of the past, other times
+    distances = {each["candidate"]: each["distance"] for each in finals}
+    assert len(set(distances.values())) == 4
+    best = rows[table["chosen"]]
+    if best["net"] == "past":
+        own = [distances[i] for i in distances if rows[i]["net"] == "past"]
+        assert distances[table["chosen"]] == min(own)
+    assert not (whole / "finalists").exists()
     # The guide is the last moment and the last average of a run like any other.
     run = Snapshots(whole / "guide")
     assert run.times[-1] == best["images"] and run.options["ema"][-1] == best["ema"]
@@ -135,47 +170,114 @@ def test_the_best_score_is_kept(whole):
     assert images.shape == (1, 1, 8, 8)
 
 
+def test_a_finalist_is_measured_as_auto_samples_it(whole):
+    """With the weights that are kept, by the library's distance, and the same without a guide."""
+    table = json.loads((whole / "guide.json").read_text())
+    chosen = table["candidates"][table["chosen"]]
+    final = next(each for each in table["finalists"] if each["candidate"] == table["chosen"])
+    model, guide = pair_of(whole, chosen)
+    images, labels = load_digits("train")
+    order = np.random.default_rng(0).permutation(len(images))[:64]
+    real = metrics.pixel_features(images[order])
+    options = {"sampler": "dpmpp_2m", "num_steps": 3, "seeds": range(70_000_000, 70_000_032)}
+    options["class_labels"] = np.asarray(labels)[order[:32]]
+    distances = [
+        metrics.kernel_distance(real, metrics.pixel_features(images), subsets=None).mean
+        for images in (sample(model, guide, "auto", **options), sample(model, **options))
+    ]
+    assert table["distance"]["name"] == "kernel distance in pixels"  # 32 of 64 pixels each
+    found = [final["distance"], table["unguided"]]
+    np.testing.assert_allclose(found, distances, rtol=1e-6)
+    assert final["nearer"] == pytest.approx(found[1] - found[0], rel=1e-9)
+
+
 def test_the_score_is_that_of_a_diagnosis_of_the_candidate_alone(whole):
     table = json.loads((whole / "guide.json").read_text())
     best = table["candidates"][table["chosen"]]
-    model = whole / "snapshots" / "000000064-0.050.safetensors"
-    guide = whole / "guide" / "snapshots" / f"{best['images']:09d}-{best['ema']:.3f}.safetensors"
-    images, labels = guide_scores.samples_of(MAIN, 48)["training"]
+    model, guide = pair_of(whole, best)
+    name, (images, labels) = guide_scores.scored_on(MAIN, 24)
+    assert name == table["score"]["of"] == "held-out"
     alone = diagnose(load(model), load(guide), images, labels, guide_scores.LEVELS)
     signed = np.sign(alone.weights()[:, 0] - 1) * alone.gain()
-    assert signed.mean() == pytest.approx(best["gain"]["training"], rel=1e-9)
-    # They are of the images it was trained on, which a plain look tells.
+    assert signed.mean() == pytest.approx(best["gain"], rel=1e-9)
+    # They are none of the images it was trained on, which a plain look tells.
     train, _ = load_digits("train")
     known = {bytes(image) for image in np.asarray(train)}
     back = load(model).encoder.decode(images)
-    assert all(bytes(image) in known for image in back.numpy())
-    # And the weights for these two lie where `--guidance auto` looks.
-    first = sample(model, guide, "auto", seeds=[0, 1], num_steps=3)
-    assert not torch.equal(first, sample(model, seeds=[0, 1], num_steps=3))
+    assert not any(bytes(image) in known for image in back.numpy())
+    # The weights beside the main net are those of training images.
+    images, labels = guide_scores.training_images(MAIN, 24)
+    assert all(bytes(image) in known for image in load(model).encoder.decode(images).numpy())
+    alone = diagnose(load(model), load(guide), images, labels, (0.1, 0.4, 1.6))
+    beside = json.loads((whole / "snapshots" / "000000064-0.050.guidance.json").read_text())
+    np.testing.assert_allclose(beside["auto"]["weights"], 2 * alone.weights() - 1, rtol=1e-6)
 
 
-def test_another_score_chooses_another_guide(whole, tmp_path, monkeypatch):
-    import shutil
+def scores_of(table):
+    """The scores that a table has, in the place of `guide_scores.scores`."""
+    gains = {(row["net"], row["images"], row["ema"]): row["gain"] for row in table["candidates"]}
+    return lambda model, candidates, *others: [gains[c.net, c.nimg, c.ema] for c in candidates]
 
+
+@pytest.fixture
+def chosen_again(whole, tmp_path, monkeypatch):
+    """A copy of the job, and a function that chooses in it anew by distances that are given.
+
+    Of the finalists in the order of the table, the first without a guide; None raises what samples
+    that are not finite do. The scores are those of the first time.
+    """
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    job = json.loads((out / "guide.json").read_text())["job"]
+    first = json.loads((out / "guide.json").read_text())
     guide = auto_guide.auto_guide(MAIN, budget=BUDGET)
-    for wanted in ("past", "3 channels", "4 channels"):
+
+    def choose(*distances):
+        near = iter(distances)
+
+        def measured(self, parts):
+            distance = next(near)
+            if distance is None:
+                raise FloatingPointError("sample: not finite")
+            return guide_finals.Measured(distance, (distance + 0.01, distance - 0.01))
+
+        monkeypatch.setattr(guide_scores, "scores", scores_of(first))
+        monkeypatch.setattr(guide_finals.Comparison, "sampled", lambda *arguments: iter(()))
+        monkeypatch.setattr(guide_finals.Comparison, "measured", measured)
         (out / "guide.json").unlink()
+        *none, table = guide_choice.choosing(out, MAIN, guide, first["job"], torch.device("cpu"))
+        assert none == [None] * len(none) and next(near, "") == ""
+        return table
 
-        def scores(model, candidates, samples, seed, device, wanted=wanted):
-            return [{n: float(c.net == wanted) for n in samples} for c in candidates]
+    return out, first, choose
 
-        monkeypatch.setattr(guide_scores, "scores", scores)
-        table = auto_guide.choose(out, MAIN, guide, job, torch.device("cpu"))
+
+def test_other_distances_choose_another_guide(chosen_again):
+    out, first, choose = chosen_again
+    nets = [first["candidates"][each["candidate"]]["net"] for each in first["finalists"]]
+    for wanted in range(len(nets)):
+        table = choose(9.0, *(1.0 if i == wanted else 5.0 for i in range(len(nets))))
+        assert table["chosen"] == first["finalists"][wanted]["candidate"]
         chosen = table["candidates"][table["chosen"]]
-        assert chosen["net"] == wanted
         net = chosen_nets.of_run(out, None, None, "judge")["guide"].load()
         assert net.config["model_channels"] == chosen["channels"]
         times = {path.name[:9] for path in (out / "guide" / "snapshots").glob("*.safetensors")}
         assert max(times) == f"{chosen['images']:09d}"  # none is left of the guide before
-        assert "  kept" in auto_guide.report(table)
+        kept = [line for line in guide_report.report(table).splitlines() if "  kept" in line]
+        assert len(kept) == 1 and f"{nets[wanted]} " in kept[0] and "8 ± " in kept[0]
+        assert sample(*pair_of(out, chosen), "auto", seeds=[0], num_steps=2).shape == (1, 1, 8, 8)
+
+
+def test_samples_that_are_not_finite_are_far_from_the_data(chosen_again):
+    _, first, choose = chosen_again
+    table = choose(9.0, None, None, None, 8.0)
+    assert table["chosen"] == first["finalists"][3]["candidate"]
+    assert [each["distance"] for each in table["finalists"]] == [None, None, None, 8]
+    assert guide_report.report(table).count("not finite") == 3
+    table = choose(9.0, None, 12.0, 10.0, None)
+    assert table["chosen"] == first["finalists"][2]["candidate"]
+    assert "it gains nothing" in guide_report.report(table)
+    with pytest.raises(FloatingPointError):  # the main net itself is at fault
+        choose(None)
 
 
 def test_it_goes_on_from_wherever_it_was_interrupted(whole, tmp_path, monkeypatch):
@@ -195,16 +297,45 @@ def test_it_goes_on_from_wherever_it_was_interrupted(whole, tmp_path, monkeypatc
     first = guide.runs["4"].duration
     assert not train(True, stop=lambda nimg: nimg in (first, 16)).finished  # in the second
     assert (tmp_path / "run" / "guides" / "3").is_dir()
+    table = json.loads((whole / "guide.json").read_text())
 
-    def killed(*arguments):
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return scores_of(table)(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guide_scores, "scores", signalled)
+        result = train(True)  # all are trained
+        assert not result.finished and result.choice is None
+
+    def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    for step in ("scores", "diagnosed"):  # while it scores; when it has kept the guide
+    def at_call(number, function):
+        calls = iter(range(number))
+        return lambda *a, **k: function(*a, **k) if next(calls, None) is not None else killed()
+
+    def choose():
+        device = torch.device("cpu")
+        return [*guide_choice.choosing(tmp_path / "run", MAIN, guide, table["job"], device)]
+
+    comparison = guide_finals.Comparison
+    for place, step, calls in (  # while it scores, weighs, samples, and when it has kept the guide
+        (guide_scores, "scores", 1),
+        (guide_scores, "diagnosed", 0),
+        (guide_finals, "sample", 3),
+        (comparison, "measured", 2),
+        (guide_choice, "place_beside", 0),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(guide_scores, step, killed)
+            if step != "scores":
+                patch.setattr(guide_scores, "scores", scores_of(table))
+            patch.setattr(place, step, at_call(calls, getattr(place, step)))
             with pytest.raises(KeyboardInterrupt):
-                train(True)
+                choose()
         assert not (tmp_path / "run" / "guide.json").exists()
+    # What was sampled is not sampled again.
+    monkeypatch.setattr(guide_finals, "sample", killed)
     assert train(True).finished
     assert files_of(tmp_path / "run") == files_of(whole)
     monkeypatch.setattr(guide_scores, "scores", killed)  # there is nothing left to do
@@ -215,8 +346,6 @@ def test_it_goes_on_from_wherever_it_was_interrupted(whole, tmp_path, monkeypatc
 
 
 def test_a_guide_that_is_damaged_is_made_again(whole, tmp_path):
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     guide = auto_guide.auto_guide(MAIN, budget=BUDGET)
@@ -253,35 +382,3 @@ def test_by_the_command_line(capsys, whole, tmp_path):
     assert code == 0 and "000000064-0.050.guidance.json" in text, err
     code, _, err = run(capsys, "train", "--out", out, "--guide", "T/2", "--guide-budget", 0.1)
     assert code == 2 and "guide_budget must come with --guide auto, got it with guide T/2" in err
-
-
-def test_a_net_that_was_not_trained_is_no_guide(tmp_path):
-    """By what it removes alone it would be the best: backwards, at the lowest levels."""
-    trained = TrainOptions(duration=256, batch=256, snapshots=1)
-    pair.train(trained, tmp_path, progress=False)
-    raw = tmp_path / "snapshots" / "000000256-0.050.safetensors"
-    model = load("digits")
-    samples = guide_scores.samples_of(trained, 48)
-    files = {"raw": raw, "guide": checkpoints.find("digits-guide")}
-    candidates = [guide_scores.Candidate(n, f, 16, 1, 0.1, 0.0) for n, f in files.items()]
-    device = torch.device("cpu")
-    signed = guide_scores.scores(model, candidates, samples, 0, device)
-    plain = [
-        guide_scores.diagnosed(model, {"g": load(f)}, samples, guide_scores.LEVELS, 0, device)
-        for f in files.values()
-    ]
-    assert plain[0].predicted_gain("held out") > plain[1].predicted_gain("held out")
-    assert signed[0]["held out"] < signed[1]["held out"]
-
-
-def test_gains_apart_are_those_of_each_guide_alone():
-    model, guides = load("digits"), {n: load(n) for n in ("digits-guide", "digits-uncond")}
-    images, labels = load_digits("heldout")
-    images, labels = images[:64], labels[:64]
-    both = diagnose(model, guides, images, labels, (0.2, 1.0))
-    for i, (name, guide) in enumerate(guides.items()):
-        alone = diagnose(model, {name: guide}, images, labels, (0.2, 1.0))
-        signed = np.sign(alone.weights()[:, 0] - 1) * alone.gain()
-        np.testing.assert_allclose(both.signed_gain_of_each()[:, i], signed, rtol=1e-9)
-    itself = diagnose(model, model, images, labels, (0.2, 1.0))
-    assert (itself.signed_gain_of_each() == 0).all()

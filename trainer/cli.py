@@ -71,7 +71,8 @@ def add_command(subparsers: argparse._SubParsersAction) -> None:
         metavar="SIZE:T/K",
         help="also train a guide: a size of the preset, or a number of channels, for 1/K of the "
         "duration; T/K alone takes the main net as it stood then; auto trains narrower nets for "
-        "short times and keeps the one that, by `diagnose`, guides best, or the main net's past",
+        "short times, samples with the best of them and with the main net's past, and keeps the "
+        "one that brings samples nearest to the data",
     )
     add(
         "--guide-budget",
@@ -196,7 +197,7 @@ def _summary(
 ) -> str:
     from autoguide_fast.checkpoints.run_folder import SNAPSHOTS
 
-    from . import auto_guide
+    from . import guide_report
     from .pair import GUIDE, Guide
     from .snapshots import average_name
 
@@ -228,7 +229,7 @@ def _summary(
         return "\n".join(
             [
                 *lines,
-                auto_guide.report(result.choice),
+                guide_report.report(result.choice),
                 f"sample with: autoguide-fast sample "
                 f"--model {folder / average_name(main.duration, main.ema[0])} "
                 f"--guide {arguments.out / GUIDE / SNAPSHOTS / guide_file} "
@@ -324,7 +325,7 @@ def _changes(pairs: list[str]) -> dict:
 
 
 def _dry_run(main: TrainOptions, guide: Guide | AutoGuide | None) -> str:
-    from . import estimate
+    from . import estimate, guide_finals
     from .auto_guide import AutoGuide
     from .devices import choose_device
     from .pair import Guide
@@ -349,11 +350,13 @@ def _dry_run(main: TrainOptions, guide: Guide | AutoGuide | None) -> str:
     text = estimate.report(estimates, processes, estimate.convolution_speed())
     if isinstance(guide, AutoGuide):
         past = ", ".join(f"{nimg:,}" for nimg in guide.past)
+        count, cost = guide_finals.images_of_each(main, guide)
         text += (
             f"\nthe main net as it stood at {past} images is a candidate, too: no cost\n"
             f"the candidates cost {100 * guide.cost:.1f} % of a budget of "
-            f"{100 * guide.budget:.1f} %, and scoring them in addition an evaluation of each on "
-            "some thousand images; the paper's guides cost 3.6 %"
+            f"{100 * guide.budget:.1f} %; {count} images sampled with each of the best and "
+            f"without a guide, {100 * cost:.2g} %, and scoring them in addition an evaluation of "
+            "each on some thousand images; the paper's guides cost 3.6 %"
         )
     if isinstance(guide, Guide) and guide.options is None:
         text += f"\nthe guide is the main net as it stood at {guide.nimg:,} images: no cost"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from autoguide_fast.textbook import TextbookPrecond
 from .options import TrainOptions
 
 # A step runs the net forward, and backward with respect to activations and to weights.
-_PASSES = 3
+PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Estimate:
     @property
     def training_macs(self) -> float:
         """Multiply-accumulates of the whole run."""
-        return float(_PASSES * self.macs * self.images)
+        return float(PASSES * self.macs * self.images)
 
 
 def estimate(
@@ -56,20 +58,14 @@ def estimate(
         net = Precond(resolution, channels, label_dim, **options.net_options()).train()
 
         def images(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-            x = torch.empty(count, channels, resolution, resolution)
-            labels = torch.empty(count, label_dim) if label_dim else None
-            return x, torch.empty(count), labels
+            return _arguments(count, channels, resolution, label_dim)
 
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            TextbookPrecond(net).eval()(*images(1))
-        net.train()
         if options.precision != "fp32":
             net.run_dtype = torch.bfloat16
         # Less what does not grow with the batch: weights as they are prepared.
         kept = _kept_bytes(net, images(2)) - _kept_bytes(net, images(1))
-    macs = counter.get_total_flops() // 2
-    if net.unet.head_conv is not None:  # which the textbook has not
+    macs = evaluation_macs(options, resolution, channels, label_dim)
+    if net.unet.head_conv is not None:  # which samples do not need
         macs += net.unet.head_conv.weight.numel() * resolution**2
     parameters = sum(p.numel() for p in net.parameters())
     tensors = 1 + 1 + 2 + len(options.ema)
@@ -82,6 +78,34 @@ def estimate(
         kept * micro,
         micro,
     )
+
+
+def evaluation_macs(options: TrainOptions, resolution: int, channels: int, label_dim: int) -> int:
+    """Multiply-accumulates of one evaluation on one image, counted on a net without storage.
+
+    Raises:
+        ValueError: there is no such net.
+    """
+    shaping = options.net_options() | {"dropout": 0.0}  # which multiplies nothing
+    return _macs(resolution, channels, label_dim, json.dumps(shaping, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _macs(resolution: int, channels: int, label_dim: int, net_options: str) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad():
+        net = Precond(resolution, channels, label_dim, **json.loads(net_options))
+        with counter:
+            TextbookPrecond(net).eval()(*_arguments(1, channels, resolution, label_dim))
+    return counter.get_total_flops() // 2
+
+
+def _arguments(
+    count: int, channels: int, resolution: int, label_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Images, noise levels and labels of a net without storage."""
+    x = torch.empty(count, channels, resolution, resolution)
+    return x, torch.empty(count), torch.empty(count, label_dim) if label_dim else None
 
 
 def _kept_bytes(net: Precond, arguments: tuple) -> int:

@@ -35,10 +35,11 @@ class FeatureParts:
     Args:
         folder: made when the first part is stored.
         about: all that features depend on, as JSON holds it.
+        command: which messages name.
     """
 
-    def __init__(self, folder: Path, about: dict) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, about: dict, command: str = "evaluate") -> None:
+        self.folder, self._command = folder, command
         self._key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def load(self, chosen: range) -> Part | None:
@@ -74,7 +75,7 @@ class FeatureParts:
             write_atomically(self._path(chosen), write)
         except OSError as error:
             raise OSError(
-                f"evaluate: {self.folder} must be a folder that can be written, got "
+                f"{self._command}: {self.folder} must be a folder that can be written, got "
                 f"{reason(error)}; {remedy(error)}, then repeat the command: it goes on where it "
                 "stopped"
             ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from .data.datasets import BUNDLED
 from .options import TrainOptions
 from .training_data import encode, open_training_data
 
-# Of each set. What the full diagnosis takes is many times what so many candidates need.
-IMAGES = 512
+# What the full diagnosis takes is many times what so many candidates need.
+IMAGES = 256
 LEVELS = SIGMAS[::2]
+PAST = "past"
 AT_ONCE = 8  # candidates that are in memory with the main net
 
 Samples = tuple[torch.Tensor, "np.ndarray | None"]
@@ -30,9 +31,10 @@ Samples = tuple[torch.Tensor, "np.ndarray | None"]
 class Candidate:
     """A net that could guide.
 
-    net: "past" for an earlier state of the main net, otherwise the channels of the net in words.
+    net: `PAST` for an earlier state of the main net, otherwise the channels of the net in words.
     file: where it lies. channels, nimg, ema: its width, what it was trained on, its average.
-    cost: what its training took, in shares of the main net's.
+    cost: what its training took, in shares of the main net's. evaluation: what one of its
+    evaluations on one image takes, likewise.
     """
 
     net: str
@@ -41,30 +43,39 @@ class Candidate:
     nimg: int
     ema: float
     cost: float
+    evaluation: float
 
 
-def samples_of(options: TrainOptions, count: int) -> dict[str, Samples]:
-    """Training images and, where the data have such, held-out ones, with their classes or None.
+def scored_on(options: TrainOptions, count: int) -> tuple[str, Samples]:
+    """Which images candidates are scored on, and these: held-out ones where the data have such.
 
     Args:
         options: of the main net.
-        count: of each, at most.
+        count: at most.
     """
-    sets: dict[str, Dataset] = {"training": open_training_data(options)}
-    if options.data in BUNDLED and options.split == "train":
-        sets["held out"] = open_dataset(options.data, "heldout")
-    drawn_sets = {name: drawn(dataset, count, options.seed) for name, dataset in sets.items()}
-    return {n: (y, labels if options.labelled else None) for n, (y, labels) in drawn_sets.items()}
+    if options.data not in BUNDLED or options.split != "train":
+        return "training", training_images(options, count)
+    return "held-out", _of(options, open_dataset(options.data, "heldout"), count)
+
+
+def training_images(options: TrainOptions, count: int) -> Samples:
+    """Images that a net was trained on, with the classes that it was told, or None."""
+    return _of(options, open_training_data(options), count)
+
+
+def _of(options: TrainOptions, dataset: Dataset, count: int) -> Samples:
+    images, labels = drawn(dataset, count, options.seed)
+    return images, labels if options.labelled else None
 
 
 def scores(
     main: Precond,
     candidates: Sequence[Candidate],
-    samples: dict[str, Samples],
+    samples: Samples,
     seed: int,
     device: torch.device,
-) -> list[dict[str, float]]:
-    """What each candidate would do as the only guide, by set of samples.
+) -> list[float]:
+    """What each candidate would do as the only guide.
 
     The share of the main net's squared error that the best weights remove, negative where they are
     below 1, averaged over ln sigma. Of what docs/prediction.md compares, that orders guides best on
@@ -72,26 +83,26 @@ def scores(
     guiding backwards from it, too, removes error.
     """
     nets = {str(i): checkpoints.load(c.file, device) for i, c in enumerate(candidates)}
-    found = diagnosed(main, nets, samples, LEVELS, seed, device)
-    gains = {name: found.signed_gain_of_each(name).mean(0) for name in found.sets}
-    return [{n: float(gain[i]) for n, gain in gains.items()} for i in range(len(candidates))]
+    found = diagnosed(main, nets, "scored", samples, LEVELS, seed, device)
+    return found.signed_gain_of_each().mean(0).tolist()
 
 
 def diagnosed(
     main: Precond,
     guides: dict[str, Precond],
-    samples: dict[str, Samples],
+    name: str,
+    samples: Samples,
     levels: Sequence[float],
     seed: int,
     device: torch.device,
 ) -> Diagnosis:
-    """`diagnose` of a net that has classes or none."""
-    labels = {name: classes for name, (_, classes) in samples.items()}
+    """`diagnose` of a net that has classes or none, on samples of this name."""
+    images, labels = samples
     return diagnose(
         main,
         guides,
-        {name: y for name, (y, _) in samples.items()},
-        labels if main.label_dim else None,
+        {name: images},
+        {name: labels} if main.label_dim else None,
         sigmas=levels,
         seed=seed,
         device=device,
@@ -101,7 +112,18 @@ def diagnosed(
 def drawn(dataset: Dataset, count: int, seed: int) -> Samples:
     """Images as the net sees them, drawn without repetition, and their classes or None."""
     generator = np.random.default_rng(seed)
-    indices = np.sort(generator.permutation(len(dataset))[:count])
+    return _encoded(dataset, np.sort(generator.permutation(len(dataset))[:count]), generator)
+
+
+def drawn_batches(dataset: Dataset, count: int, seed: int, at_once: int) -> Iterator[Samples]:
+    """As `drawn`, a few at a time, in an order drawn at random."""
+    generator = np.random.default_rng(seed)
+    indices = generator.permutation(len(dataset))[:count]
+    for first in range(0, len(indices), at_once):
+        yield _encoded(dataset, indices[first : first + at_once], generator)
+
+
+def _encoded(dataset: Dataset, indices: np.ndarray, generator: np.random.Generator) -> Samples:
     images, labels = dataset.batch(indices)
     images = torch.from_numpy(images)
     normal = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoguide_fast.files import with_checksum, without_checksum, write_atomically
 
-from . import auto_guide
+from . import guide_choice
 from .auto_guide import CANDIDATES, AutoGuide
 from .devices import choose_device
 from .durable import load_checkpoint
@@ -304,10 +304,10 @@ def train_pair(
             trained = train(options, folder, has_run(folder), net=f"guide of {name}", **shared)
             if trained.nimg < options.duration:
                 return result
-        result.choice = processes.from_first(
-            lambda: auto_guide.choose(
-                out, main, guide, job, choose_device(main, processes), within.interrupted
-            )
-        )
-        result.finished = result.choice is not None
+        steps = guide_choice.choosing(out, main, guide, job, choose_device(main, processes))
+        while result.choice is None:
+            if any(processes.sum(within.interrupted())):
+                return result
+            result.choice = processes.from_first(lambda: next(steps))
+        result.finished = True
     return result

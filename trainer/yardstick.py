@@ -21,8 +21,8 @@ from .data.photos import CLASSES, PhotosData
 CROPS = {"train": 2000, "heldout": 1000}
 MOST_IMAGES = 10_000  # of a set of files: precision and recall compare all pairs
 MOST_CLASSES = 50  # that a classifier of features is trained for
-_SMALL = 1024  # numbers of an image that are compared pixel by pixel
-_WIDEST = 4096  # columns of two_scale_features
+SMALL = 1024  # numbers of an image that are compared pixel by pixel
+WIDEST = 4096  # columns of two_scale_features
 _AT_ONCE = 64  # images that go through a network
 
 NAMES = BUNDLED
@@ -95,9 +95,9 @@ class Yardstick:
 
             return extract
         channels, side = self._sets["train"].channels, self._sets["train"].resolution
-        if channels * side**2 <= _SMALL:
+        if channels * side**2 <= SMALL:
             return metrics.pixel_features
-        if side % 4 == 0 and channels * ((side // 4) ** 2 + 64) <= _WIDEST:
+        if side % 4 == 0 and channels * ((side // 4) ** 2 + 64) <= WIDEST:
             return metrics.two_scale_features
         raise ValueError(
             f"{asked.command}: --features must be named for images of {side}x{side} pixels, got "

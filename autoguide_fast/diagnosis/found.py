@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,24 @@ class Diagnosis:
     def bands(self) -> tuple[str, ...]:
         """Names of the bands of spatial frequencies: `BANDS`, or none for vectors."""
         return bands_of(self.shape)
+
+    def alone(self, guide: str) -> Diagnosis:
+        """What was found of one of the guides, as if there had been no other.
+
+        Raises ValueError for a name that is none of `guides`.
+        """
+        if guide not in self.guides:
+            raise ValueError(
+                f"Diagnosis.alone: guide must be one of {', '.join(self.guides)}, got {guide!r}"
+            )
+        at = self.guides.index(guide)
+        one = slice(at, at + 1)
+        sets = {
+            name: replace(m, along=m.along[..., one], gram=m.gram[..., one, one])
+            for name, m in self.sets.items()
+        }
+        nets = self.nets[0], self.nets[1 + at]
+        return replace(self, guides=(guide,), sets=sets, nets=nets)
 
     def classes(self, data: str | None = None) -> list[int]:
         """The classes that a set has, none without labels."""

@@ -56,10 +56,14 @@ def two_scale_features(images: ArrayLike) -> np.ndarray:
             "two_scale_features: images must be [N, C, H, W] with H and W divisible by 4 and >= 8, "
             f"got {list(images.shape)}; use pixel_features"
         )
-    n, c, h, w = images.shape
-    pixels = pixel_features(images).reshape(n, c, h, w)
-    small = pixels.reshape(n, c, h // 4, 4, w // 4, 4).mean(axis=(3, 5))
-    middle = pixels[:, :, h // 2 - 4 : h // 2 + 4, w // 2 - 4 : w // 2 + 4]
+    return two_scales(pixel_features(images).reshape(images.shape))
+
+
+def two_scales(values: np.ndarray) -> np.ndarray:
+    """`two_scale_features` of numbers as they are, `[N, C, H, W]`, such as latents."""
+    n, c, h, w = values.shape
+    small = values.reshape(n, c, h // 4, 4, w // 4, 4).mean(axis=(3, 5))
+    middle = values[:, :, h // 2 - 4 : h // 2 + 4, w // 2 - 4 : w // 2 + 4]
     return np.concatenate([small.reshape(n, -1), middle.reshape(n, -1)], axis=1)
 
 
