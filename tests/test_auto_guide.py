@@ -179,13 +179,15 @@ def test_a_finalist_is_measured_as_auto_samples_it(whole):
     images, labels = load_digits("train")
     order = np.random.default_rng(0).permutation(len(images))[:64]
     real = metrics.pixel_features(images[order])
-    options = {"sampler": "dpmpp_2m", "num_steps": 3, "seeds": range(70_000_000, 70_000_032)}
-    options["class_labels"] = np.asarray(labels)[order[:32]]
+    count = table["distance"]["images"]  # 32, or twice as many
+    options = {"sampler": "dpmpp_2m", "num_steps": 3}
+    options["seeds"] = range(70_000_000, 70_000_000 + count)
+    options["class_labels"] = np.asarray(labels)[order[:count]]
     distances = [
         metrics.kernel_distance(real, metrics.pixel_features(images), subsets=None).mean
         for images in (sample(model, guide, "auto", **options), sample(model, **options))
     ]
-    assert table["distance"]["name"] == "kernel distance in pixels"  # 32 of 64 pixels each
+    assert table["distance"]["name"] == "kernel distance in pixels"  # few of 64 pixels each
     found = [final["distance"], table["unguided"]]
     np.testing.assert_allclose(found, distances, rtol=1e-6)
     assert final["nearer"] == pytest.approx(found[1] - found[0], rel=1e-9)
@@ -238,7 +240,8 @@ def chosen_again(whole, tmp_path, monkeypatch):
             distance = next(near)
             if distance is None:
                 raise FloatingPointError("sample: not finite")
-            return guide_finals.Measured(distance, (distance + 0.01, distance - 0.01))
+            noise = 0.01 * (-1) ** round(100 * distance)  # of a cent's difference, noise of two
+            return guide_finals.Measured(distance, (distance + noise, distance - noise))
 
         monkeypatch.setattr(guide_scores, "scores", scores_of(first))
         monkeypatch.setattr(guide_finals.Comparison, "sampled", lambda *arguments: iter(()))
@@ -265,6 +268,18 @@ def test_other_distances_choose_another_guide(chosen_again):
         kept = [line for line in guide_report.report(table).splitlines() if "  kept" in line]
         assert len(kept) == 1 and f"{nets[wanted]} " in kept[0] and "8 ± " in kept[0]
         assert sample(*pair_of(out, chosen), "auto", seeds=[0], num_steps=2).shape == (1, 1, 8, 8)
+
+
+def test_where_noise_decides_twice_as_many_are_sampled(chosen_again):
+    _, first, choose = chosen_again
+    table = choose(9.0, 8.99, 9.5, 9.5, 9.5, 9.0, 8.0, 9.5, 9.5, 9.5)
+    assert table["distance"]["images"] == 2 * first["distance"]["images"]
+    assert "nearer to the data than without a guide by 1 ± " in table["why"][-1]
+    table = choose(9.0, 8.99, 9.5, 9.5, 9.5, 9.0, 8.99, 9.5, 9.5, 9.5)
+    assert "told from noise" in table["why"][-1]
+    table = choose(9.0, 8.0, 9.5, 7.99, 9.5, 9.0, 8.0, 9.5, 7.99, 9.5)  # a trained one
+    assert table["chosen"] == first["finalists"][0]["candidate"]
+    assert "no trained guide could be told" in table["why"][0]
 
 
 def test_samples_that_are_not_finite_are_far_from_the_data(chosen_again):

@@ -83,13 +83,17 @@ def choosing(
         final = guide_finals.finalists(candidates, gains)
         found = _diagnosed(model, main, {str(i): candidates[i] for i in final}, device)
         yield None
-        comparison = Comparison(main, guide_finals.images_of_each(main, auto)[0])
-        parts = out / _SAMPLES
-        unguided, *measured = yield from _measured(
-            comparison, model, {i: candidates[i] for i in final}, found, parts, job
-        )
-        place, why = guide_finals.decide(measured, unguided, [candidates[i].cost for i in final])
-        best = final[place]
+        count, _ = guide_finals.images_of_each(main, auto)
+        for images in (count, 2 * count):
+            comparison = Comparison(main, images)
+            unguided, *measured = yield from _measured(
+                comparison, model, {i: candidates[i] for i in final}, found, out / _SAMPLES, job
+            )
+            costs = [candidates[i].cost for i in final]
+            verdict = guide_finals.decide(measured, unguided, costs)
+            if verdict.told:
+                break
+        best = final[verdict.best]
         _keep(out, main, auto, candidates[best])
         kept_weights = dataclasses.replace(found.alone(str(best)), guides=("guide",))
         kept_weights.save(place_beside(model_file))
@@ -130,7 +134,7 @@ def choosing(
                 for i, each in zip(final, measured, strict=True)
             ],
             "chosen": best,
-            "why": why,
+            "why": verdict.why,
         }
         text = json.dumps(with_checksum(table), indent=1, allow_nan=False) + "\n"
         write_atomically(out / TABLE, lambda path: path.write_text(text))
@@ -158,7 +162,7 @@ def _measured(
             guide = checkpoints.load(chosen[which].file, next(model.parameters()).device)
             alone = found.alone(str(which))
             guidance, nets = alone.schedule(AUTO_FACTOR), alone.nets
-        about = {"job": job, "nets": list(nets), **comparison.about()}
+        about = {"job": job, "nets": list(nets), **comparison.drawn_by()}
         features = FeatureParts(parts, about, "train")
         try:
             for _ in comparison.sampled(model, guide, guidance, features):

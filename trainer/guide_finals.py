@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,8 @@ def images_of_each(main: TrainOptions, auto: AutoGuide) -> tuple[int, float]:
     """How many images are sampled with each finalist, and without a guide, and what that costs.
 
     As many as cost no more than the candidates' training may, but at least `FEWEST`, of which less
-    could hardly be told, and at most `MOST`. The cost is in shares of the main net's training.
+    could hardly be told, and at most `MOST`; twice as many where noise decides. The cost is in
+    shares of the main net's training.
     """
     past = min(PASTS, len(auto.past))
     own = 1 / main.duration  # of one image in training
@@ -94,9 +95,15 @@ def nearer(a: Measured, b: Measured) -> tuple[float, float]:
     return b.whole - a.whole, math.sqrt((1 - 1 / len(differences)) * spread)
 
 
-def decide(
-    measured: Sequence[Measured], unguided: Measured, costs: Sequence[float]
-) -> tuple[int, list[str]]:
+class Verdict(NamedTuple):
+    """Which finalist is kept, whether noise had a part in it or in what it gains, and why."""
+
+    best: int
+    told: bool
+    why: list[str]
+
+
+def decide(measured: Sequence[Measured], unguided: Measured, costs: Sequence[float]) -> Verdict:
     """Which finalist is kept, and why, in sentences.
 
     The nearest of those that cost nothing, unless one that was trained is nearer by more than
@@ -110,7 +117,7 @@ def decide(
     trained = [i for i, cost in enumerate(costs) if cost]
     past = best = min(free, key=lambda i: measured[i].whole)
     surely = [i for i in trained if _is_surely(nearer(measured[i], measured[past]))]
-    why = []
+    why, told = [], True
     if surely:
         best = min(surely, key=lambda i: measured[i].whole)
         why.append(
@@ -118,6 +125,7 @@ def decide(
             f"by {_shown(nearer(measured[best], measured[past]))}"
         )
     elif any(measured[i].whole < measured[past].whole for i in trained):
+        told = False
         why.append(
             "no trained guide could be told from the main net's own past, which costs nothing and "
             "is kept"
@@ -129,12 +137,17 @@ def decide(
         why.append(
             f"with it samples come nearer to the data than without a guide by {_shown(gain)}"
         )
+    elif gain[0] > 0:
+        why.append(
+            "it gains nothing that could be told from noise: samples come nearer to the data than "
+            f"without a guide by {_shown(gain)}"
+        )
     else:
         why.append(
-            "it gains nothing: samples with it could not be told to be nearer to the data than "
-            "those without a guide"
+            "it gains nothing: samples come no nearer to the data than without a guide, by "
+            f"{_shown(gain)}"
         )
-    return best, why
+    return Verdict(best, told and abs(gain[0]) > SURE * gain[1], why)
 
 
 def _is_surely(difference: tuple[float, float]) -> bool:
@@ -186,10 +199,12 @@ class Comparison:
             "name": self.name,
             "images": self.images,
             "training_images": len(self.real),
-            "sampler": SAMPLER,
-            "steps": STEPS,
-            "first_seed": FIRST_SEED,
+            **self.drawn_by(),
         }
+
+    def drawn_by(self) -> dict:
+        """What samples depend on besides the nets, whatever their number."""
+        return {"sampler": SAMPLER, "steps": STEPS, "first_seed": FIRST_SEED}
 
     def sampled(
         self, model: Precond, guide: Precond | None, guidance: Any, parts: FeatureParts
