@@ -33,6 +33,7 @@ from .yardstick import SMALL, WIDEST
 SAMPLER, STEPS = "dpmpp_2m", 24
 FEWEST, MOST = 256, 2048  # images of each finalist
 REAL = 2048  # training images that they are compared with, at most
+_PAIRED = 1024  # likewise by the kernel distance, which takes all pairs
 FIRST_SEED = 70_000_000
 PASTS = 2  # finalists among the main net's own past
 GROUPS = 16  # of images, each of which is left out once
@@ -185,6 +186,8 @@ class Comparison:
         # Samples have the classes of data.
         self.classes = np.resize(np.concatenate(labels), images) if labels else None
         self.frechet = images >= _PER_FEATURE * self.real.shape[1]
+        if not self.frechet:
+            self.real = self.real[:_PAIRED]
         self._statistics = feature_statistics(self.real) if self.frechet else None
         whole = self.real.shape[1] == channels * side**2
         of = "latents" if self.latents else "pixels"
