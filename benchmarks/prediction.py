@@ -20,27 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from prediction_likelihood import negative_log_likelihood
-from prediction_pairs import Nets, Pair, all_pairs, toy_points
+from prediction_data import STUDIES
+from prediction_nets import Nets
+from prediction_pairs import Pair, all_pairs
 from prediction_verdict import picture, verdict
 
-import autoguide_fast
 from autoguide_fast import diagnose
-from autoguide_fast.digits import load_digits
 from autoguide_fast.guidance import table
-from autoguide_fast.metrics import energy_distance
-from autoguide_fast.toy import fractal
-from autoguide_fast.trainer.yardstick import yardstick
 
-CONSTANTS = {"digits": (0.8, 1.3, 1.7, 2.4), "toy": (0.85, 1.15, 1.3)}  # and 1: no guidance
 FACTORS = (1, 2, 3)  # c of w(sigma) = 1 + c (w* - 1)
-FIRST_SEED = 50_000_000
-IMAGES = 640
-LEVELS = {
-    "digits": [float(f"{s:.3g}") for s in np.geomspace(0.03, 8, 8)],
-    "toy": [float(f"{s:.3g}") for s in np.geomspace(0.005, 4, 9)],
-}
-POINTS = 3072  # of the toy
 
 
 def schedule(levels: list[float], weights: list[float], factor: float) -> Callable[[float], float]:
@@ -49,73 +37,15 @@ def schedule(levels: list[float], weights: list[float], factor: float) -> Callab
     return table({s: 1 + factor * float(w) for s, w in zip(levels, known, strict=True)})
 
 
-class Sets:
-    """What a pair's nets are diagnosed on, in two sets."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.data = pair.data
-        self.labels: dict[str, Any] = {}
-        if pair.data == "digits":
-            self.images: dict[str, Any] = {}
-            for name, split in (("training", "train"), ("heldout", "heldout")):
-                images, labels = load_digits(split)
-                chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(images))[:512])
-                self.images[name], self.labels[name] = images[chosen], labels[chosen]
-        else:
-            assert not isinstance(pair.main, str)
-            fresh = fractal("A").sample(POINTS, torch.Generator().manual_seed(5))
-            points = toy_points(pair.main.run)
-            # 400 points, each with several noises.
-            self.images = {
-                "training": fresh if points is None else points.repeat(POINTS // len(points), 1)
-            }
-            self.images["heldout"] = fractal("A").sample(POINTS, torch.Generator().manual_seed(6))
-
-
-@torch.no_grad()
-def against_truth(main: Any, guide: Any, sets: Sets) -> dict[str, list[float]]:
-    """`<D* - D1, D1 - D0>` and `|D* - D1|^2` per point of the toy, whose perfect denoiser is D*."""
-    y, data = sets.images["training"], fractal("A")
-    generator = torch.Generator().manual_seed(31)
-    found: dict[str, list[float]] = {"along": [], "error": []}
-    for level in LEVELS["toy"]:
-        x = y + level * torch.randn(y.shape, generator=generator)
-        d1, d0 = (net(x, torch.tensor(level)).double() for net in (main, guide))
-        lacks = data.denoised(x.double(), level) - d1
-        found["along"].append(float((lacks * (d1 - d0)).sum()) / len(y))
-        found["error"].append(float(lacks.square().sum()) / len(y))
-    return found
-
-
-def sampled(main: Any, guide: Any, weight: Any) -> dict[str, float]:
-    """The distances of digits that are sampled with a weight, always on the same seeds."""
-    samples = autoguide_fast.sample(
-        main,
-        None if weight == 1 else guide,
-        weight,
-        class_labels=[i % 10 for i in range(IMAGES)],
-        seeds=range(FIRST_SEED, FIRST_SEED + IMAGES),
-        sampler="dpmpp_2m",
-        num_steps=12,
-    )
-    measure = yardstick("digits")
-    assert measure.heldout is not None
-    features = measure.extract(samples)
-    return {
-        "energy": energy_distance(features, measure.training.features),
-        "train": measure.training.frechet(samples),
-        "heldout": measure.heldout.frechet(samples),
-    }
-
-
 def measured(pair: Pair, nets: Nets, unguided: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Everything that is kept of a pair."""
     main, guide = nets.pair(pair)
-    sets, levels = Sets(pair), LEVELS[pair.data]
+    study = STUDIES[pair.data]
+    samples, labels = study.sets(pair)
     began = time.process_time()
-    found = diagnose(main, guide, sets.images, sets.labels or None, sigmas=levels)
+    found = diagnose(main, guide, samples, labels, sigmas=study.levels)
     row: dict[str, Any] = {"pair": pair.name, "data": pair.data, "kind": pair.kind}
-    row["levels"] = levels
+    row["levels"] = study.levels
     for name, moments in found.sets.items():
         low, high = found.interval(name, repeats=200)
         row[name] = {
@@ -126,26 +56,20 @@ def measured(pair: Pair, nets: Nets, unguided: dict[str, dict[str, float]]) -> d
             "low": low[:, 0].tolist(),
             "high": high[:, 0].tolist(),
         }
-    if pair.data == "toy":
-        row["truth"] = against_truth(main, guide, sets)
+    if study.truth is not None:
+        row["truth"] = study.truth(main, guide, pair)
     row["diagnosis_seconds"] = time.process_time() - began
-    settings: dict[str, Any] = {f"w={w:g}": w for w in CONSTANTS[pair.data]}
+    settings: dict[str, Any] = {f"w={w:g}": w for w in study.constants}
     for c in FACTORS:
-        settings[f"training x{c}"] = schedule(levels, row["training"]["weights"], c)
-    settings["heldout x2"] = schedule(levels, row["heldout"]["weights"], 2)
-
-    def distances(weight: Any) -> dict[str, float]:
-        if pair.data == "toy":
-            return {"train": negative_log_likelihood(main, guide, weight)}
-        return sampled(main, guide, weight)
-
+        settings[f"training x{c}"] = schedule(study.levels, row["training"]["weights"], c)
+    settings["heldout x2"] = schedule(study.levels, row["heldout"]["weights"], 2)
     own = pair.name.partition(" by ")[0]
     if own not in unguided:
-        unguided[own] = distances(1)
+        unguided[own] = study.distances(main, guide, 1)
     row["distance"] = {"w=1": unguided[own]}
     for name, weight in settings.items():
         try:
-            row["distance"][name] = distances(weight)
+            row["distance"][name] = study.distances(main, guide, weight)
         except FloatingPointError:  # guided out of all bounds
             row["distance"][name] = {"train": None}
     return row
@@ -195,7 +119,7 @@ def main() -> None:
     sub = commands.add_parser("measure")
     sub.add_argument("--nets", type=Path, required=True, help="folder of the trained nets")
     sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("--data", choices=("digits", "toy"))
+    sub.add_argument("--data", choices=list(STUDIES))
     sub.add_argument("--pairs", type=int, help="the first so many (default: all)")
     sub.set_defaults(run=measure)
     sub = commands.add_parser("judge")
