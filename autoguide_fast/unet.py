@@ -311,16 +311,6 @@ class UNet(torch.nn.Module):
         if grey and self.training and not transformed():  # `vmap` knows no layouts
             # The layout of one channel says nothing; training runs faster on channels-last.
             x = x.contiguous(memory_format=torch.channels_last)
-        return self.run_blocks(x, modulations, head, drop)
-
-    def run_blocks(
-        self,
-        x: Tensor,
-        modulations: Iterable[Tensor],
-        head: bool = False,
-        drop: Drop | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`run` for `x` that has its channel of ones, `[N, C + 1, H, W]`."""
         rows, at, early = list(modulations), Midway(x), None
         if head and self.head_conv is not None:
             count = len(self.enc) + 1 + list(self.dec).index(self.head_after)
