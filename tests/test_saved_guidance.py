@@ -86,6 +86,22 @@ def test_an_engine_knows_the_nets_that_it_was_made_of(pair):
         engine.sample(guidance="auto", **OPTIONS)
 
 
+def test_an_engine_of_tensors_that_cannot_be_read_takes_no_weights(pair):
+    folder, _ = pair
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("eye", torch.eye(2).to_sparse())
+
+        def forward(self, x, sigma, class_labels=None):
+            return x / (1 + sigma**2)
+
+    net = Net().eval()
+    with pytest.raises(ValueError, match="model must be the net that guidance"):
+        Engine(net, net).sample(guidance=folder / "main.guidance.json", shape=[2], seeds=[0])
+
+
 @pytest.mark.parametrize("command", ["sample", "evaluate", "grid"])
 def test_a_net_with_its_guide_within_takes_no_weights_by_level(tmp_path, capsys, command):
     net = tiny(guidance_range=(1, 3))
