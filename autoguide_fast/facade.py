@@ -90,7 +90,7 @@ class Engine(BaseEngine):
         if any(told.dropout for told in self.disturbances.values()):
             raise ValueError(f"Engine: {unsupported_reason_of(model, guides, self.disturbances)}")
         self._engine = make_engine(model, guides, dtype, **options)
-        self.fingerprints = tuple(_known_as(net) for net in (model, *guides))
+        self.fingerprints = tuple(fingerprint(net) for net in (model, *guides))
 
     # Read-only, unlike those of the engine behind it.
     @property
@@ -190,11 +190,3 @@ class Engine(BaseEngine):
         for Python, the wait is counted.
         """
         return self._engine.profile(batch, repeats)
-
-
-def _known_as(net: Denoiser) -> str | None:
-    """A net's fingerprint; where its tensors cannot be read, as sparse ones, what no file has."""
-    try:
-        return fingerprint(net)
-    except (RuntimeError, TypeError):
-        return "unknown"

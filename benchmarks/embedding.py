@@ -10,13 +10,13 @@ least of several rounds counts.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import pinning
+from command_line import parsed
 
 NETS, BATCHES, ROUNDS, LEVELS = ("digits", "16x16x3", "32x32x3", "edm2-xxs"), (1, 16), 3, 63
 
@@ -62,13 +62,7 @@ def measure(name: str, batch: int, rounds: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("nets", nargs="*", default=NETS)
-    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args(arguments)
+    options = parsed(arguments, __doc__, NETS, ROUNDS, BATCHES)
     pinning.pin()
     import torch
 

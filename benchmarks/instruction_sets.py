@@ -14,7 +14,6 @@ processor lacks are left out.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import statistics
@@ -23,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pinning
+from command_line import parsed
 
 if TYPE_CHECKING:  # loaded by main(), once threads are pinned
     import torch
@@ -135,13 +135,7 @@ def race(name: str, batch: int, dtype: torch.dtype, rounds: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Race what the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("nets", nargs="*", default=NETS)
-    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args(arguments)
+    options = parsed(arguments, __doc__, NETS, ROUNDS, BATCHES)
     pinning.pin()
     import torch
 

@@ -10,7 +10,6 @@ raced, as with AMX, what was chosen for each shape follows. `instruction_sets.py
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import pinning
+from command_line import parsed
 
 NETS, ROUNDS = ("digits", "pixel-32", "edm2-xxs"), 15
 
@@ -81,12 +81,7 @@ def rows(nets: Sequence[str], rounds: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Race what the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("nets", nargs="*", default=NETS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args(arguments)
+    options = parsed(arguments, __doc__, NETS, ROUNDS)
     pinning.pin()
     import torch
 

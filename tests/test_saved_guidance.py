@@ -86,20 +86,31 @@ def test_an_engine_knows_the_nets_that_it_was_made_of(pair):
         engine.sample(guidance="auto", **OPTIONS)
 
 
-def test_an_engine_of_tensors_that_cannot_be_read_takes_no_weights(pair):
+class Odd(torch.nn.Module):
+    """A denoiser with a tensor that is no plain array."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, x, sigma, class_labels=None):
+        return x / (1 + sigma**2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: x.to_sparse(), lambda x: (x * 1j).conj()],
+    ids=["sparse", "conjugate"],
+)
+def test_any_tensor_has_a_fingerprint(make, pair):
     folder, _ = pair
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("eye", torch.eye(2).to_sparse())
-
-        def forward(self, x, sigma, class_labels=None):
-            return x / (1 + sigma**2)
-
-    net = Net().eval()
-    with pytest.raises(ValueError, match="model must be the net that guidance"):
-        Engine(net, net).sample(guidance=folder / "main.guidance.json", shape=[2], seeds=[0])
+    nets = [Odd(make(value * torch.eye(2))).eval() for value in (1, 1, 2)]
+    prints = [fingerprint(net) for net in nets]
+    assert prints[0] == prints[1] != prints[2]
+    options = {"guidance": folder / "main.guidance.json", "shape": [2], "seeds": [0]}
+    for model, guide in ((nets[0], nets[2]), (Engine(nets[0], nets[2]), None)):
+        with pytest.raises(ValueError, match="model must be the net that guidance"):
+            sample(model, guide, **options)
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "grid"])

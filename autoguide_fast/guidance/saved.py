@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -176,6 +177,14 @@ def fingerprint(net: object) -> str | None:
             if not isinstance(value, torch.Tensor):
                 continue
             total.update(f"{name} {list(value.shape)} {value.dtype}".encode())
-            bits = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            total.update(bits.numpy().data)
+            total.update(_bytes(value.detach().cpu()))
     return total.hexdigest()
+
+
+def _bytes(value: torch.Tensor) -> memoryview | bytes:
+    try:
+        return value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    except (RuntimeError, TypeError):  # sparse, quantised, of a class of its own: no plain array
+        file = io.BytesIO()
+        torch.save(value, file)
+        return file.getvalue()
